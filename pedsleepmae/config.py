@@ -1,0 +1,479 @@
+"""Every setting of every script: dataclasses with defaults, read from YAML and typed overrides.
+
+A script calls :func:`load_settings`; what it does not know, or what has the wrong type, stops it
+with exit code 2 and one sentence that names the file, the key, the value and the remedy.
+"""
+
+import dataclasses
+import difflib
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import jsonargparse
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_SKIPPED = 0, 1, 2, 3
+
+TASKS = ("sleep", "apnea", "hypopnea", "apnea_hypopnea", "desaturation", "arousal")
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; the message is one sentence for the person who wrote it."""
+
+
+# ------------------------------------------------------------------ 0_simulate_cohort.py
+@dataclass
+class SimulateSettings:
+    """Simulated cohort in the layout of the NCH Sleep DataBank."""
+
+    output_dir: Path = Path("data/simulated")
+    """Folder to create: Sleep_Data/ (EDF and .tsv) and Health_Data/ (CSV)."""
+    n_patients: int = 12
+    """Number of children."""
+    n_repeat_studies: int = 1
+    """How many of them come a second time."""
+    hours: float = 1.5
+    """Length of each recording, hours; sleep cycles are compressed to fit short nights."""
+    montage_b_fraction: float = 0.3
+    """Share of recordings with NCH's montage B (OSAT, Resp Chest, 512 Hz)."""
+    absent_channel_fraction: float = 0.2
+    """Share of recordings that lack one or more of the 16 channels."""
+    rates_hz: list[int] = field(default_factory=lambda: [256, 400])
+    """Sampling rates drawn for montage A, Hz."""
+    event_dir: Path | None = None
+    """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
+    n_workers: int = 2
+    """Processes."""
+    seed: int = 0
+    """Everything is drawn from it."""
+
+
+# ------------------------------------------------------------------ 1_prepare_dataset.py
+@dataclass
+class PreparePaths:
+    """Folders."""
+
+    recordings_dir: Path = Path("data/nch")
+    """Folder with the recordings (searched with its sub-folders) and their annotation files."""
+    examples_dir: Path = Path("data/examples")
+    """Written: one HDF5 file for each 30-s example, in a folder for each study."""
+    batches_dir: Path = Path("data/batches")
+    """Written: train/, val/, test/ with files of 128 examples, splits.csv, studies.csv, report."""
+    health_dir: Path | None = None
+    """NCH's Health_Data folder (age, sex); none: found beside the recordings if it is there."""
+
+
+@dataclass
+class SplitSettings:
+    """How examples are divided into train, val and test."""
+
+    by: Literal["patient", "time"] = "patient"
+    """patient: each patient in one split only. time: contiguous blocks of each night, for a cohort
+    of one person; everything downstream then says patient_disjoint: false."""
+    val_fraction: float = 0.1
+    """Share of the patients (or blocks) for choices: epoch, threshold, regularisation."""
+    test_fraction: float = 0.1
+    """Share of the patients (or blocks) touched once, at the end."""
+    block_minutes: float = 10.0
+    """Length of a block when split.by is time, minutes."""
+
+
+@dataclass
+class ClusterSettings:
+    """Dask cluster, for more than one machine."""
+
+    address: str | None = None
+    """Address of a running Dask scheduler, such as tcp://node1:8786; none: this machine alone."""
+
+
+@dataclass
+class PrepareSettings:
+    """Recordings and annotations to examples and batch files."""
+
+    paths: PreparePaths = field(default_factory=PreparePaths)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    layout: Literal["nch", "nsrr", "sleep_edf"] = "nch"
+    """nch: <patient>_<study>.edf with .tsv; nsrr: EDF with -nsrr.xml (CHAT); sleep_edf: PSG and
+    Hypnogram EDF+ pairs."""
+    stand_ins: dict[str, list[str]] = field(default_factory=dict)
+    """For each of the 16 channels, labels of other signals that may take its place when it is
+    absent, first choice first, such as {"EEG C3-M2": ["EEG Fpz-Cz"]}; noted in studies.csv."""
+    min_channels: int = 4
+    """A recording with fewer of the 16 channels is left out and listed."""
+    min_overlap_s: float = 0.0
+    """An event marks an epoch when they share more than this, seconds."""
+    keep_unscored: bool = False
+    """Keep epochs staged `?`, with sleep_label -1."""
+    wake_margin_min: float | None = None
+    """Keep at most this much wake before the first and after the last sleep epoch, minutes;
+    none: keep all that is scored."""
+    scaling: Literal["policy", "original", "fitted"] = "policy"
+    """policy: population statistics for channels with a physical scale, robust statistics of the
+    recording for those of arbitrary gain. original: the authors' table for all (their checkpoints
+    need it). fitted: mean and sd of the training patients."""
+    clip: float = 20.0
+    """Standardised values are clipped to +- this (0: never); arbitrary-gain channels only."""
+    keep_examples: bool = True
+    """Leave the per-example files in place after grouping."""
+    n_workers: int = 2
+    """Recordings prepared at the same time."""
+    seed: int = 0
+    """Draws the split and the order of the examples in the batch files."""
+    strict: bool = False
+    """Exit with 3 when any recording was left out."""
+    inspect: Path | None = None
+    """Only print which of the 16 channels this EDF file holds, from what, at which rate and
+    scale."""
+
+    def check(self) -> None:
+        if not 0 <= self.split.val_fraction + self.split.test_fraction < 1:
+            raise SettingsError(
+                f"split.val_fraction + split.test_fraction is "
+                f"{self.split.val_fraction + self.split.test_fraction:g}; keep it below 1 so that "
+                "patients remain for training"
+            )
+        if not 0 <= self.min_overlap_s < 30:
+            raise SettingsError(
+                f"min_overlap_s is {self.min_overlap_s:g}; an epoch lasts 30 s, give 0 to 30"
+            )
+        if self.n_workers < 1:
+            raise SettingsError(f"n_workers is {self.n_workers}; give 1 or more")
+
+
+# ------------------------------------------------------------------ 2_pretrain_model.py
+@dataclass
+class PretrainPaths:
+    """Folders and files."""
+
+    batches_dir: Path = Path("data/batches")
+    """Folder of batch files from script 1 (or the original authors' combined_*.hdf5)."""
+    run_dir: Path = Path("runs/m15p8")
+    """Written: checkpoints, metrics.jsonl, settings, pictures."""
+    init_from: Path | None = None
+    """Checkpoint whose weights to start from (the optimiser starts anew)."""
+
+
+@dataclass
+class ModelSettings:
+    """The masked autoencoder; the defaults are m15p8's, 76,547,272 parameters."""
+
+    patch_size: int = 8
+    """Samples in a patch; must divide 3,840."""
+    emb_dim: int = 64
+    """Width of one channel's patch embedding; a token is 16 times as wide."""
+    num_layer: int = 3
+    """Transformer blocks in the encoder."""
+    num_head: int = 4
+    """Attention heads; must divide 16 x emb_dim."""
+    decoder_emb_dim: int | None = None
+    """Width of the decoder's patch embedding; none: as the encoder."""
+    decoder_num_layer: int | None = None
+    """Transformer blocks in the decoder; none: as the encoder."""
+    mask_ratio: float = 0.5
+    """Share of each channel's patches hidden from the encoder, 0 to 1."""
+    mask_span: int = 1
+    """Patches hidden together, in runs of this length (16 patches of 8 samples are a second)."""
+    token_layout: Literal["reference", "moment", "channel"] = "channel"
+    """What a token is made of. reference: the original's view of memory; moment: the k-th kept
+    patch of all 16 channels; channel: 16 kept patches of one channel."""
+    loss_on: Literal["masked", "all"] = "masked"
+    """Patches that count in the loss, of present channels: the masked ones, or all."""
+
+
+@dataclass
+class OptimSettings:
+    """Optimiser and schedule."""
+
+    batch_size: int = 32
+    """Examples in one optimiser step, over all processes and accumulation steps."""
+    accumulate: int = 1
+    """Gradient accumulation: the batch is computed in this many pieces."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    weight_decay: float = 5e-4
+    """AdamW weight decay; not on biases, norms, positions and learned tokens."""
+    warmup_steps: int = 200
+    """Steps of linear warm-up, then a cosine down to lr x final_lr_ratio."""
+    final_lr_ratio: float = 0.05
+    """Learning rate at the end over the peak; 1 without warm-up: constant, as the original."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    ema_decay: float = 0.0
+    """Decay of the averaged weights that are validated and saved as state_dict; 0: none."""
+
+
+@dataclass
+class PretrainSettings:
+    """Masked pretraining."""
+
+    paths: PretrainPaths = field(default_factory=PretrainPaths)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    max_steps: int = 100_000
+    """Length of the schedule, optimiser steps."""
+    stop_at_step: int | None = None
+    """End at this step with a checkpoint, as when time is up; none: at max_steps."""
+    resume: bool = True
+    """Go on from checkpoint_last.pt in run_dir when it is there."""
+    seed: int = 0
+    """Draws weights, masks and the order of the examples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the machine computes it in hardware, else float32."""
+    compile: bool = False
+    """torch.compile the model: minutes at the start, faster steps on a GPU."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    val_every: int = 1000
+    """Steps between validations, each with a picture of reconstructions."""
+    val_examples: int = 2048
+    """Validation examples used each time, the same ones with the same masks."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    probe_every: int = 0
+    """Steps between quick linear probes on the validation sample; 0: never."""
+
+
+# ------------------------------------------------------------------ 3_train_classifier.py
+@dataclass
+class ProbePaths:
+    """Folders and files."""
+
+    batches_dir: Path = Path("data/batches")
+    """Folder of batch files from script 1 (or the original authors' combined_*.hdf5)."""
+    checkpoint: Path = Path("checkpoint/m15p8_checkpoint.pt")
+    """Checkpoint whose frozen encoder is probed."""
+    output_dir: Path = Path("results/m15p8")
+    """Written: metrics.json, report.html, tables (CSV), pictures (PNG), embeddings/."""
+
+
+@dataclass
+class ProbeSettings:
+    """Linear probes on frozen embeddings."""
+
+    paths: ProbePaths = field(default_factory=ProbePaths)
+    tasks: list[
+        Literal["sleep", "apnea", "hypopnea", "apnea_hypopnea", "desaturation", "arousal"]
+    ] = field(default_factory=lambda: list(TASKS))
+    """Tasks to probe."""
+    pooling: str = "best"
+    """How an embedding becomes features: mean, max (over the 64-wide axis, 7,680 numbers, as in
+    the paper), time_mean, time_abs (over time, 1,024), class (class token, 1,024), several joined
+    by +, or best: the one with the best validation score."""
+    regularisation: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1])
+    """Inverse strengths C of the logistic regression; the best on validation is kept."""
+    bootstrap_draws: int = 1000
+    """Resamples of patients behind each 95 % interval."""
+    baselines: list[Literal["prevalence", "handmade", "untrained"]] = field(
+        default_factory=lambda: ["prevalence", "handmade", "untrained"]
+    )
+    """What stands beside each score: the prevalence, hand-made features, the untrained encoder."""
+    batch_size: int = 64
+    """Examples embedded at a time."""
+    seed: int = 0
+    """Draws the bootstrap, the untrained encoder and, for the original's folders, the split."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder; auto: bfloat16 where the machine computes it in hardware."""
+    n_workers: int = 2
+    """Processes for hand-made features and probes."""
+    allow_seen_patients: bool = False
+    """Score test patients that the checkpoint saw in pretraining; the report then says so."""
+
+
+# ------------------------------------------------------------------ reading
+def load_settings(settings_class: type, default_config: str, doc: str, argv: list[str]):
+    """Settings of a script from its command line; exits with 2 and one sentence when they are bad.
+
+    ``default_config`` is a file name in ``configs/``, read when ``--config`` is not given; ``doc``
+    is what ``--help`` shows. Values: the class's defaults, then the file, then the overrides.
+    """
+    argv = _complete_argv(argv, settings_class)
+    if not any(arg == "--config" or arg.startswith("--config=") for arg in argv):
+        argv = ["--config", str(CONFIG_DIR / default_config), *argv]
+    parser = _parser(settings_class, doc)
+    try:
+        settings = _build(parser, settings_class, argv)
+        if hasattr(settings, "check"):
+            settings.check()
+    except SettingsError as error:
+        exit_bad_settings(str(error))
+    except jsonargparse.ArgumentError as error:
+        exit_bad_settings(_explain(settings_class, doc, argv, error))
+    return settings
+
+
+def exit_bad_settings(sentence: str) -> typing.NoReturn:
+    """End the script with exit code 2 and this sentence on stderr."""
+    print(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_SETTINGS)
+
+
+def require_folder(path: Path, key: str, remedy: str) -> None:
+    """Raise SettingsError unless ``path`` (the value of setting ``key``) is a folder."""
+    if not path.is_dir():
+        raise SettingsError(f"{key}: there is no folder {path}; {remedy}")
+
+
+def require_file(path: Path, key: str, remedy: str) -> None:
+    """Raise SettingsError unless ``path`` (the value of setting ``key``) is a file."""
+    if not path.is_file():
+        raise SettingsError(f"{key}: there is no file {path}; {remedy}")
+
+
+def as_plain_dict(settings) -> dict:
+    """Settings as nested dicts of strings, numbers, booleans and lists (for YAML, checkpoints)."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(settings))
+
+
+def setting_types(settings_class: type, prefix: str = "") -> dict[str, typing.Any]:
+    """Dotted name -> type of every setting of a class, nested classes included."""
+    hints = typing.get_type_hints(settings_class)
+    types = {}
+    for item in dataclasses.fields(settings_class):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            types |= setting_types(hint, f"{prefix}{item.name}.")
+        else:
+            types[prefix + item.name] = hint
+    return types
+
+
+def _parser(settings_class: type, doc: str) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False,
+        description=doc,
+        formatter_class=jsonargparse.DefaultHelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_class_arguments(settings_class)
+    return parser
+
+
+def _build(parser: jsonargparse.ArgumentParser, settings_class: type, argv: list[str]):
+    namespace = parser.instantiate(parser.parse_args(argv))
+    values = {item.name: namespace[item.name] for item in dataclasses.fields(settings_class)}
+    return settings_class(**values)
+
+
+def _complete_argv(argv: list[str], settings_class: type) -> list[str]:
+    """Spell out short forms: ``--strict`` is ``--strict true``; ``--tasks a b`` is a list."""
+    types = setting_types(settings_class)
+    complete, rest = [], list(argv)
+    while rest:
+        arg = rest.pop(0)
+        hint = types.get(arg.removeprefix("--")) if arg.startswith("--") else None
+        is_list = typing.get_origin(hint) is list
+        if hint is not bool and not is_list:
+            complete.append(arg)
+            continue
+        values = []
+        while rest and not rest[0].startswith("--") and (is_list or not values):
+            values.append(rest.pop(0))
+        if is_list and values and not values[0].startswith("["):
+            values = [f"[{', '.join(values)}]"]
+        complete += [arg, *(values or ([] if is_list else ["true"]))]
+    return complete
+
+
+def _explain(settings_class: type, doc: str, argv: list[str], error: Exception) -> str:
+    """One sentence for a parser's error: tries the settings one by one to find which is to blame."""
+    types = setting_types(settings_class)
+    for where, key, value in _given_settings(argv):
+        if key not in types:
+            if any(name.startswith(f"{key}.") for name in types):
+                return f"{where}: {key} is a group of settings, got {value!r}; see --help"
+            near = difflib.get_close_matches(key, types, n=1) or difflib.get_close_matches(
+                key, [name.rsplit(".", 1)[-1] for name in types], n=1
+            )
+            hint = f"did you mean {near[0]}? " if near else ""
+            return f"{where}: {key} (value {value!r}) is not a setting; {hint}--help lists them all"
+        try:
+            parser = jsonargparse.ArgumentParser(exit_on_error=False)
+            parser.add_class_arguments(settings_class)
+            parser.parse_object({key: value})
+        except (jsonargparse.ArgumentError, TypeError, KeyError):
+            return (
+                f"{where}: {key} cannot be {value!r}; give {_type_in_words(types[key])}"
+                " (--help says what it means)"
+            )
+    return str(error)
+
+
+def _given_settings(argv: list[str]) -> list[tuple[str, str, typing.Any]]:
+    """(where it stands, dotted key, value) of each setting in the YAML files and on the line."""
+    import yaml  # jsonargparse's own YAML reader; needed only to explain an error
+
+    def flatten(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict) and not prefix + str(key) == "stand_ins":
+                yield from flatten(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    given, rest = [], list(argv)
+    while rest:
+        arg = rest.pop(0)
+        if not arg.startswith("--"):
+            given.append(("command line", arg, ""))
+            continue
+        key, equals, text = arg.removeprefix("--").partition("=")
+        if not equals and rest and not rest[0].startswith("--"):
+            text = rest.pop(0)
+        if key != "config":
+            given.append(("command line", key, _yaml_or_text(yaml, text)))
+            continue
+        try:
+            tree = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SystemExit(_bad_file(text, error)) from None
+        if not isinstance(tree, dict):
+            raise SystemExit(_bad_file(text, "it holds no `key: value` lines"))
+        given += [(text, key, value) for key, value in flatten(tree)]
+    return given
+
+
+def _bad_file(path: str, error) -> int:
+    print(
+        f"{Path(sys.argv[0]).name}: --config {path} cannot be read as YAML settings: "
+        f"{' '.join(str(error).split())}; give a file such as those in configs/",
+        file=sys.stderr,
+    )
+    return EXIT_BAD_SETTINGS
+
+
+def _yaml_or_text(yaml, text: str):
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _type_in_words(hint) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(str(arg) for arg in args)
+    if origin is list:
+        return f"a list, each {_type_in_words(args[0])}"
+    if origin is dict:
+        return f"a mapping from {_type_in_words(args[0])} to {_type_in_words(args[1])}"
+    if args:  # X | None
+        return " or ".join("null" if arg is type(None) else _type_in_words(arg) for arg in args)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return words.get(hint, "a path")

@@ -1,0 +1,75 @@
+"""Patients to train, val and test: the draw, its hash, and the refusal of an overlap."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+def split_patients(
+    patient_ids: Iterable[int],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    keep: Mapping[int, str] | None = None,
+    strata: Mapping[int, str] | None = None,
+) -> dict[int, str]:
+    """Assign every patient to one split.
+
+    ``keep`` holds assignments that stand (from an earlier run); only the others are drawn, so
+    that a growing cohort never moves a patient. ``strata`` (patient -> band, such as an age band)
+    makes the shares hold within each band. As long as there are three patients, no split whose
+    fraction is above 0 stays empty.
+    """
+    keep = dict(keep or {})
+    fractions = {"val": val_fraction, "test": test_fraction}
+    fractions = {"train": 1 - val_fraction - test_fraction} | fractions
+    assignment = dict(keep)
+    open_patients = sorted(set(map(int, patient_ids)) - set(keep))
+    rng = np.random.default_rng(seed)
+    rng.shuffle(open_patients)
+    if strata:  # stable: patients of a band stand together, in drawn order
+        open_patients.sort(key=lambda patient: strata.get(patient, ""))
+    counts = {split: list(assignment.values()).count(split) for split in SPLITS}
+    for patient in open_patients:
+        # The split that lacks most; walking band by band spreads each band over the splits.
+        total = sum(counts.values()) + 1
+        lack = {split: fractions[split] * total - counts[split] for split in SPLITS}
+        chosen = max(SPLITS, key=lambda split: (fractions[split] > 0, lack[split]))
+        assignment[patient] = chosen
+        counts[chosen] += 1
+    _fill_empty_splits(assignment, fractions, movable=open_patients)
+    return dict(sorted(assignment.items()))
+
+
+def _fill_empty_splits(
+    assignment: dict[int, str], fractions: dict[str, float], movable: list[int]
+) -> None:
+    """Move a newly drawn train patient into val or test if that would stay empty."""
+    for split in ("test", "val"):
+        in_train = [patient for patient in movable if assignment[patient] == "train"]
+        if fractions[split] > 0 and split not in assignment.values() and len(in_train) > 1:
+            assignment[in_train[-1]] = split
+
+
+def split_hash(assignment: Mapping[int, str]) -> str:
+    """16 hexadecimal digits that identify who is in which split."""
+    lines = "".join(f"{patient},{split}\n" for patient, split in sorted(assignment.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def split_blocks(
+    n_blocks: int, *, val_fraction: float, test_fraction: float, seed: int
+) -> np.ndarray:
+    """Split number (0 train, 1 val, 2 test) of each contiguous block of a night, (n_blocks,).
+
+    The blocks of each split are spread over the night at random, so that every part of the sleep
+    cycle has its share in each.
+    """
+    n_val, n_test = round(n_blocks * val_fraction), round(n_blocks * test_fraction)
+    numbers = np.repeat([1, 2, 0], [n_val, n_test, n_blocks - n_val - n_test])
+    np.random.default_rng(seed).shuffle(numbers)
+    return numbers

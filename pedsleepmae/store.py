@@ -1,0 +1,410 @@
+"""The HDF5 and CSV files of the project: written whole or not at all, read by column.
+
+Example file: one 30-s epoch, `signal` (16, 3840). Batch file: `combined_<i>.hdf5`, up to 128
+examples of many studies, `signals` (n, 16, 3840) contiguous and uncompressed so that a training
+process can map it. A folder of batch files has train/, val/ and test/, splits.csv and studies.csv;
+the original authors' folders (float64, no split folders) are read as well.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.splits import SPLITS, split_hash, split_patients
+
+FORMAT_VERSION = 1
+BATCH_EXAMPLES = 128
+LABELS = {  # label of an epoch -> (dataset in an example file, dataset in a batch file)
+    "sleep": ("sleep_label", "sleep_labels"),
+    "apnea": ("apnea_label", "apnea_labels"),
+    "hypop": ("hypop_label", "hypop_labels"),
+    "desat": ("desat_label", "desat_labels"),
+    "eeg": ("eeg_label", "eeg_labels"),
+}
+
+
+# Every dataset of an example file, and (marked @) every attribute: shape and type.
+EXAMPLE_FIELDS = {
+    "signal": ((N_CHANNELS, EPOCH_SAMPLES), np.float16),
+    **{dataset: ((), np.int64) for dataset, _ in LABELS.values()},
+    "patID": ((), np.int64),
+    "studID": ((), np.int64),
+    "@onset_s": ((), np.float64),
+    "@channels_present": ((N_CHANNELS,), bool),
+    "@center": ((N_CHANNELS,), np.float64),
+    "@scale": ((N_CHANNELS,), np.float64),
+}
+
+
+class StoreError(ValueError):
+    """A file of ours cannot be used; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples in memory, first axis N.
+
+    ``signals`` (N, 16, 3840) standardised; ``labels`` by the keys of LABELS, each (N,);
+    ``present`` (N, 16), True where the channel was recorded; ``center`` and ``scale`` (N, 16):
+    value in the channel's physical unit = signal x scale + center.
+    """
+
+    signals: np.ndarray
+    labels: dict[str, np.ndarray]
+    patient_ids: np.ndarray
+    study_ids: np.ndarray
+    onsets_s: np.ndarray
+    present: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.signals)
+
+
+@dataclass(frozen=True)
+class ExampleIndex:
+    """All examples of a folder of batch files, without their signals; first axis N.
+
+    ``file_of`` (N,) indexes ``files``, ``row_of`` (N,) the row in that file; ``split`` (N,) holds
+    0, 1, 2 for SPLITS = train, val, test. ``split_hash`` identifies who is in which split.
+    """
+
+    files: list[Path]
+    file_of: np.ndarray
+    row_of: np.ndarray
+    split: np.ndarray
+    labels: dict[str, np.ndarray]
+    patient_ids: np.ndarray
+    study_ids: np.ndarray
+    onsets_s: np.ndarray
+    present: np.ndarray
+    split_hash: str
+    patient_disjoint: bool
+    simulated: bool
+
+    def __len__(self) -> int:
+        return len(self.file_of)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Positions (sorted) of the examples in split "train", "val" or "test"."""
+        return np.flatnonzero(self.split == SPLITS.index(split))
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it when the block ends without an error.
+
+    A process killed meanwhile leaves ``path`` as it was (absent, or the previous version).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+# ------------------------------------------------------------------ example files
+def example_folder(examples_dir: Path, patient_id: int, study_id: int) -> Path:
+    """Folder of one study's example files."""
+    return Path(examples_dir) / f"{patient_id}_{study_id}"
+
+
+def example_path(folder: Path, k: int) -> Path:
+    """Path of the k-th example (time order of the kept epochs) in a study's folder."""
+    return folder / f"{folder.name}_sample_{k}.hdf5"
+
+
+class ExampleWriter:
+    """Writes one example file after the other from an HDF5 image that is built once.
+
+    Creating a small file through the HDF5 library costs milliseconds, nearly all of it for
+    structure that never changes; here the library writes one template, and each example patches
+    its numbers into a copy of those bytes (file format 1.8, whose objects carry no checksums).
+    """
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        marks = {
+            name: np.frombuffer(rng.bytes(np.dtype(dtype).itemsize * int(np.prod(shape))), dtype)
+            .reshape(shape)
+            for name, (shape, dtype) in EXAMPLE_FIELDS.items()
+        }
+        present = np.arange(N_CHANNELS) % 3 == 1  # any bytes but 0 and 1 are no booleans
+        marks["@channels_present"] = present
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
+            for name, mark in marks.items():
+                if name.startswith("@"):
+                    file.attrs[name[1:]] = mark
+                else:
+                    file.create_dataset(name, data=mark)
+            file.attrs["format_version"] = FORMAT_VERSION
+        self._image = bytearray(buffer.getvalue())
+        self._places = {}
+        for name, mark in marks.items():
+            place = self._image.find(mark.tobytes())
+            assert place >= 0, f"{name} not found in the template"
+            assert self._image.find(mark.tobytes(), place + 1) < 0, f"{name} found twice"
+            self._places[name] = place
+
+    def write(self, path: Path, examples: Examples, i: int) -> None:
+        """Write example ``i`` to ``path``; the caller renames the folder when all are there."""
+        values = {"signal": examples.signals[i]}
+        values |= {dataset: examples.labels[name][i] for name, (dataset, _) in LABELS.items()}
+        values |= {
+            "patID": examples.patient_ids[i],
+            "studID": examples.study_ids[i],
+            "@onset_s": examples.onsets_s[i],
+            "@channels_present": examples.present[i],
+            "@center": examples.center[i],
+            "@scale": examples.scale[i],
+        }
+        for name, (shape, dtype) in EXAMPLE_FIELDS.items():
+            raw = np.ascontiguousarray(values[name], dtype).reshape(shape).tobytes()
+            self._image[self._places[name] : self._places[name] + len(raw)] = raw
+        with open(path, "wb") as file:
+            file.write(self._image)
+
+
+def read_examples(paths: list[Path]) -> Examples:
+    """Examples of these example files, in this order; StoreError names a file that is not one."""
+    parts = {name: [] for name in EXAMPLE_FIELDS}
+    for path in paths:
+        try:
+            with h5py.File(path, "r") as file:
+                for name, values in parts.items():
+                    values.append(file.attrs[name[1:]] if name[0] == "@" else file[name][()])
+        except (OSError, KeyError) as error:
+            raise StoreError(
+                f"{path}: not a whole example file ({error}); delete its folder and run script 1"
+            ) from error
+    stacked = {name: np.stack(values) for name, values in parts.items()}
+    return Examples(
+        signals=stacked["signal"],
+        labels={name: stacked[dataset] for name, (dataset, _) in LABELS.items()},
+        patient_ids=stacked["patID"],
+        study_ids=stacked["studID"],
+        onsets_s=stacked["@onset_s"],
+        present=stacked["@channels_present"].astype(bool),
+        center=stacked["@center"],
+        scale=stacked["@scale"],
+    )
+
+
+# ------------------------------------------------------------------ batch files
+def batch_path(batches_dir: Path, split: str, i: int) -> Path:
+    """Path of the i-th batch file of a split."""
+    return Path(batches_dir) / split / f"combined_{i}.hdf5"
+
+
+def write_batch(
+    path: Path,
+    examples: Examples,
+    *,
+    split_hash: str,
+    patient_disjoint: bool,
+    simulated: bool,
+) -> None:
+    """Write a batch file, whole or not at all."""
+    with write_whole(path) as temporary, h5py.File(temporary, "w") as file:
+        file["signals"] = examples.signals
+        for name, (_, dataset) in LABELS.items():
+            file[dataset] = examples.labels[name].astype(np.int64)
+        file["patient_ids"] = examples.patient_ids.astype(np.int64)
+        file["study_ids"] = examples.study_ids.astype(np.int64)
+        file["onsets_s"] = examples.onsets_s.astype(np.float64)
+        file["channels_present"] = examples.present.astype(bool)
+        file["center"] = examples.center.astype(np.float64)
+        file["scale"] = examples.scale.astype(np.float64)
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["split_hash"] = split_hash
+        file.attrs["patient_disjoint"] = patient_disjoint
+        file.attrs["simulated"] = simulated
+
+
+def map_signals(path: Path) -> np.ndarray:
+    """Signals of a batch file, (n, 16, 3840), mapped from the disk and not read yet.
+
+    Files whose signals are not one contiguous block (compressed, chunked) are read whole.
+    """
+    with _open_batch(path) as file:
+        signals = file["signals"]
+        offset = signals.id.get_offset()
+        if offset is None:
+            return signals[()]
+        return np.memmap(path, signals.dtype, "r", offset, signals.shape)
+
+
+def list_batch_files(batches_dir: Path) -> dict[str, list[Path]]:
+    """Batch files by split, in numerical order; under "" those of a folder without splits."""
+    batches_dir = Path(batches_dir)
+    found = {name: _numbered(batches_dir / name) for name in SPLITS}
+    if not any(found.values()):
+        found = {"": _numbered(batches_dir)}
+    if not any(found.values()):
+        raise StoreError(
+            f"{batches_dir}: no combined_<i>.hdf5 in it nor in its train/, val/ and test/; "
+            "give the folder that script 1 wrote as paths.batches_dir"
+        )
+    return found
+
+
+def load_index(
+    batches_dir: Path, *, val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+) -> ExampleIndex:
+    """Index of all examples of a folder of batch files.
+
+    The fractions and the seed split the patients of a folder without split folders, row by row;
+    folders with them keep their split. Raises StoreError when patients stand in two splits of a
+    folder that claims otherwise, or when its files do not belong together.
+    """
+    by_split = list_batch_files(batches_dir)
+    columns = {name: [] for name in [*LABELS, "patient", "study", "onset", "present", "file", "row"]}
+    split_of, files, attributes = [], [], set()
+    for split, paths in by_split.items():
+        for path in paths:
+            with _open_batch(path) as file:
+                n = file["signals"].shape[0]
+                for name, (_, dataset) in LABELS.items():
+                    columns[name].append(file[dataset][()].astype(np.int64))
+                columns["patient"].append(file["patient_ids"][()].astype(np.int64))
+                columns["study"].append(file["study_ids"][()].astype(np.int64))
+                columns["onset"].append(_optional(file, "onsets_s", np.full(n, np.nan)))
+                columns["present"].append(
+                    _optional(file, "channels_present", np.ones((n, N_CHANNELS), bool))
+                )
+                attributes.add(
+                    (
+                        str(file.attrs.get("split_hash", "")),
+                        bool(file.attrs.get("patient_disjoint", True)),
+                        bool(file.attrs.get("simulated", False)),
+                    )
+                )
+            columns["file"].append(np.full(n, len(files), np.int32))
+            columns["row"].append(np.arange(n, dtype=np.int32))
+            split_of.append(np.full(n, SPLITS.index(split) if split else -1, np.int8))
+            files.append(path)
+    if len(attributes) > 1:
+        raise StoreError(
+            f"{batches_dir}: its batch files come from {len(attributes)} different runs of script "
+            "1; run script 1 again, or delete the folder's train/, val/ and test/ first"
+        )
+    data = {name: np.concatenate(values) for name, values in columns.items()}
+    ((stored_hash, disjoint, simulated),) = attributes
+    split = np.concatenate(split_of)
+    if "" in by_split:
+        assignment = split_patients(
+            np.unique(data["patient"]),
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+        )
+        split = np.array([SPLITS.index(assignment[p]) for p in data["patient"]], np.int8)
+        stored_hash = split_hash(assignment)
+    shared = count_patients_in_two_splits(data["patient"], split)
+    if shared and disjoint:
+        raise StoreError(
+            f"{batches_dir}: {shared} patients stand in more than one of train, val and test, so "
+            "scores would be flattered; delete these folders and run script 1 again"
+        )
+    return ExampleIndex(
+        files=files,
+        file_of=data["file"],
+        row_of=data["row"],
+        split=split,
+        labels={name: data[name] for name in LABELS},
+        patient_ids=data["patient"],
+        study_ids=data["study"],
+        onsets_s=data["onset"],
+        present=data["present"].astype(bool),
+        split_hash=stored_hash,
+        patient_disjoint=not shared,
+        simulated=simulated,
+    )
+
+
+def read_signals(index: ExampleIndex, positions: np.ndarray) -> np.ndarray:
+    """Signals of these positions of the index, (n, 16, 3840) float32, in their order."""
+    positions = np.asarray(positions)
+    out = np.empty((len(positions), N_CHANNELS, EPOCH_SAMPLES), np.float32)
+    for file_id in np.unique(index.file_of[positions]):
+        here = np.flatnonzero(index.file_of[positions] == file_id)
+        out[here] = map_signals(index.files[file_id])[index.row_of[positions[here]]]
+    return out
+
+
+def count_patients_in_two_splits(patient_ids: np.ndarray, split: np.ndarray) -> int:
+    """Number of patients with examples in more than one split; both arguments (N,)."""
+    pairs = np.unique(np.stack([patient_ids, split]), axis=1)
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+
+
+# ------------------------------------------------------------------ tables
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file, whole or not at all."""
+    with write_whole(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_splits(batches_dir: Path) -> dict[int, str] | None:
+    """patient_id -> split from splits.csv, None when there is none; StoreError when it is bad."""
+    path = Path(batches_dir) / "splits.csv"
+    if not path.exists():
+        return None
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        patients = [int(text) for text in table["patient_id"]]
+        splits = [text.strip() for text in table["split"]]
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"{path}: needs the columns patient_id (whole numbers) and split ({error})"
+        ) from error
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        raise StoreError(f"{path}: unknown split {unknown[0]!r}; known: {', '.join(SPLITS)}")
+    if len(set(zip(patients, splits, strict=True))) > len(set(patients)):
+        raise StoreError(f"{path}: a patient stands in two splits; give each patient one")
+    return dict(zip(patients, splits, strict=True))
+
+
+def _open_batch(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise StoreError(
+            f"{path}: not a whole HDF5 file ({error}); delete it and run script 1 again"
+        ) from error
+
+
+def _optional(file: h5py.File, name: str, default: np.ndarray) -> np.ndarray:
+    return file[name][()] if name in file else default
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """combined_<i>.hdf5 in a folder, by i; files whose name holds no number are not ours."""
+    named = [(path.stem.removeprefix("combined_"), path) for path in folder.glob("combined_*.hdf5")]
+    return [path for number, path in sorted((int(n), p) for n, p in named if n.isdigit())]
