@@ -1,24 +1,286 @@
-"""The 16 channels in their order: names, stand-ins known, unit, and how each is standardised."""
+"""The 16 channels in their order: which signals of a recording they come from, unit, scaling.
+
+Facts only, and the rule that finds them: labels in, sources out. The labels are those of the NCH
+Sleep DataBank (151 distinct ones, two montages, 12 referential files, one ten-twenty file) and of
+CHAT; what stands in for a channel beyond them is the user's to say, in the settings.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 EPOCH_S = 30.0
 RATE_HZ = 128.0
 EPOCH_SAMPLES = 3840
-CHANNEL_NAMES = (
-    "EEG C3-M2",
-    "EEG O1-M2",
-    "EEG O2-M1",
-    "EEG CZ-O1",
-    "EEG C4-M1",
-    "EEG F4-M1",
-    "EEG F3-M2",
-    "CAPNO",
-    "SPO2",
-    "RESP THORACIC",
-    "RESP ABDOMINAL",
-    "SNORE",
-    "C-FLOW",
-    "EOG LOC-M2",
-    "EOG ROC-M1",
-    "EMG CHIN1-CHIN2",
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One of the 16.
+
+    A bipolar channel is known by its electrodes (``pairs``, first choice first: plus, minus), any
+    other by its ``names``. ``mean`` and ``sd`` are the original authors' statistics over NCH
+    (volts; % for SPO2; the file's own unit for the rest). ``scaling``: "population" where the
+    signal has a physical scale, "robust" where the gain of the recording is arbitrary.
+    """
+
+    name: str
+    mean: float
+    sd: float
+    kind: Literal["voltage", "percent", "arbitrary"]
+    pairs: tuple[tuple[str, str], ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def scaling(self) -> str:
+        return "robust" if self.kind == "arbitrary" else "population"
+
+
+def _bipolar(name: str, mean: float, sd: float, *pairs: tuple[str, str]) -> Channel:
+    return Channel(name, mean, sd, "voltage", pairs=pairs)
+
+
+CHANNELS = (
+    _bipolar("EEG C3-M2", -1.0833859626641414e-06, 0.00014558984976066646, ("C3", "M2")),
+    _bipolar("EEG O1-M2", -8.291726672410153e-07, 0.0001521728413081719, ("O1", "M2")),
+    _bipolar("EEG O2-M1", -1.811740748050755e-06, 0.00019019911218765497, ("O2", "M1")),
+    _bipolar("EEG CZ-O1", -1.1433502234562694e-06, 0.00019669688849956329, ("CZ", "O1")),
+    _bipolar("EEG C4-M1", -1.6688211040158835e-06, 0.00017619468363137838, ("C4", "M1")),
+    _bipolar("EEG F4-M1", -1.5857696126462527e-06, 0.00018215570717133818, ("F4", "M1")),
+    _bipolar("EEG F3-M2", -1.9827185653729583e-06, 0.00018802898586059032, ("F3", "M2")),
+    Channel("CAPNO", -60742.332755499374, 233451.1131535057, "arbitrary", names=("CAPNO", "CAP")),
+    Channel(
+        "SPO2",
+        96.31396782182607,
+        7.725897863665246,
+        "percent",
+        names=(
+            *("SPO2", "OSAT", "SAO2", "SA02", "SPO2NONIN", "SAO2NONIN", "SA02NONIN"),
+            *("SAO2NELLCOR", "SA02NELLCOR", "SAO2MASIMO", "SA02MASIMO"),
+        ),
+    ),
+    Channel(
+        "RESP THORACIC",
+        -2.0846817681959654e-06,
+        0.00016909336189931072,
+        "arbitrary",
+        names=("THORACIC", "CHEST"),
+    ),
+    Channel(
+        "RESP ABDOMINAL",
+        1.9974928520326017e-06,
+        0.00027196510089485973,
+        "arbitrary",
+        names=("ABDOMINAL", "ABDOMEN", "ABD"),
+    ),
+    Channel(
+        "SNORE",
+        2794.962148942422,
+        17223.129321325203,
+        "arbitrary",
+        names=("SNORE", "SNORE 2", "SNORE2"),
+    ),
+    Channel("C-FLOW", 41.744308743949546, 1685.1343182523683, "arbitrary", names=("C-FLOW",)),
+    _bipolar("EOG LOC-M2", -8.659640358491685e-07, 0.0001433352194222531, ("E1", "M2")),
+    _bipolar("EOG ROC-M1", -1.1147240872400516e-06, 0.00017242186435064409, ("E2", "M1")),
+    _bipolar(
+        "EMG CHIN1-CHIN2",
+        -1.943019690822747e-06,
+        0.00025016084927698715,
+        ("CHIN1", "CHIN2"),
+        ("CHIN1", "CHIN3"),
+        ("CHIN3", "CHIN2"),
+        ("LCHIN", "RCHIN"),
+        ("LCHIN", "CCHIN"),
+        ("RCHIN", "CCHIN"),
+    ),
 )
-N_CHANNELS = len(CHANNEL_NAMES)
+CHANNEL_NAMES = tuple(channel.name for channel in CHANNELS)
+N_CHANNELS = len(CHANNELS)
+CHANNEL_GROUPS = {  # positions of the channels that are reported together
+    "EEG": (0, 1, 2, 3, 4, 5, 6),
+    "EOG": (13, 14),
+    "EMG": (15,),
+    "effort": (9, 10),
+    "flow": (12,),
+    "snore": (11,),
+    "CO2": (7,),
+    "SpO2": (8,),
+}
+
+# Other spellings of an electrode: A1/A2 for the mastoids, LOC/ROC for the eyes, CHAT's typing.
+ELECTRODE_SYNONYMS = {"A1": "M1", "A2": "M2", "LOC": "E1", "ROC": "E2", "RCHIIN": "RCHIN"}
+# The word that Natus and Luna put in front says nothing about the signal: NCH has `EEG Snore`,
+# `EEG LOC-M2`, `EEG Chin1-Chin2` and `EEG Abd`.
+_TYPE_WORD = re.compile(r"^(EEG|EOG|EMG|RESP) (?=\S)")
+_REFERENCE_WORD = re.compile(r"-(REF|FPZ)$")
+VOLTS = {"nV": 1e-9, "uV": 1e-6, "mV": 1e-3, "V": 1.0}
+
+
+@dataclass(frozen=True)
+class SignalInfo:
+    """One signal of a recording, as its header describes it.
+
+    ``problem`` says why its samples cannot be used (undefined calibration, no samples), else "".
+    """
+
+    label: str
+    unit: str
+    rate_hz: float
+    physical_min: float
+    physical_max: float
+    digital_min: float
+    digital_max: float
+    problem: str = ""
+
+    @property
+    def step(self) -> float:
+        """Physical size of one digital step (negative where the calibration is inverted)."""
+        return (self.physical_max - self.physical_min) / (self.digital_max - self.digital_min)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a channel comes from: factor x (signal ``plus`` - signal ``minus``).
+
+    ``minus`` is None for a channel recorded as such. ``factor`` holds the sign and the conversion
+    to volts (voltages) or leaves the file's unit (the rest). ``how`` is what studies.csv says.
+    """
+
+    plus: int
+    minus: int | None
+    factor: float
+    rate_hz: float
+    unit: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A channel that this recording does not offer, and why."""
+
+    reason: str
+
+
+def canonical_label(label: str) -> str:
+    """A signal's label without case, blanks, underscores and the type word: EEG_c3-m2 -> C3-M2."""
+    text = " ".join(label.replace("_", " ").upper().split())
+    text = re.sub(r" ?[-:/] ?", "-", text)
+    return _TYPE_WORD.sub("", text)
+
+
+def resolve_channels(
+    signals: Sequence[SignalInfo], stand_ins: Mapping[str, Sequence[str]] | None = None
+) -> list[Source | Absent]:
+    """Source of each of the 16 channels, in their order.
+
+    Tried in this order: the channel as it was recorded (also with swapped electrodes: sign -1),
+    the difference of two referential signals, the stand-ins that the settings name. Of several
+    signals with one label the first usable one is taken. Raises ValueError for a stand-in for a
+    channel that is none of the 16.
+    """
+    stand_ins = {canonical_label(name): labels for name, labels in (stand_ins or {}).items()}
+    known = {canonical_label(name): name for name in CHANNEL_NAMES}
+    for name in stand_ins:
+        if name not in known:
+            raise ValueError(
+                f"stand_ins: {name!r} is none of the 16 channels ({', '.join(CHANNEL_NAMES)})"
+            )
+    named: dict[str, list[int]] = {}
+    for i, signal in enumerate(signals):
+        named.setdefault(canonical_label(signal.label), []).append(i)
+    return [
+        _resolve_channel(channel, signals, named, stand_ins.get(canonical_label(channel.name), ()))
+        for channel in CHANNELS
+    ]
+
+
+def _resolve_channel(channel, signals, named, stand_ins) -> Source | Absent:
+    problems = []
+    for plus, minus, sign, prefix in _candidates(channel, named, stand_ins):
+        source = _source(channel, signals, plus, minus, sign, prefix)
+        if isinstance(source, Source):
+            return source
+        problems.append(source.reason)
+    if problems:
+        return Absent("; ".join(dict.fromkeys(problems)))
+    wanted = channel.names or [f"{plus}-{minus}" for plus, minus in channel.pairs]
+    return Absent(f"no signal named {' or '.join(wanted)}")
+
+
+def _candidates(channel: Channel, named: dict[str, list[int]], stand_ins: Sequence[str]):
+    """(plus, minus, sign, word for `how`) of every way to this channel, best first."""
+    electrodes = {}
+    for label, places in named.items():
+        electrodes.setdefault(_electrodes(label), []).extend(places)
+    for name in channel.names:
+        for place in named.get(name, ()):
+            yield place, None, 1, ""
+    for plus, minus in channel.pairs:
+        for place in electrodes.get((plus, minus), ()):
+            yield place, None, 1, ""
+        for place in electrodes.get((minus, plus), ()):
+            yield place, None, -1, ""
+    for plus, minus in channel.pairs:
+        for first in electrodes.get((plus,), ()):
+            for second in electrodes.get((minus,), ()):
+                yield first, second, 1, ""
+    for label in stand_ins:
+        for place in named.get(canonical_label(label), ()):
+            yield place, None, 1, "stand-in "
+
+
+def _electrodes(label: str) -> tuple[str, ...]:
+    """Electrodes of a canonical label: C3-A2 -> (C3, M2); C3-REF -> (C3,)."""
+    parts = _REFERENCE_WORD.sub("", label).split("-")
+    return tuple(ELECTRODE_SYNONYMS.get(part, part) for part in parts)
+
+
+def _source(channel, signals, plus, minus, sign, prefix) -> Source | Absent:
+    parts = [signals[plus]] + ([signals[minus]] if minus is not None else [])
+    for part in parts:
+        if part.problem:
+            return Absent(f"{part.label}: {part.problem}")
+    if len({part.rate_hz for part in parts}) > 1:
+        rates = " and ".join(f"{part.rate_hz:g} Hz" for part in parts)
+        return Absent(f"{parts[0].label} and {parts[1].label} have different rates ({rates})")
+    scales = [_to_volts(part) for part in parts]
+    if channel.kind == "voltage":
+        if None in scales:
+            bad = parts[scales.index(None)]
+            return Absent(f"{bad.label}: unit {bad.unit!r} is no voltage")
+        if len({factor for factor, _ in scales}) > 1:
+            return Absent(f"{parts[0].label} and {parts[1].label} have different units")
+    factor, unit_note = scales[0] or (1.0, "")
+    if channel.kind == "arbitrary" and not parts[0].unit:
+        factor, unit_note = 1.0, ""  # only voltages are converted; a blank unit says nothing here
+    if channel.kind == "percent":
+        factor = 1.0  # a voltage-tagged OSAT is judged by its values: see signals.percent_factor
+    how = prefix + " - ".join(part.label for part in parts)
+    how = f"-({how})" if sign < 0 else how
+    return Source(
+        plus=plus,
+        minus=minus,
+        factor=sign * factor,
+        rate_hz=parts[0].rate_hz,
+        unit=parts[0].unit,
+        how=how + (unit_note if channel.kind == "voltage" else ""),
+    )
+
+
+def _to_volts(signal: SignalInfo) -> tuple[float, str] | None:
+    """(factor to volts, remark) of a signal's unit; None when it is no voltage.
+
+    A blank unit is read off the physical range: amplifiers digitise some +-100 uV to +-10 mV, so
+    the number tells which of uV, mV and V it counts.
+    """
+    unit = signal.unit.replace("\u00c2", "").replace("\u00b5", "u").replace("\u03bc", "u").strip()
+    for name, factor in VOLTS.items():
+        if unit.lower() == name.lower():
+            return factor, ""
+    if unit:
+        return None
+    largest = max(abs(signal.physical_min), abs(signal.physical_max))
+    name = "uV" if largest > 50 else "mV" if largest > 0.05 else "V"
+    return VOLTS[name], f" (blank unit, {name} by its range)"

@@ -8,6 +8,7 @@ the original authors' folders (float64, no split folders) are read as well.
 
 import contextlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -149,8 +150,9 @@ class ExampleWriter:
     def __init__(self):
         rng = np.random.default_rng(0)
         marks = {
-            name: np.frombuffer(rng.bytes(np.dtype(dtype).itemsize * int(np.prod(shape))), dtype)
-            .reshape(shape)
+            name: np.frombuffer(
+                rng.bytes(np.dtype(dtype).itemsize * int(np.prod(shape))), dtype
+            ).reshape(shape)
             for name, (shape, dtype) in EXAMPLE_FIELDS.items()
         }
         present = np.arange(N_CHANNELS) % 3 == 1  # any bytes but 0 and 1 are no booleans
@@ -246,6 +248,17 @@ def write_batch(
         file.attrs["simulated"] = simulated
 
 
+def grouping_state_path(batches_dir: Path) -> Path:
+    """File in which script 1 notes which plan the batch files follow and whether all are there."""
+    return Path(batches_dir) / ".grouping.json"
+
+
+def read_grouping_state(batches_dir: Path) -> dict:
+    """{"fingerprint": of the plan, "complete": bool}; {} for folders that script 1 did not make."""
+    path = grouping_state_path(batches_dir)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def map_signals(path: Path) -> np.ndarray:
     """Signals of a batch file, (n, 16, 3840), mapped from the disk and not read yet.
 
@@ -283,7 +296,14 @@ def load_index(
     folder that claims otherwise, or when its files do not belong together.
     """
     by_split = list_batch_files(batches_dir)
-    columns = {name: [] for name in [*LABELS, "patient", "study", "onset", "present", "file", "row"]}
+    if not read_grouping_state(batches_dir).get("complete", True):
+        raise StoreError(
+            f"{batches_dir}: script 1 was stopped before all batch files were written; run it "
+            "again with the same settings, it goes on where it stopped"
+        )
+    columns = {
+        name: [] for name in [*LABELS, "patient", "study", "onset", "present", "file", "row"]
+    }
     split_of, files, attributes = [], [], set()
     for split, paths in by_split.items():
         for path in paths:

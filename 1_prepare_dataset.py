@@ -1,0 +1,162 @@
+"""Recordings and their annotations to examples and batch files (step 1 of 3).
+
+    python 1_prepare_dataset.py --paths.recordings_dir /data/nch/Sleep_Data \\
+        --paths.examples_dir data/examples --paths.batches_dir data/batches --n_workers 8
+
+Reads every recording below recordings_dir with its annotation file, cuts 30-second, 16-channel
+examples at the scored epochs, and groups them into train/, val/ and test/ by patient. Recordings
+that cannot be used are listed in studies.csv with the reason. Interrupt it whenever you like: run
+it again and it goes on. --inspect FILE.edf prints which of the 16 channels a file holds.
+"""
+
+import contextlib
+import shutil
+import sys
+
+from tqdm import tqdm
+
+from pedsleepmae import config, grouping, layouts, prepare
+from pedsleepmae.config import PrepareSettings, SettingsError, require_file, require_folder
+from pedsleepmae.prepare_report import describe_outcomes, inspect_recording, write_report
+from pedsleepmae.store import StoreError, example_folder
+
+
+def main() -> int:
+    settings = config.load_settings(PrepareSettings, "prepare.yaml", __doc__, sys.argv[1:])
+    try:
+        if settings.inspect is not None:
+            require_file(settings.inspect, "inspect", "give the path of an EDF file")
+            print(inspect_recording(settings.inspect, settings.stand_ins))
+            return config.EXIT_DONE
+        return run(settings)
+    except SettingsError as error:
+        config.exit_bad_settings(str(error))
+    except (StoreError, RuntimeError, prepare.RecordingError) as error:
+        print(f"1_prepare_dataset.py: {error}", file=sys.stderr)
+    except OSError as error:
+        print(
+            f"1_prepare_dataset.py: {error.strerror or error} ({error.filename or 'writing'}); make "
+            "room or mend the disk and run it again: it goes on where it stopped",
+            file=sys.stderr,
+        )
+    return config.EXIT_FAILED
+
+
+def run(settings: PrepareSettings) -> int:
+    paths = settings.paths
+    require_folder(paths.recordings_dir, "paths.recordings_dir", "give the folder of the EDF files")
+    health = read_health(settings)
+    with contextlib.ExitStack() as held:
+        for folder in {paths.examples_dir.resolve(), paths.batches_dir.resolve()}:
+            held.enter_context(prepare.only_run_in(folder))
+        held.enter_context(prepare.workers(settings.n_workers, settings.cluster.address))
+        studies = layouts.find_studies(paths.recordings_dir, settings.layout)
+        if not studies:
+            raise SettingsError(
+                f"paths.recordings_dir: no recording of layout {settings.layout} in "
+                f"{paths.recordings_dir}; give another folder, or another layout"
+            )
+        example_settings = prepare.ExampleSettings.of(settings)
+        if settings.scaling == "fitted":
+            example_settings = fit(studies, example_settings, settings, health)
+        outcomes, plan = prepare_all(studies, example_settings, settings, health)
+        write_batches(plan, settings)
+    if not settings.keep_examples:
+        for study in plan.studies:
+            folder = example_folder(paths.examples_dir, study.patient_id, study.study_id)
+            shutil.rmtree(folder, ignore_errors=True)
+    report = write_report(outcomes, plan, health, paths.batches_dir)
+    print(describe_outcomes(outcomes, plan))
+    print(f"Tables and report: {paths.batches_dir / 'studies.csv'}, {report}")
+    n_unusable = sum(not outcome.usable for outcome in outcomes)
+    return config.EXIT_SKIPPED if settings.strict and n_unusable else config.EXIT_DONE
+
+
+def read_health(settings: PrepareSettings):
+    """Ages and sexes from the health data, None when there are none."""
+    folder = settings.paths.health_dir
+    if folder is None:
+        folder = layouts.find_health_dir(settings.paths.recordings_dir)
+        if folder is None:
+            return None
+    require_folder(folder, "paths.health_dir", "give NCH's Health_Data folder")
+    try:
+        return layouts.read_health(folder)
+    except ValueError as error:
+        raise SettingsError(f"paths.health_dir: {error}") from error
+
+
+def fit(studies, example_settings, settings: PrepareSettings, health):
+    """Example settings with the mean and sd of the training patients' channels."""
+    moments = prepare.measure_studies(studies, example_settings, settings.paths.examples_dir)
+    moments = dict(tqdm(moments, total=len(studies), desc="Measuring", unit="recording"))
+    measured = {study.patient_id for study in studies if moments.get(study.key)}
+    assignment = grouping.assign_patients(
+        measured, settings.paths.batches_dir, settings.split, settings.seed, health
+    )
+    training = [
+        moments[study.key] for study in studies if assignment.get(study.patient_id) == "train"
+    ]
+    return example_settings.with_fitted(prepare.fit_standard(training))
+
+
+def prepare_all(studies, example_settings, settings: PrepareSettings, health):
+    """Outcomes of all studies in their order, and the plan of the batch files."""
+    paths = settings.paths
+    done = {}
+    for study in studies:
+        outcome = prepare.finished_outcome(study, example_settings, paths.examples_dir)
+        if outcome is not None:
+            done[study] = outcome
+    if len(done) == len(studies):  # nothing changed: are the batch files all there is to do?
+        plan = make_plan(list(done.values()), settings, health)
+        if grouping.is_grouped(plan, paths.batches_dir):
+            return list(done.values()), plan
+    done = {s: o for s, o in done.items() if prepare.has_examples(o, paths.examples_dir)}
+    todo = [study for study in studies if study not in done]
+    if done:
+        print(f"{len(done)} of {len(studies)} recordings are finished already", file=sys.stderr)
+    n_examples, n_skipped = 0, 0
+    with tqdm(total=len(todo), desc="Preparing", unit="recording") as bar:
+        for study, outcome in prepare.prepare_studies(todo, example_settings, paths.examples_dir):
+            done[study] = outcome
+            n_examples += outcome.n_examples
+            n_skipped += not outcome.usable
+            bar.update()
+            rate = n_examples / max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(f"{rate:.0f} examples/s, {n_skipped} skipped")
+    outcomes = [done[study] for study in studies]
+    return outcomes, make_plan(outcomes, settings, health)
+
+
+def make_plan(outcomes, settings: PrepareSettings, health) -> grouping.Grouping:
+    """The plan of the batch files; splits.csv and studies.csv are written on the way."""
+    batches_dir = settings.paths.batches_dir
+    usable = [outcome for outcome in outcomes if outcome.usable]
+    assignment = grouping.assign_patients(
+        {outcome.patient_id for outcome in usable},
+        batches_dir,
+        settings.split,
+        settings.seed,
+        health,
+    )
+    grouping.write_tables(outcomes, assignment, settings.split.by, health, batches_dir)
+    if not usable:
+        raise RuntimeError(
+            f"none of the {len(outcomes)} recordings found can be used; the reasons stand in "
+            f"{batches_dir / 'studies.csv'} (the first: {outcomes[0].reason})"
+        )
+    return grouping.Grouping(usable, assignment, settings.split, settings.seed)
+
+
+def write_batches(plan: grouping.Grouping, settings: PrepareSettings) -> None:
+    paths = settings.paths
+    if grouping.is_grouped(plan, paths.batches_dir):
+        return
+    written = grouping.write_batches(plan, paths.examples_dir, paths.batches_dir)
+    for _ in tqdm(written, total=plan.n_files, desc="Grouping", unit="file"):
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

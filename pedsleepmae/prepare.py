@@ -1,0 +1,452 @@
+"""One recording to its examples; many recordings in parallel, restartable.
+
+What a finished recording gave stands in `<examples_dir>/.prepared/<patient>_<study>.json`, with a
+fingerprint of everything that it depends on: a run that was killed goes on from there, and a
+changed setting or file makes anew what depends on it and nothing else.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import joblib
+import numpy as np
+
+from pedsleepmae.annotations import AnnotationError, EpochLabels, label_epochs, trim_wake
+from pedsleepmae.channels import (
+    CHANNELS,
+    EPOCH_SAMPLES,
+    N_CHANNELS,
+    VOLTS,
+    Absent,
+    Channel,
+    Source,
+    resolve_channels,
+)
+from pedsleepmae.layouts import Study, read_scoring
+from pedsleepmae.recordings import Recording, RecordingError, open_edf
+from pedsleepmae.signals import (
+    cut_epochs,
+    grid_shift,
+    measure_quality,
+    percent_factor,
+    resample,
+)
+from pedsleepmae.standardise import choose_standard, standardise
+from pedsleepmae.store import (
+    LABELS,
+    Examples,
+    ExampleWriter,
+    example_folder,
+    example_path,
+    write_whole,
+)
+
+if TYPE_CHECKING:
+    from pedsleepmae.config import PrepareSettings
+
+# Raised when what is written for the same recording and settings changes.
+PREPARE_VERSION = 1
+# What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
+PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
+
+
+@dataclass(frozen=True)
+class ExampleSettings:
+    """Those settings of script 1 on which the examples depend; their meaning is in config."""
+
+    layout: str
+    stand_ins: Mapping[str, list[str]]
+    min_channels: int
+    min_overlap_s: float
+    keep_unscored: bool
+    wake_margin_min: float | None
+    scaling: str
+    clip: float
+    fitted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: "PrepareSettings") -> "ExampleSettings":
+        """Those of the settings of script 1."""
+        names = [item.name for item in fields(cls) if item.name != "fitted"]
+        return cls(**{name: getattr(settings, name) for name in names})
+
+    def with_fitted(self, fitted: Mapping[str, tuple[float, float]]) -> "ExampleSettings":
+        """The same with these (mean, sd) of each channel."""
+        return replace(self, fitted=fitted)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one recording; a row of studies.csv, and the state of a finished one.
+
+    ``channels``: for each of the 16, where it comes from ("" when absent) and why it is absent.
+    ``quality``: by channel, the shares of signals.ChannelQuality. ``label_counts``: by label, the
+    number of epochs of each code.
+    """
+
+    patient_id: int | None
+    study_id: int | None
+    recording: str
+    reason: str = ""
+    fingerprint: str = ""
+    onsets_s: list[float] = field(default_factory=list)
+    duration_s: float = 0.0
+    rates_hz: list[float] = field(default_factory=list)
+    channels: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    simulated: bool = False
+
+    @property
+    def usable(self) -> bool:
+        return not self.reason
+
+    @property
+    def key(self) -> str:
+        return f"{self.patient_id}_{self.study_id}"
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.onsets_s)
+
+
+class UnusableRecording(ValueError):
+    """A recording that can be read but gives no examples; the message is the reason."""
+
+
+# ------------------------------------------------------------------ one recording
+def read_study(
+    study: Study, settings: ExampleSettings
+) -> tuple[Recording, EpochLabels, list[Source | Absent]]:
+    """A study's recording, the labels of its epochs, and where its channels come from.
+
+    Raises RecordingError, AnnotationError or UnusableRecording with the reason.
+    """
+    if study.problem:
+        raise UnusableRecording(study.problem)
+    recording = open_edf(study.edf)
+    scoring = read_scoring(study, settings.layout)
+    recording.remarks.extend(scoring.remarks)
+    labels = label_epochs(
+        scoring,
+        recording.duration_s,
+        min_overlap_s=settings.min_overlap_s,
+        keep_unscored=settings.keep_unscored,
+    )
+    if settings.wake_margin_min is not None:
+        labels = trim_wake(labels, settings.wake_margin_min)
+    if not len(labels.onsets_s):
+        n_scored = int((scoring.stages >= 0).sum())
+        raise UnusableRecording(
+            f"no scored 30-s epoch inside the recording ({n_scored} scored stage rows, "
+            f"{recording.duration_s:.0f} s recorded)"
+        )
+    return recording, labels, resolve_channels(recording.signals, settings.stand_ins)
+
+
+def read_channel(
+    recording: Recording, channel: Channel, source: Source
+) -> tuple[np.ndarray, dict[str, float]]:
+    """A channel of the whole night in its unit, (n_native,) float32, and its quality.
+
+    Raises UnusableRecording when an oximeter's numbers do not read as %.
+    """
+    x = recording.read_source(source)
+    signal = recording.signals[source.plus]
+    if channel.kind == "percent":
+        volts = next((f for unit, f in VOLTS.items() if unit.lower() == source.unit.lower()), None)
+        factor = percent_factor(x, volts)
+        if factor is None:
+            low, high = np.percentile(x, (5, 95))
+            raise UnusableRecording(
+                f"{signal.label}: does not read as % (5th to 95th percentile {low:.4g} to "
+                f"{high:.4g} {source.unit or 'without unit'})"
+            )
+        x *= np.float32(factor)
+    quality = measure_quality(
+        recording.read_digital(source.plus),
+        x,
+        source.rate_hz,
+        flat_s=300.0 if channel.kind == "percent" else 1.0,
+        digital_range=(signal.digital_min, signal.digital_max),
+        plausible=PLAUSIBLE.get(channel.name.split()[0], (-np.inf, np.inf)),
+    )
+    return x, asdict(quality)
+
+
+def cut_channel(
+    recording: Recording, channel: Channel, source: Source, onsets_s: np.ndarray
+) -> tuple[np.ndarray, dict[str, float]]:
+    """One channel's epochs at 128 Hz in its unit, (N, 3840) float32, and its quality.
+
+    Raises UnusableRecording when the channel holds no signal.
+    """
+    x, quality = read_channel(recording, channel, source)
+    shift = grid_shift(float(onsets_s[0]), source.rate_hz)
+    is_code = channel.kind == "percent"
+    night = resample(x[shift:], source.rate_hz, step_hold=is_code)
+    x_NT = cut_epochs(night, shift / source.rate_hz, onsets_s)
+    if not is_code and x_NT.min() == x_NT.max():
+        label = recording.signals[source.plus].label
+        raise UnusableRecording(f"{label}: flat, one value in all scored epochs")
+    return x_NT, quality
+
+
+def build_examples(study: Study, settings: ExampleSettings) -> tuple[Examples, Outcome]:
+    """A study's standardised examples and what is to be told of it.
+
+    Raises RecordingError, AnnotationError or UnusableRecording with the reason.
+    """
+    recording, labels, sources = read_study(study, settings)
+    n = len(labels.onsets_s)
+    signals_NCT = np.zeros((n, N_CHANNELS, EPOCH_SAMPLES), np.float16)
+    center, scale = np.zeros(N_CHANNELS), np.ones(N_CHANNELS)
+    present = np.zeros(N_CHANNELS, bool)
+    origins, absent, quality = {}, {}, {}
+    for c, (channel, source) in enumerate(zip(CHANNELS, sources, strict=True)):
+        if isinstance(source, Absent):
+            absent[channel.name] = source.reason
+            continue
+        try:
+            x_NT, quality[channel.name] = cut_channel(recording, channel, source, labels.onsets_s)
+        except UnusableRecording as error:
+            absent[channel.name] = str(error)
+            continue
+        center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, settings.fitted)
+        signals_NCT[:, c] = standardise(channel, x_NT, center[c], scale[c], settings.clip)
+        origins[channel.name] = source.how
+        present[c] = True
+    if present.sum() < settings.min_channels:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(absent.items())[:3])
+        raise UnusableRecording(
+            f"only {present.sum()} channels, min_channels is {settings.min_channels} ({reasons})"
+        )
+    codes = {"sleep": labels.sleep} | labels.events
+    examples = Examples(
+        signals=signals_NCT,
+        labels=codes,
+        patient_ids=np.full(n, study.patient_id),
+        study_ids=np.full(n, study.study_id),
+        onsets_s=labels.onsets_s,
+        present=np.tile(present, (n, 1)),
+        center=np.tile(center, (n, 1)),
+        scale=np.tile(scale, (n, 1)),
+    )
+    outcome = Outcome(
+        patient_id=study.patient_id,
+        study_id=study.study_id,
+        recording=study.edf.name,
+        onsets_s=labels.onsets_s.tolist(),
+        duration_s=recording.duration_s,
+        rates_hz=sorted({round(signal.rate_hz, 5) for signal in recording.signals}),
+        channels=origins,
+        absent=absent,
+        quality=quality,
+        label_counts={name: _count_codes(codes[name]) for name in LABELS},
+        remarks=recording.remarks,
+        simulated=recording.simulated,
+    )
+    return examples, outcome
+
+
+def _count_codes(codes: np.ndarray) -> dict[str, int]:
+    return {
+        str(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)
+    }
+
+
+def prepare_study(study: Study, settings: ExampleSettings, examples_dir: Path) -> Outcome:
+    """Write a study's example files, whole folder or none, and its state; never stops the run.
+
+    Only a full or read-only disk is raised (OSError): every further recording would fail too.
+    """
+    mark = fingerprint(study, settings)
+    try:
+        examples, outcome = build_examples(study, settings)
+    except (RecordingError, AnnotationError, UnusableRecording) as error:
+        outcome = _unusable(study, str(error))
+    except OSError as error:
+        outcome = _unusable(study, f"{study.edf.name}: cannot be read ({error.strerror})")
+    except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
+        # What nobody foresaw in one of 4,000 recordings must not cost the other 3,999.
+        outcome = _unusable(study, f"unforeseen {type(error).__name__}: {error}; please report it")
+    outcome = Outcome(**(asdict(outcome) | {"fingerprint": mark}))
+    if outcome.patient_id is None:
+        return outcome
+    state = _state_path(examples_dir, outcome.key)
+    state.unlink(missing_ok=True)
+    folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
+    shutil.rmtree(folder, ignore_errors=True)
+    if outcome.usable:
+        _write_folder(folder, examples)
+    with write_whole(state) as temporary:
+        temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    return outcome
+
+
+def _unusable(study: Study, reason: str) -> Outcome:
+    return Outcome(study.patient_id, study.study_id, study.edf.name, reason=reason)
+
+
+def _write_folder(folder: Path, examples: Examples) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    writer = ExampleWriter()
+    for k in range(len(examples)):
+        writer.write(partial / example_path(folder, k).name, examples, k)
+    partial.rename(folder)
+
+
+def measure_study(
+    study: Study, settings: ExampleSettings, examples_dir: Path
+) -> dict[str, tuple[int, float, float]]:
+    """(n, sum, sum of squares) of each channel over a study's scored epochs; {} if unusable.
+
+    Kept beside the state of the study, so that it is read once however often a run is restarted.
+    """
+    mark = fingerprint(study, settings)
+    path = _state_path(examples_dir, f"{study.key}.moments")
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["fingerprint"] == mark:
+            return stored["moments"]
+    moments = {}
+    try:
+        recording, labels, sources = read_study(study, settings)
+        for channel, source in zip(CHANNELS, sources, strict=True):
+            if isinstance(source, Source):
+                moments[channel.name] = _moments(recording, channel, source, labels.onsets_s)
+    except (RecordingError, AnnotationError, UnusableRecording, ValueError, OSError):
+        moments = {}  # prepare_study says why, in studies.csv
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": mark, "moments": moments}))
+    return moments
+
+
+def _moments(recording, channel, source, onsets_s) -> tuple[int, float, float]:
+    try:
+        x_NT, _ = cut_channel(recording, channel, source, onsets_s)
+    except UnusableRecording:
+        return 0, 0.0, 0.0
+    return x_NT.size, float(x_NT.sum(dtype=np.float64)), float((x_NT.astype(float) ** 2).sum())
+
+
+def fit_standard(all_moments: Iterable[Mapping[str, tuple[int, float, float]]]) -> dict:
+    """Channel -> (mean, sd) over the training patients' studies, for scaling "fitted"."""
+    totals: dict[str, np.ndarray] = {}
+    for moments in all_moments:
+        for name, values in moments.items():
+            totals[name] = totals.get(name, np.zeros(3)) + np.array(values)
+    fitted = {}
+    for name, (n, total, squares) in totals.items():
+        if n:
+            mean = total / n
+            fitted[name] = (mean, float(np.sqrt(max(squares / n - mean**2, 0.0))) or 1.0)
+    return fitted
+
+
+# ------------------------------------------------------------------ many recordings
+def fingerprint(study: Study, settings: ExampleSettings) -> str:
+    """16 hexadecimal digits of all that a study's examples depend on."""
+    files = []
+    for path in filter(None, (study.edf, study.annotations)):
+        stat = path.stat()
+        files.append((path.name, stat.st_size, stat.st_mtime_ns))
+    depends = [PREPARE_VERSION, asdict(settings), study.problem, files]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def finished_outcome(study: Study, settings: ExampleSettings, examples_dir: Path) -> Outcome | None:
+    """What an earlier run made of a study, None when it has to be made (anew)."""
+    if study.patient_id is None:
+        return None
+    path = _state_path(examples_dir, study.key)
+    if not path.exists():
+        return None
+    outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    return outcome if outcome.fingerprint == fingerprint(study, settings) else None
+
+
+def has_examples(outcome: Outcome, examples_dir: Path) -> bool:
+    """True when all example files of a usable study are there (an unusable one needs none)."""
+    if not outcome.usable:
+        return True
+    folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
+    return folder.is_dir() and sum(1 for _ in os.scandir(folder)) == outcome.n_examples
+
+
+def prepare_studies(
+    studies: Iterable[Study], settings: ExampleSettings, examples_dir: Path
+) -> Iterator[tuple[Study, Outcome]]:
+    """Prepare studies in parallel, in any order, by the workers in force."""
+    return _in_parallel(prepare_study, studies, settings, examples_dir)
+
+
+def measure_studies(
+    studies: Iterable[Study], settings: ExampleSettings, examples_dir: Path
+) -> Iterator[tuple[str, dict[str, tuple[int, float, float]]]]:
+    """(key, moments) of the studies that can be opened, in any order."""
+    named = [study for study in studies if not study.problem]
+    results = _in_parallel(measure_study, named, settings, examples_dir)
+    return ((study.key, moments) for study, moments in results)
+
+
+def _in_parallel(work: Callable, studies: Iterable[Study], settings, examples_dir: Path):
+    Path(examples_dir).mkdir(parents=True, exist_ok=True)
+    run = joblib.Parallel(return_as="generator_unordered")
+    return run(
+        joblib.delayed(_with_study)(work, study, settings, examples_dir) for study in studies
+    )
+
+
+def _with_study(work: Callable, study: Study, *args):
+    return study, work(study, *args)
+
+
+@contextmanager
+def workers(n_workers: int, cluster_address: str | None = None) -> Iterator[None]:
+    """Run joblib's work on this many processes, or on the Dask cluster of that address."""
+    if cluster_address is None:
+        with joblib.parallel_config(n_jobs=n_workers):
+            yield
+        return
+    import distributed  # needed on a cluster only
+
+    with distributed.Client(cluster_address), joblib.parallel_config("dask"):
+        yield
+
+
+def _state_path(examples_dir: Path, key: str) -> Path:
+    return Path(examples_dir) / ".prepared" / f"{key}.json"
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; RuntimeError when another run of script 1 holds it.
+
+    The lock is the system's and ends with the process, however it ends.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise RuntimeError(
+                f"another run of script 1 is writing to {folder}; wait for its end, or name "
+                "another folder"
+            ) from error
+        yield

@@ -1,0 +1,137 @@
+"""An EDF file, or an MNE Raw, as a :class:`Recording`: native rates, physical units, what is wrong.
+
+edfio reads the file: it keeps each signal's own rate and opens what EDFlib refuses, above all the
+header of NCH (`EDF+C` without an annotation signal). Calibration is taken as the header states it,
+inverted ranges (+8711 to -8711 uV) included.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import edfio
+import numpy as np
+
+from pedsleepmae.channels import SignalInfo, Source
+
+# Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
+_HEADER_ENCODING = "latin-1"
+SIMULATED_MARK = "SIMULATED"  # in the recording field of the header of simulated files
+
+
+class RecordingError(ValueError):
+    """A recording cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One night's signals, read when asked for.
+
+    ``read_digital(i)`` gives the samples of signal ``i`` as the file holds them, (n_native,).
+    """
+
+    name: str
+    duration_s: float
+    signals: Sequence[SignalInfo]
+    read_digital: Callable[[int], np.ndarray]
+    simulated: bool = False
+    remarks: list[str] = field(default_factory=list)
+
+    def read(self, i: int) -> np.ndarray:
+        """Samples of signal ``i`` in the unit of its header, (n_native,) float32."""
+        signal = self.signals[i]
+        x = self.read_digital(i).astype(np.float32)
+        x -= np.float32(signal.digital_max)
+        x *= np.float32(signal.step)
+        x += np.float32(signal.physical_max)
+        return x
+
+    def read_source(self, source: Source) -> np.ndarray:
+        """Samples of a channel, (n_native,) float32: volts, or the file's unit."""
+        x = self.read(source.plus)
+        if source.minus is not None:
+            x -= self.read(source.minus)
+        x *= np.float32(source.factor)
+        return x
+
+
+def open_edf(path: Path) -> Recording:
+    """Recording of an EDF or EDF+C file; RecordingError says why it cannot be read.
+
+    The record count of the header may be wrong or -1: the file's size decides, and a last record
+    that was cut off is left out.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            edf = edfio.read_edf(path, header_encoding=_HEADER_ENCODING)
+            record_s = float(edf.data_record_duration)
+            n_records = int(edf.num_data_records)
+            discontinuous = edf.reserved.startswith("EDF+D")
+            recording_field = edf.local_recording_identification
+    except (ValueError, OSError, ArithmeticError, IndexError, TypeError) as error:
+        raise RecordingError(f"{path.name}: no readable EDF file ({_one_line(error)})") from error
+    if discontinuous:
+        raise RecordingError(
+            f"{path.name}: a discontinuous EDF+D file; its gaps would shift the epochs: export it "
+            "as EDF+C"
+        )
+    if not edf.signals or n_records < 1:
+        raise RecordingError(f"{path.name}: holds no {'samples' if edf.signals else 'signals'}")
+    if not record_s > 0:
+        raise RecordingError(f"{path.name}: its record duration is {record_s:g} s; cannot be timed")
+    return Recording(
+        name=path.name,
+        duration_s=n_records * record_s,
+        signals=[_signal_info(signal, record_s) for signal in edf.signals],
+        read_digital=lambda i: edf.signals[i].get_digital_slice(0, n_records * record_s),
+        simulated=SIMULATED_MARK in recording_field,
+        remarks=[_one_line(warning.message) for warning in caught],
+    )
+
+
+def read_edf_annotations(path: Path) -> list[tuple[float, float, str]]:
+    """(onset_s, duration_s, text) rows of an EDF+ annotation file such as Sleep-EDF's hypnogram."""
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the header's own defects do not concern the rows
+            annotations = edfio.read_edf(path, header_encoding=_HEADER_ENCODING).annotations
+    except (ValueError, OSError, ArithmeticError, IndexError, TypeError) as error:
+        raise RecordingError(f"{path.name}: no readable EDF+ file ({_one_line(error)})") from error
+    return [(row.onset, row.duration or 0.0, row.text) for row in annotations]
+
+
+def _signal_info(signal: edfio.EdfSignal, record_s: float) -> SignalInfo:
+    """Header of one signal; a field that cannot be read becomes its ``problem``."""
+    try:
+        n_record = signal.samples_per_data_record
+        info = SignalInfo(
+            label=signal.label,
+            unit=signal.physical_dimension,
+            rate_hz=n_record / record_s,
+            physical_min=signal.physical_min,
+            physical_max=signal.physical_max,
+            digital_min=signal.digital_min,
+            digital_max=signal.digital_max,
+        )
+    except ValueError as error:
+        nan = float("nan")
+        problem = f"header field cannot be read ({_one_line(error)})"
+        return SignalInfo(signal.label, "", nan, nan, nan, nan, nan, problem)
+    problem = ""
+    if n_record < 1:
+        problem = "has no samples"
+    elif info.digital_min == info.digital_max:
+        problem = f"undefined calibration (digital minimum and maximum {info.digital_min:g})"
+    elif info.physical_min == info.physical_max:
+        problem = f"undefined calibration (physical minimum and maximum {info.physical_min:g})"
+    elif not np.isfinite([info.physical_min, info.physical_max]).all():
+        problem = "undefined calibration (physical range not finite)"
+    return replace(info, problem=problem)
+
+
+def _one_line(message) -> str:
+    return " ".join(str(message).split())

@@ -1,0 +1,138 @@
+"""Arrays in, arrays out: resample a whole night, cut it at the epochs' onsets, judge it.
+
+Axes: n samples of a night, N epochs, T 3,840 samples of an epoch at 128 Hz.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+
+from pedsleepmae.channels import EPOCH_SAMPLES, RATE_HZ
+
+# Largest number of native samples that may be dropped to bring the 128-Hz grid onto the epochs'.
+_LARGEST_SHIFT = 4096
+
+
+@dataclass(frozen=True)
+class ChannelQuality:
+    """What is wrong with one channel of a recording; shares of its samples, 0 to 1.
+
+    ``flat``: in stretches without any change (a second; an
+    oximeter's code may stand for minutes). ``clipped``: at the ends of the
+    digital range. ``missing``: not finite. ``out_of_range``: beyond what the channel can be
+    (SPO2 outside 50-100 %, |EEG/EOG| > 1 mV, |EMG| > 2 mV). ``mains``: share of the
+    power above 20 Hz that lies at 50 or 60 Hz +- 1 Hz, 0 where the rate is too low to show it.
+    """
+
+    flat: float
+    clipped: float
+    missing: float
+    out_of_range: float
+    mains: float
+
+
+# ------------------------------------------------------------------ resampling
+def grid_shift(onset_s: float, rate_hz: float) -> int:
+    """Native samples to drop so that a 128-Hz grid from there passes through ``onset_s``.
+
+    NCH's onsets are multiples of one native sample, not of 1/128 s: resampling from sample 0 and
+    cutting at the nearest output sample would be off by up to 3.9 ms. The smallest shift with the
+    least remainder is taken; for 256 Hz it is 0 or 1, for 400 Hz below 25.
+    """
+    shifts = np.arange(min(_LARGEST_SHIFT, int(max(onset_s, 0) * rate_hz)) + 1)
+    position = (onset_s - shifts / rate_hz) * RATE_HZ
+    off = np.round(np.abs(position - np.round(position)), 6)
+    return int(np.argmin(off))
+
+
+def resample(x: np.ndarray, rate_hz: float, *, step_hold: bool) -> np.ndarray:
+    """One channel of a night, (n_native,), at 128 Hz, float32; sample 0 stays sample 0.
+
+    Band-limited by soxr's high-quality linear-phase filter: what lies above 64 Hz is more than
+    100 dB down. ``step_hold`` is for SpO2 and other numbers that an oximeter holds between its
+    updates: each output sample is the last native one, for a filter would ring at every step.
+    """
+    if step_hold:
+        n_out = int(np.ceil(len(x) * RATE_HZ / rate_hz - 1e-6))
+        held = np.floor(np.arange(n_out) * (rate_hz / RATE_HZ) + 1e-6).astype(np.int64)
+        return x[np.minimum(held, len(x) - 1)].astype(np.float32)
+    x = np.nan_to_num(x.astype(np.float32), posinf=0.0, neginf=0.0)
+    if rate_hz == RATE_HZ:
+        return x
+    return soxr.resample(x, rate_hz, RATE_HZ, quality="HQ")
+
+
+def cut_epochs(x: np.ndarray, start_s: float, onsets_s: np.ndarray) -> np.ndarray:
+    """Epochs at ``onsets_s`` (N,) of one channel, (N, T); ``start_s`` is the time of x[0].
+
+    A channel that ends a little before the recording does (its rate is low, or the resampler
+    rounded) is continued with its last value; the caller has seen to it that the epochs lie
+    inside the recording.
+    """
+    first = np.round((onsets_s - start_s) * RATE_HZ).astype(np.int64)
+    missing = max(int(first.max(initial=0)) + EPOCH_SAMPLES - len(x), 0)
+    if missing:
+        x = np.concatenate([x, np.full(missing, x[-1])])
+    return np.lib.stride_tricks.sliding_window_view(x, EPOCH_SAMPLES)[np.maximum(first, 0)]
+
+
+# ------------------------------------------------------------------ scale
+def percent_factor(x: np.ndarray, volts_per_unit: float | None) -> float | None:
+    """Factor that turns an oximeter's numbers into %, or None when no reading makes sense.
+
+    Montage B tags OSAT with a voltage unit: some such signals count % all the same, others are an
+    analogue output of 1 V for 100 %. A probe that is off reads 0 or a code above 100, so the
+    middle of the plausible values decides, not their ends.
+    """
+    factors = [1.0, 100.0] + ([100 * volts_per_unit] if volts_per_unit else [])
+    for factor in factors:
+        percent = x * factor
+        on_finger = (percent > 40) & (percent < 101.5)
+        # Most of the night has a reading; and a fraction (0.97) times 1 is none.
+        if on_finger.mean() > 0.3:
+            return factor
+    return None
+
+
+def measure_quality(
+    digital: np.ndarray,
+    x: np.ndarray,
+    rate_hz: float,
+    *,
+    flat_s: float,
+    digital_range: tuple[float, float],
+    plausible: tuple[float, float],
+) -> ChannelQuality:
+    """Quality of one channel from its samples, digital and physical, both (n,).
+
+    ``flat_s`` is the length of a stretch that may not be all one value.
+    """
+    n_piece = max(int(rate_hz * flat_s), 2)
+    pieces = digital[: len(digital) // n_piece * n_piece].reshape(-1, n_piece)
+    flat = (pieces == pieces[:, :1]).all(axis=1)
+    low, high = min(digital_range), max(digital_range)
+    clipped = (digital <= low) | (digital >= high)
+    finite = np.isfinite(x)
+    outside = (x < plausible[0]) | (x > plausible[1])
+    return ChannelQuality(
+        flat=float(flat.mean()) if flat.size else 0.0,
+        clipped=float(clipped.mean()),
+        missing=float(1 - finite.mean()),
+        out_of_range=float((outside & finite).mean()),
+        mains=_mains_share(x, rate_hz),
+    )
+
+
+def _mains_share(x: np.ndarray, rate_hz: float) -> float:
+    """Share of the power above 20 Hz at 50 or 60 Hz, from 60 stretches of 4 s over the night."""
+    n = int(4 * rate_hz)
+    if rate_hz < 125 or len(x) < n:
+        return 0.0
+    starts = np.linspace(0, len(x) - n, 60).astype(np.int64)
+    pieces = np.nan_to_num(x[starts[:, None] + np.arange(n)].astype(np.float64))
+    window = np.hanning(n)
+    power = (np.abs(np.fft.rfft((pieces - pieces.mean(1, keepdims=True)) * window)) ** 2).mean(0)
+    hz = np.fft.rfftfreq(n, 1 / rate_hz)
+    total = power[hz > 20].sum()
+    return float(max(power[np.abs(hz - f) <= 1].sum() for f in (50, 60)) / total) if total else 0.0
