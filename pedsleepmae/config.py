@@ -4,6 +4,7 @@ A script calls :func:`load_settings`; what it does not know, or what has the wro
 with exit code 2 and one sentence that names the file, the key, the value and the remedy.
 """
 
+import argparse
 import dataclasses
 import difflib
 import sys
@@ -28,29 +29,84 @@ class SettingsError(ValueError):
 
 # ------------------------------------------------------------------ 0_simulate_cohort.py
 @dataclass
+class EventRates:
+    """Events an hour of sleep, mean over the cohort; children differ (0.4 to 2.2 times).
+
+    The defaults are enriched so that a dozen short nights hold enough of each for six tasks: about
+    5 % of the epochs with apnea, 7 % hypopnea, 12 % desaturation, 10 % arousal (NCH: 0.83, 1.97,
+    8.78, 4.71 %). NCH's own: about 0.9, 1.7, 8.5, 4 and min_events 0.
+    """
+
+    apneas_per_hour: float = 5.0
+    """Obstructive, central and mixed apneas."""
+    hypopneas_per_hour: float = 6.0
+    """Hypopneas, obstructive or not."""
+    spontaneous_desaturations_per_hour: float = 2.5
+    """Desaturations besides those that apneas and hypopneas cause."""
+    spontaneous_arousals_per_hour: float = 6.0
+    """Arousals besides those that end apneas and hypopneas."""
+    min_events: int = 4
+    """Each recording has at least this many apneas, hypopneas, desaturations and arousals."""
+
+
+@dataclass
 class SimulateSettings:
     """Simulated cohort in the layout of the NCH Sleep DataBank."""
 
     output_dir: Path = Path("data/simulated")
     """Folder to create: Sleep_Data/ (EDF and .tsv) and Health_Data/ (CSV)."""
+    batches_dir: Path | None = None
+    """Write batch files for scripts 2 and 3 straight to this folder, and no EDF; none: EDF."""
     n_patients: int = 12
     """Number of children."""
     n_repeat_studies: int = 1
     """How many of them come a second time."""
     hours: float = 1.5
-    """Length of each recording, hours; sleep cycles are compressed to fit short nights."""
+    """Length of a recording, hours (each is within a tenth of it); sleep cycles are compressed to
+    fit short nights. With event_dir: the longest excerpt of a night."""
+    events: EventRates = field(default_factory=EventRates)
     montage_b_fraction: float = 0.3
-    """Share of recordings with NCH's montage B (OSAT, Resp Chest, 512 Hz)."""
+    """Share of recordings with NCH's montage B (OSAT, Resp Chest, 256 or 512 Hz)."""
     absent_channel_fraction: float = 0.2
     """Share of recordings that lack one or more of the 16 channels."""
-    rates_hz: list[int] = field(default_factory=lambda: [256, 400])
-    """Sampling rates drawn for montage A, Hz."""
+    rates_hz: list[int] = field(default_factory=lambda: [256, 256, 256, 400])
+    """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often."""
     event_dir: Path | None = None
     """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
+    val_fraction: float = 0.15
+    """With batches_dir: share of the patients in val."""
+    test_fraction: float = 0.15
+    """With batches_dir: share of the patients in test."""
     n_workers: int = 2
-    """Processes."""
+    """Processes; the files do not depend on it."""
     seed: int = 0
     """Everything is drawn from it."""
+
+    def check(self) -> None:
+        for key, least in (("n_patients", 1), ("n_workers", 1), ("n_repeat_studies", 0)):
+            if getattr(self, key) < least:
+                raise SettingsError(f"{key} is {getattr(self, key)}; give {least} or more")
+        if self.n_repeat_studies > self.n_patients:
+            raise SettingsError(
+                f"n_repeat_studies is {self.n_repeat_studies} with n_patients "
+                f"{self.n_patients}; a second visit needs a first: give at most n_patients"
+            )
+        if not 0.25 <= self.hours <= 14:
+            raise SettingsError(f"hours is {self.hours:g}; give 0.25 (15 minutes) to 14")
+        for key in ("montage_b_fraction", "absent_channel_fraction"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise SettingsError(f"{key} is {getattr(self, key):g}; give a share from 0 to 1")
+        if not self.rates_hz or any(rate % 4 or not 100 <= rate <= 2048 for rate in self.rates_hz):
+            raise SettingsError(
+                f"rates_hz is {self.rates_hz}; give multiples of 4 from 100 to 2048, such as 256"
+            )
+        if min(vars(self.events).values()) < 0:
+            raise SettingsError("events: a rate below 0 has no meaning; give 0 or more")
+        if not 0 <= self.val_fraction + self.test_fraction < 1:
+            raise SettingsError(
+                f"val_fraction + test_fraction is {self.val_fraction + self.test_fraction:g}; "
+                "keep it below 1 so that patients remain for training"
+            )
 
 
 # ------------------------------------------------------------------ 1_prepare_dataset.py
@@ -198,6 +254,8 @@ class OptimSettings:
     """Peak learning rate."""
     weight_decay: float = 5e-4
     """AdamW weight decay; not on biases, norms, positions and learned tokens."""
+    beta2: float = 0.95
+    """AdamW's memory of squared gradients, 0 to 1; 0.95 as MAE, 0.999 as the original."""
     warmup_steps: int = 200
     """Steps of linear warm-up, then a cosine down to lr x final_lr_ratio."""
     final_lr_ratio: float = 0.05
@@ -240,6 +298,77 @@ class PretrainSettings:
     probe_every: int = 0
     """Steps between quick linear probes on the validation sample; 0: never."""
 
+    def check(self) -> None:
+        model, optim = self.model, self.optim
+        _check_model(model)
+        at_least = {
+            "max_steps": (self.max_steps, 1),
+            "log_every": (self.log_every, 1),
+            "val_every": (self.val_every, 1),
+            "save_every": (self.save_every, 1),
+            "val_examples": (self.val_examples, 1),
+            "probe_every": (self.probe_every, 0),
+            "seed": (self.seed, 0),
+            "optim.batch_size": (optim.batch_size, 1),
+            "optim.accumulate": (optim.accumulate, 1),
+            "optim.lr": (optim.lr, 0),
+            "optim.weight_decay": (optim.weight_decay, 0),
+            "optim.warmup_steps": (optim.warmup_steps, 0),
+            "optim.final_lr_ratio": (optim.final_lr_ratio, 0),
+            "optim.grad_clip": (optim.grad_clip, 0),
+        }
+        for key, (value, least) in at_least.items():
+            if not value >= least:
+                raise SettingsError(f"{key} is {value}; give {least} or more")
+        if self.stop_at_step is not None and self.stop_at_step < 1:
+            raise SettingsError(f"stop_at_step is {self.stop_at_step}; give 1 or more, or null")
+        for key, value in {"ema_decay": optim.ema_decay, "beta2": optim.beta2}.items():
+            if not 0 <= value < 1:
+                raise SettingsError(f"optim.{key} is {value}; give 0 or more and less than 1")
+        if optim.accumulate > optim.batch_size:
+            raise SettingsError(
+                f"optim.accumulate is {optim.accumulate}, but a batch of {optim.batch_size} has "
+                "no more pieces than examples; lower it"
+            )
+
+
+def _check_model(model: ModelSettings) -> None:
+    """Raise SettingsError when the model's settings do not fit each other."""
+    sizes = ["patch_size", "emb_dim", "num_layer", "num_head", "mask_span"]
+    sizes += [f"decoder_{name}" for name in ("emb_dim", "num_layer")]
+    for name in sizes:
+        value = getattr(model, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"model.{name} is {value}; give 1 or more")
+    if 3840 % model.patch_size:
+        raise SettingsError(
+            f"model.patch_size is {model.patch_size}, which does not divide the 3,840 samples of "
+            "an example; give a divisor such as 4, 8, 16 or 20"
+        )
+    n_patches = 3840 // model.patch_size
+    for name, emb_dim in {"": model.emb_dim, "decoder_": model.decoder_emb_dim}.items():
+        if emb_dim is not None and 16 * emb_dim % model.num_head:
+            raise SettingsError(
+                f"model.num_head is {model.num_head}, which does not divide the token width "
+                f"16 x {name}emb_dim = {16 * emb_dim}; give a divisor of it"
+            )
+    if not 0 < model.mask_ratio < 1:
+        raise SettingsError(
+            f"model.mask_ratio is {model.mask_ratio}; it is the fraction of patches hidden, give "
+            "a number between 0 and 1 such as 0.5"
+        )
+    if model.mask_span > n_patches:
+        raise SettingsError(
+            f"model.mask_span is {model.mask_span}, but a channel has {n_patches} patches; "
+            "give fewer"
+        )
+    if model.token_layout == "channel" and (n_patches % 16 or n_patches < 32):
+        raise SettingsError(
+            f"model.patch_size {model.patch_size} makes {n_patches} patches a channel, and "
+            "model.token_layout channel takes them 16 at a time; give 4, 8, 10, 15, 16 or 20, or "
+            "another layout"
+        )
+
 
 # ------------------------------------------------------------------ 3_train_classifier.py
 @dataclass
@@ -266,7 +395,21 @@ class ProbeSettings:
     pooling: str = "best"
     """How an embedding becomes features: mean, max (over the 64-wide axis, 7,680 numbers, as in
     the paper), time_mean, time_abs (over time, 1,024), class (class token, 1,024), several joined
-    by +, or best: the one with the best validation score."""
+    by +, or best: the one of `poolings` with the best mean validation score over the tasks."""
+    poolings: list[str] = field(
+        default_factory=lambda: [
+            "mean",
+            "max",
+            "time_mean",
+            "time_abs",
+            "class",
+            "time_mean+time_abs+class",
+        ]
+    )
+    """Poolings compared on validation when pooling is best."""
+    context: int = 1
+    """Also probe with this many neighbouring epochs on each side, beside the single-epoch figures;
+    0: not."""
     regularisation: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1])
     """Inverse strengths C of the logistic regression; the best on validation is kept."""
     bootstrap_draws: int = 1000
@@ -284,9 +427,30 @@ class ProbeSettings:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto: bfloat16 where the machine computes it in hardware."""
     n_workers: int = 2
-    """Processes for hand-made features and probes."""
+    """Threads for hand-made features and probes."""
+    memory_gb: float = 4.0
+    """Features held in memory at a time, GB; above it probes are fitted by passes over the disk."""
+    embedding_map: Literal["auto", "umap", "pca"] = "auto"
+    """Map of the embedding space in the report; auto: UMAP where umap-learn is installed."""
     allow_seen_patients: bool = False
     """Score test patients that the checkpoint saw in pretraining; the report then says so."""
+
+    def check(self) -> None:
+        if not self.tasks or not self.regularisation or not self.poolings:
+            raise SettingsError("tasks, regularisation and poolings need at least one entry each")
+        if min(self.regularisation) <= 0:
+            raise SettingsError(
+                f"regularisation holds {min(self.regularisation):g}; inverse strengths are above 0"
+            )
+        if self.bootstrap_draws < 100:
+            raise SettingsError(
+                f"bootstrap_draws is {self.bootstrap_draws}; give 100 or more for an interval"
+            )
+        for key, least in (("context", 0), ("batch_size", 1), ("n_workers", 1)):
+            if getattr(self, key) < least:
+                raise SettingsError(f"{key} is {getattr(self, key)}; give {least} or more")
+        if self.memory_gb <= 0:
+            raise SettingsError(f"memory_gb is {self.memory_gb:g}; give more than 0")
 
 
 # ------------------------------------------------------------------ reading
@@ -355,11 +519,16 @@ def setting_types(settings_class: type, prefix: str = "") -> dict[str, typing.An
     return types
 
 
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """jsonargparse's help, with the lines of the script's own description kept."""
+
+
 def _parser(settings_class: type, doc: str) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         exit_on_error=False,
+        allow_abbrev=False,  # --n_worker is not a setting, and means nothing else by chance
         description=doc,
-        formatter_class=jsonargparse.DefaultHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_class_arguments(settings_class)
@@ -393,7 +562,7 @@ def _complete_argv(argv: list[str], settings_class: type) -> list[str]:
 
 
 def _explain(settings_class: type, doc: str, argv: list[str], error: Exception) -> str:
-    """One sentence for a parser's error: tries the settings one by one to find which is to blame."""
+    """One sentence for a parser's error: tries the settings one by one to find the culprit."""
     types = setting_types(settings_class)
     for where, key, value in _given_settings(argv):
         if key not in types:
@@ -422,7 +591,7 @@ def _given_settings(argv: list[str]) -> list[tuple[str, str, typing.Any]]:
 
     def flatten(tree, prefix=""):
         for key, value in tree.items():
-            if isinstance(value, dict) and not prefix + str(key) == "stand_ins":
+            if isinstance(value, dict) and f"{prefix}{key}" != "stand_ins":
                 yield from flatten(value, f"{prefix}{key}.")
             else:
                 yield f"{prefix}{key}", value

@@ -197,13 +197,13 @@ def studies_table(
                 "channels_absent": "; ".join(f"{n}: {why}" for n, why in outcome.absent.items()),
                 "remarks": "; ".join(outcome.remarks),
                 "duration_h": round(outcome.duration_s / 3600, 3),
-                "age_days": age_days,
+                "age_days": None if age_days is None or np.isnan(age_days) else int(age_days),
                 "sex": sex,
                 "recording": outcome.recording,
             }
         )
     table = pd.DataFrame(rows)
-    return table.astype({"patient_id": "Int64", "study_id": "Int64", "age_days": "Float64"})
+    return table.astype({"patient_id": "Int64", "study_id": "Int64", "age_days": "Int64"})
 
 
 def write_tables(

@@ -15,6 +15,8 @@ import numpy as np
 
 from pedsleepmae.channels import SignalInfo, Source
 
+# What edfio raises on headers that are none; a record duration of 0 leaves it with an unset name.
+_HEADER_ERRORS = (ValueError, OSError, ArithmeticError, IndexError, TypeError, UnboundLocalError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
 SIMULATED_MARK = "SIMULATED"  # in the recording field of the header of simulated files
@@ -71,7 +73,7 @@ def open_edf(path: Path) -> Recording:
             n_records = int(edf.num_data_records)
             discontinuous = edf.reserved.startswith("EDF+D")
             recording_field = edf.local_recording_identification
-    except (ValueError, OSError, ArithmeticError, IndexError, TypeError) as error:
+    except _HEADER_ERRORS as error:
         raise RecordingError(f"{path.name}: no readable EDF file ({_one_line(error)})") from error
     if discontinuous:
         raise RecordingError(
@@ -99,7 +101,7 @@ def read_edf_annotations(path: Path) -> list[tuple[float, float, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the header's own defects do not concern the rows
             annotations = edfio.read_edf(path, header_encoding=_HEADER_ENCODING).annotations
-    except (ValueError, OSError, ArithmeticError, IndexError, TypeError) as error:
+    except _HEADER_ERRORS as error:
         raise RecordingError(f"{path.name}: no readable EDF+ file ({_one_line(error)})") from error
     return [(row.onset, row.duration or 0.0, row.text) for row in annotations]
 

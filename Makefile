@@ -1,0 +1,27 @@
+# make demo: the whole path on a simulated cohort. make test: the whole test suite.
+PYTHON ?= python3
+RUN := .venv/bin/python
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(RUN) 0_simulate_cohort.py --config configs/demo/simulate.yaml
+	$(RUN) 1_prepare_dataset.py --config configs/demo/prepare.yaml
+	$(RUN) 2_pretrain_model.py --config configs/demo/pretrain.yaml
+	$(RUN) 3_train_classifier.py --config configs/demo/probe.yaml
+
+test: $(INSTALLED) lint
+	$(RUN) -m pytest
+
+lint: $(INSTALLED)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+
+$(INSTALLED): requirements.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf demo .pytest_cache .ruff_cache

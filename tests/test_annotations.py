@@ -1,0 +1,305 @@
+"""Stages and events of a night, and the labels that they give each epoch.
+
+Tests of the format are numbered as in the format notes: section 0 points 5 to 8, section 3.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edf_files import stage_rows, write_tsv
+
+from pedsleepmae.annotations import (
+    AnnotationError,
+    label_epochs,
+    read_nsrr_xml,
+    read_tsv,
+    scoring_from_rows,
+    trim_wake,
+)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+NIGHT_S = 1e6
+
+
+def label(rows, **options):
+    return label_epochs(scoring_from_rows(rows), options.pop("recording_s", NIGHT_S), **options)
+
+
+# ------------------------------------------------------------------ the files
+def test_0_5_onsets_are_fractions_of_a_second_and_the_grid_has_any_phase(tmp_path):
+    rows = [(4080.9609375, 30.0, "Sleep stage W"), (4110.9609375, 30.0, "Sleep stage N1")]
+    labels = label_epochs(read_tsv(write_tsv(tmp_path / "1_2.tsv", rows)), NIGHT_S)
+    assert labels.onsets_s.tolist() == [4080.9609375, 4110.9609375]
+    assert labels.sleep.tolist() == [0, 1]
+
+
+def test_0_6_old_and_new_stage_names_are_the_same_stages():
+    rows = [
+        (30.0 * i, 30.0, f"Sleep stage {name}")
+        for i, name in enumerate(["W", "N1", "N2", "N3", "R", "1", "2", "3", "4"])
+    ]
+    assert label(rows).sleep.tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["EEG arousal", " eeg AROUSAL ", "EEG  Arousal"])
+def test_0_7_event_names_are_matched_in_any_case_and_with_blanks(name):
+    assert label([*stage_rows(0, "22"), (40.0, 5.0, name)]).events["eeg"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"\n\n", b"\0\0\n"])
+def test_0_8_an_empty_or_nul_filled_file_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "1483_7963.tsv"
+    path.write_bytes(content)
+    with pytest.raises(AnnotationError, match=r"1483_7963\.tsv"):
+        read_tsv(path)
+
+
+def test_0_8_five_rows_without_a_stage_give_no_epoch(tmp_path):
+    rows = [(1.0, 0.0, "Montage:NCH Standard with TcCO2_NDx, Ref")] * 2
+    rows += [(1.0, 0.0, "Start Recording"), (1.6, 0.0, "Started Analyzer - ECG")]
+    rows += [(2.0, 0.0, "Video Recording ON")]
+    scoring = read_tsv(write_tsv(tmp_path / "13318_16993.tsv", rows))
+    assert len(label_epochs(scoring, NIGHT_S).onsets_s) == 0
+
+
+def test_3_descriptions_hold_commas_quotes_and_bytes_that_are_no_utf8(tmp_path):
+    path = tmp_path / "1_2.tsv"
+    path.write_bytes(
+        b"onset\tduration\tdescription\r\n"
+        b'1.5\t0.0\tMontage:"NCH", Ref\r\n'
+        b"2\t0.0\t\r\n"
+        b"3\t0.0\tspoke with p\xe8re\x85\tXXX\r\n"
+        b"10\t30.0\tSleep stage N2\r\n"
+        b"12\t4.5\tOxygen Desaturation\r\n"
+    )
+    labels = label_epochs(read_tsv(path), NIGHT_S)
+    assert labels.sleep.tolist() == [2]
+    assert labels.events["desat"].tolist() == [1]
+
+
+def test_3_exact_duplicate_rows_count_once():
+    rows = stage_rows(0, "23") * 2 + [(31.0, 5.0, "Central Apnea")] * 2
+    scoring = scoring_from_rows(rows)
+    assert scoring.stages.tolist() == [2, 3]
+    assert len(scoring.events) == 1
+    assert scoring.remarks == []
+
+
+def test_3_an_epoch_scored_twice_and_differently_is_left_out_and_told():
+    scoring = scoring_from_rows([*stage_rows(0, "23"), (30.0, 30.0, "Sleep stage R")])
+    assert scoring.stage_onsets_s.tolist() == [0.0]
+    assert scoring.remarks == ["1 epochs scored twice and differently left out"]
+
+
+@pytest.mark.parametrize("row", ["x\t30\tSleep stage W", "12\ty\tSleep stage W"])
+def test_rows_without_numbers_are_counted_not_guessed(tmp_path, row):
+    path = tmp_path / "1_2.tsv"
+    path.write_text(f"onset\tduration\tdescription\n{row}\n0\t30\tSleep stage R\n")
+    scoring = read_tsv(path)
+    assert scoring.stages.tolist() == [4]
+    assert scoring.remarks == ["1 rows without a numeric onset and duration left out"]
+
+
+@pytest.mark.parametrize("onset", ["nan", "inf", "-inf"])
+def test_impossible_times_are_counted_not_guessed(tmp_path, onset):
+    path = tmp_path / "1_2.tsv"
+    path.write_text(f"onset\tduration\tdescription\n{onset}\t30\tSleep stage R\n")
+    scoring = read_tsv(path)
+    assert len(scoring.stages) == 0
+    assert scoring.remarks == ["1 stage or event rows with an impossible time left out"]
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["not a desat", "desat to 90", "c apnea", "possible obstructive apnea", "RERA", "Apnea"],
+)
+def test_3_free_text_notes_mark_nothing(note):
+    labels = label([*stage_rows(0, "22"), (5.0, 20.0, note)])
+    assert not any(codes.any() for codes in labels.events.values())
+
+
+# ------------------------------------------------------------------ which epochs
+def test_3_unscored_rows_are_no_epochs_unless_asked_for():
+    rows = [*stage_rows(0, "W?2"), (35.0, 10.0, "Central Apnea")]
+    labels = label(rows)
+    assert labels.onsets_s.tolist() == [0.0, 60.0]
+    assert labels.events["apnea"].tolist() == [0, 0]  # an event in an unscored stretch
+    kept = label(rows, keep_unscored=True)
+    assert kept.sleep.tolist() == [0, -1, 2]
+    assert kept.events["apnea"].tolist() == [0, 0, 0]
+
+
+def test_3_a_gap_in_the_scoring_is_no_epoch_and_carries_no_event():
+    # 4480_5926: the headbox was off between two stage runs; the grid keeps its phase.
+    rows = stage_rows(0.5, "22") + stage_rows(120.5, "3")
+    labels = label([*rows, (70.0, 40.0, "Oxygen Desaturation")])
+    assert labels.onsets_s.tolist() == [0.5, 30.5, 120.5]
+    assert labels.events["desat"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("recording_s", "n"), [(90.0, 3), (89.9, 2), (60.0, 2), (29.0, 0)])
+def test_0_8_an_epoch_must_lie_inside_the_recording(recording_s, n):
+    assert len(label(stage_rows(0, "223"), recording_s=recording_s).onsets_s) == n
+
+
+def test_3_a_last_row_shorter_than_30_s_is_an_epoch_only_if_30_s_were_recorded():
+    rows = [*stage_rows(0, "2"), (30.0, 11.5, "Sleep stage W")]
+    assert len(label(rows, recording_s=41.5).onsets_s) == 1
+    assert len(label(rows, recording_s=61.0).onsets_s) == 2
+
+
+def test_epochs_before_the_recording_are_left_out():
+    assert label(stage_rows(-30.0, "23")).sleep.tolist() == [3]
+
+
+def test_a_long_row_is_a_run_of_epochs():
+    labels = label([(15.0, 90.0, "Sleep stage 2"), (105.0, 30.0, "Sleep stage R")])
+    assert labels.onsets_s.tolist() == [15.0, 45.0, 75.0, 105.0]
+    assert labels.sleep.tolist() == [2, 2, 2, 4]
+
+
+def test_wake_far_from_sleep_is_trimmed_to_the_margin():
+    labels = trim_wake(label(stage_rows(0, "WWWW22WWWW")), margin_min=1.0)
+    assert labels.sleep.tolist() == [0, 0, 2, 2, 0, 0]
+    assert labels.onsets_s[0] == 60.0
+
+
+# ------------------------------------------------------------------ events on epochs
+def test_an_event_marks_every_epoch_that_it_overlaps():
+    # 25 to 65 s: 5 s of epoch 0, all of epoch 1, 5 s of epoch 2.
+    labels = label([*stage_rows(0, "2222"), (25.0, 40.0, "Hypopnea")])
+    assert labels.events["hypop"].tolist() == [2, 2, 2, 0]
+
+
+def test_touching_is_no_overlap():
+    labels = label([*stage_rows(0, "222"), (30.0, 30.0, "Oxygen Desaturation")])
+    assert labels.events["desat"].tolist() == [0, 1, 0]
+
+
+def test_min_overlap_must_be_exceeded():
+    rows = [*stage_rows(0, "222"), (25.0, 15.0, "Oxygen Desaturation")]  # 5 s and 10 s
+    assert label(rows, min_overlap_s=5.0).events["desat"].tolist() == [0, 1, 0]
+    assert label(rows, min_overlap_s=4.9).events["desat"].tolist() == [1, 1, 0]
+    assert label(rows, min_overlap_s=10.0).events["desat"].tolist() == [0, 0, 0]
+
+
+def test_an_event_of_zero_duration_marks_the_epoch_that_holds_its_onset():
+    rows = [*stage_rows(0, "222"), (30.0, 0.0, "EEG arousal")]
+    assert label(rows, min_overlap_s=5.0).events["eeg"].tolist() == [0, 1, 0]
+
+
+def test_between_types_the_longest_overlap_wins_whatever_the_order():
+    rows = stage_rows(0, "22")
+    rows += [(20.0, 5.0, "Central Apnea"), (26.0, 20.0, "Obstructive Apnea")]
+    # Epoch 0: central 5 s, obstructive 4 s. Epoch 1: obstructive 16 s.
+    assert label(rows).events["apnea"].tolist() == [1, 2]
+    assert label(rows[::-1]).events["apnea"].tolist() == [1, 2]
+
+
+def test_codes_are_those_of_the_original_authors():
+    names = ["Central Apnea", "Obstructive Apnea", "Mixed Apnea"]
+    names += ["Obstructive Hypopnea", "Hypopnea"]
+    rows = stage_rows(0, "2" * len(names))
+    rows += [(30.0 * i + 5, 10.0, name) for i, name in enumerate(names)]
+    labels = label(rows)
+    assert labels.events["apnea"].tolist() == [1, 2, 3, 0, 0]
+    assert labels.events["hypop"].tolist() == [0, 0, 0, 1, 2]
+
+
+# ------------------------------------------------------------------ NSRR
+XML = """<?xml version="1.0" encoding="UTF-8"?>
+<PSGAnnotation><ScoredEvents>
+<ScoredEvent><EventConcept>Recording Start Time</EventConcept>
+<Start>0</Start><Duration>900</Duration></ScoredEvent>
+{events}
+</ScoredEvents></PSGAnnotation>"""
+
+
+def nsrr(tmp_path, *events):
+    text = "".join(
+        f"<ScoredEvent><EventConcept>{concept}</EventConcept><Start>{start}</Start>"
+        f"<Duration>{duration}</Duration></ScoredEvent>"
+        for concept, start, duration in events
+    )
+    path = tmp_path / "chat-baseline-300001-nsrr.xml"
+    path.write_text(XML.format(events=text))
+    return read_nsrr_xml(path)
+
+
+def test_6_nsrr_stages_are_run_lengths(tmp_path):
+    scoring = nsrr(
+        tmp_path,
+        ("Wake|0", 0, 60),
+        ("Stage 1 sleep|1", 60, 30),
+        ("Stage 2 sleep|2", 90, 60),
+        ("Stage 4 sleep|4", 150, 30),
+        ("REM sleep|5", 180, 30),
+        ("Unscored|9", 210, 30),
+    )
+    assert scoring.stages.tolist() == [0, 0, 1, 2, 2, 3, 4, -1]
+
+
+def test_6_nsrr_events_are_known_by_the_part_before_the_bar_and_unsure_is_mixed(tmp_path):
+    scoring = nsrr(
+        tmp_path,
+        ("Stage 2 sleep|2", 0, 150),
+        ("Unsure|Unsure", 5, 10),
+        ("Obstructive apnea|Obstructive Apnea", 35, 10),
+        ("Hypopnea|Hypopnea", 65, 10),
+        ("SpO2 desaturation|SpO2 desaturation", 95, 10),
+        ("ASDA arousal|Arousal (ASDA)", 125, 3),
+        ("SpO2 artifact|SpO2 artifact", 0, 150),
+    )
+    events = label_epochs(scoring, NIGHT_S).events
+    assert events["apnea"].tolist() == [3, 2, 0, 0, 0]
+    assert events["hypop"].tolist() == [0, 0, 2, 0, 0]
+    assert events["desat"].tolist() == [0, 0, 0, 1, 0]
+    assert events["eeg"].tolist() == [0, 0, 0, 0, 1]
+
+
+def test_a_broken_xml_is_refused_by_name(tmp_path):
+    path = tmp_path / "chat-baseline-300001-nsrr.xml"
+    path.write_text("<PSGAnnotation>")
+    with pytest.raises(AnnotationError, match="chat-baseline-300001"):
+        read_nsrr_xml(path)
+
+
+# ------------------------------------------------------------------ real nights
+def slow_reference(path: Path) -> dict[str, list]:
+    """The rule of the labels spelled out epoch by epoch and event by event."""
+    stages, events = [], []
+    for line in path.read_text().splitlines()[1:]:
+        onset, duration, text = line.split("\t")
+        text = text.strip().lower()
+        if text.startswith("sleep stage ") and not text.endswith("?"):
+            stages.append((float(onset), ["w", "n1", "n2", "n3", "r"].index(text.split()[-1])))
+        codes = {"central apnea": (0, 1), "obstructive apnea": (0, 2), "mixed apnea": (0, 3)}
+        codes |= {"obstructive hypopnea": (1, 1), "hypopnea": (1, 2)}
+        if text in codes:
+            events.append((float(onset), float(duration), *codes[text]))
+    result = {"onset": [], "sleep": [], "apnea": [], "hypop": []}
+    for start, stage in sorted(stages):
+        best = [(0.0, 0), (0.0, 0)]
+        for onset, duration, kind, code in sorted(events):
+            overlap = min(onset + duration, start + 30) - max(onset, start)
+            if overlap > best[kind][0]:
+                best[kind] = (overlap, code)
+        for name, value in zip(result, (start, stage, best[0][1], best[1][1]), strict=True):
+            result[name].append(value)
+    return result
+
+
+@pytest.mark.skipif(not (SHARED / "psg").exists(), reason="no ../shared/psg: real nights absent")
+def test_the_25_real_nights_are_labelled_as_the_slow_reference_says():
+    paths = sorted((SHARED / "psg" / "ucddb_tsv").glob("*.tsv"))
+    assert len(paths) == 25
+    n_apnea = 0
+    for path in paths:
+        labels, slow = label_epochs(read_tsv(path), NIGHT_S), slow_reference(path)
+        assert labels.onsets_s.tolist() == slow["onset"], path.name
+        assert labels.sleep.tolist() == slow["sleep"], path.name
+        assert labels.events["apnea"].tolist() == slow["apnea"], path.name
+        assert labels.events["hypop"].tolist() == slow["hypop"], path.name
+        n_apnea += np.count_nonzero(labels.events["apnea"])
+    assert n_apnea > 500  # the nights hold 695 scored apneas: the test is not vacuous

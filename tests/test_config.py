@@ -1,0 +1,154 @@
+"""Settings: what is known is typed and explained, what is not is refused in one sentence."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pedsleepmae import config
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = {
+    "simulate": config.SimulateSettings,
+    "prepare": config.PrepareSettings,
+    "pretrain": config.PretrainSettings,
+    "probe": config.ProbeSettings,
+}
+SCRIPTS = {
+    "0_simulate_cohort.py": "simulate",
+    "1_prepare_dataset.py": "prepare",
+    "2_pretrain_model.py": "pretrain",
+    "3_train_classifier.py": "probe",
+}
+
+
+def load(kind, *argv):
+    return config.load_settings(CLASSES[kind], f"{kind}.yaml", "doc", list(argv))
+
+
+def refused(capsys, kind, *argv) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        load(kind, *argv)
+    assert stopped.value.code == 2
+    sentence = capsys.readouterr().err.strip()
+    assert len(sentence.splitlines()) == 1
+    return sentence
+
+
+def kind_of(path: Path) -> str:
+    """Which script a configuration file belongs to, by the command in its header."""
+    text = path.read_text()
+    return next(
+        kind for script, kind in SCRIPTS.items() if script in text or f"cript {script[0]}" in text
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_file_is_one_of_its_script(path):
+    load(kind_of(path), "--config", str(path))
+
+
+def test_overrides_are_typed_and_win_over_the_file(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("seed: 3\nn_workers: 5\npaths:\n  batches_dir: here\n")
+    settings = load("prepare", "--config", str(file), "--seed", "7", "--paths.examples_dir", "x")
+    assert (settings.seed, settings.n_workers) == (7, 5)
+    assert (settings.paths.batches_dir, settings.paths.examples_dir) == (Path("here"), Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "strict"), [([], False), (["--strict"], True), (["--strict", "true"], True),
+                         (["--strict", "false"], False), (["--strict=true"], True)],
+)  # fmt: skip
+def test_a_switch_means_what_it_says(argv, strict):
+    assert load("prepare", *argv).strict is strict
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--tasks", "apnea", "sleep"], ["--tasks", "[apnea, sleep]"], ["--tasks=[apnea,sleep]"]],
+)
+def test_a_list_can_be_given_in_each_usual_form(argv):
+    assert load("probe", *argv).tasks == ["apnea", "sleep"]
+
+
+def test_an_unknown_key_in_a_file_names_file_key_value_and_remedy(capsys, tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("paths:\n  recording_dir: /data\n")
+    sentence = refused(capsys, "prepare", "--config", str(file))
+    for word in (str(file), "paths.recording_dir", "'/data'", "did you mean paths.recordings_dir"):
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--foo", "3"], ["command line", "foo", "3", "--help"]),
+        (["--seed", "x"], ["seed", "'x'", "a whole number"]),
+        (["--layout", "chat"], ["layout", "'chat'", "nch, nsrr, sleep_edf"]),
+        (["--paths", "3"], ["paths", "group of settings"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "configs/"]),
+        (["--split.val_fraction", "0.7", "--split.test_fraction", "0.4"], ["1.1", "below 1"]),
+        (["--n_worker", "3"], ["n_worker", "did you mean n_workers"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_a_bad_call_is_one_sentence_with_exit_code_2(capsys, argv, words):
+    sentence = refused(capsys, "prepare", *argv)
+    for word in words:
+        assert word in sentence
+
+
+def test_a_wrong_type_in_a_file_is_traced_to_the_file(capsys, tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("min_channels: many\n")
+    sentence = refused(capsys, "prepare", "--config", str(file))
+    for word in (str(file), "min_channels", "'many'", "a whole number"):
+        assert word in sentence
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_every_setting_with_its_meaning(script, tmp_path):
+    run = subprocess.run(
+        [sys.executable, str(ROOT / script), "--help"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0
+    text = " ".join(run.stdout.split())
+    for name in config.setting_types(CLASSES[SCRIPTS[script]]):
+        assert f"--{name} " in text, name
+    assert "default:" in text
+    assert script in text  # the command to paste
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_print_config_prints_settings_that_can_be_read_back(script, tmp_path):
+    command = [sys.executable, str(ROOT / script), "--print_config"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 0
+    (tmp_path / "printed.yaml").write_text(run.stdout)
+    kind = SCRIPTS[script]
+    again = load(kind, "--config", str(tmp_path / "printed.yaml"))
+    assert config.as_plain_dict(again) == config.as_plain_dict(load(kind))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_setting_is_read_somewhere(kind):
+    """A name that occurs nowhere but in its own definition is a setting that does nothing."""
+    used = set()
+    for path in [*ROOT.glob("[0-9]_*.py"), *(ROOT / "pedsleepmae").glob("*.py")]:
+        if path.name == "config.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                used.add(node.attr)
+            elif isinstance(node, (ast.arg, ast.keyword)):
+                used.add(node.arg)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                used.add(node.target.id)
+    unread = {
+        name for name in config.setting_types(CLASSES[kind]) if name.split(".")[-1] not in used
+    }
+    assert not unread

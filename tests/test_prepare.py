@@ -1,0 +1,556 @@
+"""Recordings to examples: right on every known quirk, restartable, nothing lost or hidden."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from edf_files import EdfFile, Signal, nch_file, nch_study, stage_rows, write_tsv
+
+from pedsleepmae import layouts, prepare, store
+from pedsleepmae.channels import CHANNEL_NAMES
+from pedsleepmae.prepare import ExampleSettings, build_examples, prepare_study
+from pedsleepmae.standardise import undo_standard
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = ExampleSettings(
+    layout="nch",
+    stand_ins={},
+    min_channels=4,
+    min_overlap_s=0.0,
+    keep_unscored=False,
+    wake_margin_min=None,
+    scaling="policy",
+    clip=20.0,
+)
+
+
+def only_study(folder: Path, layout="nch"):
+    (study,) = layouts.find_studies(folder, layout)
+    return study
+
+
+def run_script(folder: Path, *options, recordings=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "1_prepare_dataset.py")]
+    command += ["--paths.recordings_dir", str(recordings or folder / "Sleep_Data")]
+    command += ["--paths.examples_dir", str(folder / "examples")]
+    command += ["--paths.batches_dir", str(folder / "batches"), "--n_workers", "1", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def contents(folder: Path) -> dict:
+    """Every dataset of every HDF5 file below a folder, and the tables, as bytes."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".hdf5":
+            with h5py.File(path) as file:
+                for dataset in file:
+                    found[name, dataset] = file[dataset][()].tobytes()
+                for attribute, value in file.attrs.items():
+                    found[name, "@" + attribute] = np.asarray(value).tobytes()
+        elif path.suffix == ".csv":
+            found[name] = path.read_bytes()
+    return found
+
+
+# ------------------------------------------------------------------ signals of examples
+def test_0_5_examples_are_cut_at_the_stage_onsets(tmp_path):
+    # A ramp in the CO2 channel tells the time of every sample: 1 digital step in 1/256 s.
+    file = nch_file(seconds=240)
+    n = len(file.signals[7].digital)
+    file.signals[7] = Signal(
+        "Capno", (np.arange(n) // 4 - 8000).astype(np.int16), 1024, "mmHg", ("-32768", "32767")
+    )
+    file.write(tmp_path / "5_6.edf")
+    first_s = 40.9609375
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(first_s, "W23"))
+    examples, _ = build_examples(only_study(tmp_path), SETTINGS)
+    ramp = undo_standard(examples.signals, examples.center, examples.scale)[:, 7]
+    for k in range(3):
+        expected = (first_s + 30 * k + np.arange(3840) / 128) * 64 - 8000
+        np.testing.assert_allclose(ramp[k, 50:-50], expected[50:-50], atol=8)
+    assert examples.onsets_s.tolist() == [first_s, first_s + 30, first_s + 60]
+
+
+def test_0_2_the_sign_of_inverted_calibration_reaches_the_examples(tmp_path):
+    file = nch_file(seconds=120)
+    file.signals[0].digital = np.repeat([3000, -3000], 60 * 256).astype(np.int16)
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "2222"))
+    examples, _ = build_examples(only_study(tmp_path), SETTINGS)
+    microvolt = undo_standard(examples.signals, examples.center, examples.scale)[:, 0] * 1e6
+    assert np.median(microvolt[0]) == pytest.approx(-3000 * 2 * 8711 / 65535, rel=1e-3)
+    assert np.median(microvolt[3]) == pytest.approx(3000 * 2 * 8711 / 65535, rel=1e-3)
+
+
+def test_2_chin2_chin1_is_turned_round(tmp_path):
+    same, turned = tmp_path / "a", tmp_path / "b"
+    labels = list(CHANNEL_NAMES)
+    nch_study(same, "1_2", labels=labels)
+    labels[15] = "EMG Chin2-Chin1"
+    nch_study(turned, "1_2", labels=labels)
+    first, second = (build_examples(only_study(f), SETTINGS)[0] for f in (same, turned))
+    step = undo_standard(first.signals, first.center, first.scale)[:, 15]
+    other = undo_standard(second.signals, second.center, second.scale)[:, 15]
+    np.testing.assert_allclose(step, -other, atol=2e-6)
+
+
+def test_2_a_derived_channel_is_the_difference_of_its_electrodes(tmp_path):
+    labels = ["EEG C3", "EEG M2", "EEG O1", "EEG Chest", "EEG Abd"]
+    file = nch_file(seconds=120, labels=labels).write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "222"))
+    examples, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    assert outcome.channels["EEG C3-M2"] == "EEG C3 - EEG M2"
+    assert outcome.channels["EEG O1-M2"] == "EEG O1 - EEG M2"
+    recording = prepare.open_edf(file)
+    from pedsleepmae.signals import resample
+
+    expected = resample(recording.read(0) - recording.read(1), 256.0, step_hold=False) * 1e-6
+    undone = undo_standard(examples.signals, examples.center, examples.scale)[0, 0]
+    np.testing.assert_allclose(undone, expected[:3840], atol=3e-7)
+
+
+def test_3_absent_channels_keep_the_study_down_to_min_channels(tmp_path):
+    nch_study(tmp_path, "5_6", labels=list(CHANNEL_NAMES[:5]))
+    study = only_study(tmp_path)
+    examples, outcome = build_examples(study, SETTINGS)
+    assert examples.present[0].tolist() == [True] * 5 + [False] * 11
+    assert not examples.signals[:, 5:].any()
+    assert "CAPNO" in outcome.absent
+    with pytest.raises(prepare.UnusableRecording, match="only 5 channels, min_channels is 6"):
+        build_examples(study, replace(SETTINGS, min_channels=6))
+
+
+def test_a_flat_channel_is_absent_and_says_so(tmp_path):
+    edf, _ = nch_study(tmp_path, "5_6")
+    file = nch_file(seconds=180)
+    file.signals[12].digital[:] = 12  # C-FLOW of a child without CPAP
+    file.write(edf)
+    examples, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    assert not examples.present[0, 12]
+    assert "flat" in outcome.absent["C-FLOW"]
+
+
+def test_2_a_voltage_tagged_osat_counts_percent(tmp_path):
+    file = nch_file(seconds=180)
+    file.signals[8] = replace(file.signals[8], label="OSAT", unit="uV")
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "22"))
+    examples, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    percent = undo_standard(examples.signals, examples.center, examples.scale)[:, 8]
+    assert outcome.channels["SPO2"] == "OSAT"
+    assert np.median(percent) == pytest.approx(95.8, abs=0.1)
+
+
+def test_2_an_oximeter_that_reads_nonsense_is_absent(tmp_path):
+    file = nch_file(seconds=180)
+    file.signals[8] = replace(file.signals[8], physical=("0", "5"))
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "22"))
+    _, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    assert "does not read as %" in outcome.absent["SPO2"]
+
+
+# ------------------------------------------------------------------ what cannot be used
+def reason(tmp_path, **changes) -> str:
+    outcome = prepare_study(
+        replace(only_study(tmp_path), **changes), SETTINGS, tmp_path / "examples"
+    )
+    assert not outcome.usable
+    assert outcome.n_examples == 0
+    assert not (tmp_path / "examples" / "5_6").exists()
+    return outcome.reason
+
+
+def test_0_8_a_nul_filled_tsv_is_a_reason(tmp_path):
+    nch_study(tmp_path, "5_6")
+    (tmp_path / "5_6.tsv").write_bytes(b"\0" * 1000)
+    assert "only NUL bytes" in reason(tmp_path)
+
+
+def test_0_8_a_study_without_scored_stage_is_a_reason(tmp_path):
+    nch_study(tmp_path, "5_6", stages="????")
+    assert "no scored 30-s epoch" in reason(tmp_path)
+
+
+def test_0_8_a_recording_shorter_than_its_scoring_is_a_reason(tmp_path):
+    nch_file(seconds=20).write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "22"))
+    assert "no scored 30-s epoch inside the recording (2 scored stage rows" in reason(tmp_path)
+
+
+def test_a_torn_edf_is_a_reason(tmp_path):
+    edf, _ = nch_study(tmp_path, "5_6")
+    edf.write_bytes(edf.read_bytes()[:3000])
+    assert "5_6.edf" in reason(tmp_path)
+
+
+def test_a_recording_without_annotations_is_a_reason(tmp_path):
+    nch_file(seconds=60).write(tmp_path / "5_6.edf")
+    assert reason(tmp_path) == "no .tsv beside it"
+
+
+def test_what_nobody_foresaw_costs_one_recording_only(tmp_path, monkeypatch):
+    nch_study(tmp_path, "5_6")
+
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr(prepare, "resample", fail)
+    assert "unforeseen ZeroDivisionError: surprise" in reason(tmp_path)
+
+
+# ------------------------------------------------------------------ layouts
+@pytest.mark.parametrize(
+    ("sleep", "health"), [("Sleep_Data", "Health_Data"), ("sleep_data", "health_data")]
+)
+def test_0_11_both_spellings_of_the_folders(tmp_path, sleep, health):
+    nch_study(tmp_path / sleep, "5_6")
+    (tmp_path / sleep / "5_6.annot").write_text("Sleep stage W\t0\t30\n")
+    (tmp_path / sleep / "5_6.atr").write_bytes(b"\1\2")
+    (tmp_path / sleep / "SHA256SUMS.txt").write_text("x")
+    (tmp_path / health).mkdir()
+    assert [study.key for study in layouts.find_studies(tmp_path, "nch")] == ["5_6"]
+    for start in (tmp_path, tmp_path / sleep):
+        assert layouts.find_health_dir(start).name == health
+
+
+def test_0_10_health_tables_are_latin_1_and_dates_are_not_needed(tmp_path):
+    (tmp_path / "SLEEP_STUDY.csv").write_bytes(
+        b"STUDY_PAT_ID,SLEEP_STUDY_ID,SLEEP_STUDY_START_DATETIME,AGE_AT_SLEEP_STUDY_DAYS\n"
+        b"5,6,2017-09-05 19:55:45,2400\n7,8,9/5/2017,redacted\nx,9,,1\n"
+    )
+    (tmp_path / "DEMOGRAPHIC.csv").write_bytes(
+        b"STUDY_PAT_ID,PCORI_GENDER_CD,LANGUAGE_DESCR\n5,F,Espa\xf1ol\n5,F,English\n7,UN,x\n"
+    )
+    health = layouts.read_health(tmp_path)
+    assert health["patient_id"].tolist() == [5, 7]
+    assert health["age_days"].iloc[0] == 2400
+    assert np.isnan(health["age_days"].iloc[1])
+    assert health["sex"].tolist() == ["F", ""]
+
+
+@pytest.mark.parametrize(
+    "name", ["5.edf", "5_x.edf", "a_b.edf", "5_6_7.edf", "..5_6.edf", "٣_٤.edf"]
+)
+def test_a_name_that_is_not_two_numbers_is_listed_and_reaches_no_path(tmp_path, name):
+    nch_file(seconds=12).write(tmp_path / "Sleep_Data" / name)
+    (study,) = layouts.find_studies(tmp_path, "nch") or [None] if name[0] != "." else [None]
+    if study is not None:
+        assert "two whole numbers" in study.problem
+        outcome = prepare_study(study, SETTINGS, tmp_path / "examples")
+        assert outcome.reason == study.problem
+        assert not (tmp_path / "examples").exists()
+
+
+def test_the_same_study_twice_is_used_once(tmp_path):
+    nch_study(tmp_path / "a", "5_6")
+    nch_study(tmp_path / "b", "5_6")
+    problems = [study.problem for study in layouts.find_studies(tmp_path, "nch")]
+    assert problems == ["", "same patient and study as a/5_6.edf"]
+
+
+def test_annotations_without_a_recording_are_listed(tmp_path):
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "2"))
+    assert only_study(tmp_path).problem == "annotations without a recording"
+
+
+def test_6_chat_files_are_paired_by_name(tmp_path):
+    name = "chat-baseline-nonrandomized-300001"
+    nch_file(seconds=60).write(tmp_path / "edfs" / f"{name}.edf")
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml" / f"{name}-nsrr.xml").write_text(
+        "<PSGAnnotation><ScoredEvents><ScoredEvent><EventConcept>Stage 2 sleep|2</EventConcept>"
+        "<Start>0</Start><Duration>60</Duration></ScoredEvent></ScoredEvents></PSGAnnotation>"
+    )
+    (tmp_path / "xml" / f"{name}-profusion.xml").write_text("<x/>")
+    study = only_study(tmp_path, "nsrr")
+    assert (study.patient_id, study.study_id, study.problem) == (300001, 3, "")
+    examples, _ = build_examples(study, replace(SETTINGS, layout="nsrr"))
+    assert examples.labels["sleep"].tolist() == [2, 2]
+
+
+def test_6_fpz_referenced_mixed_rate_chat_signals_become_channels(tmp_path):
+    def chat(label, rate_hz, value=0, unit="uV", physical=("-312", "312")):
+        rng = np.random.default_rng(list(label.encode()))
+        digital = value + rng.normal(0, 50, 60 * rate_hz)
+        return Signal(label, digital.astype(np.int16), rate_hz, unit, physical)
+
+    signals = [chat(name, 200) for name in ("C3", "M2", "E1", "Lchin", "Rchin", "Snore")]
+    signals += [chat(name, 32) for name in ("Chest", "ABD")]
+    signals += [chat("SaO2", 10, 31_000, "%", ("0", "101"))]
+    EdfFile(signals, record_s="1", reserved="").write(tmp_path / "chat-baseline-300001.edf")
+    (tmp_path / "chat-baseline-300001-nsrr.xml").write_text(
+        "<PSGAnnotation><ScoredEvents><ScoredEvent><EventConcept>REM sleep|5</EventConcept>"
+        "<Start>0</Start><Duration>60</Duration></ScoredEvent></ScoredEvents></PSGAnnotation>"
+    )
+    examples, outcome = build_examples(
+        only_study(tmp_path, "nsrr"), replace(SETTINGS, layout="nsrr")
+    )
+    assert outcome.rates_hz == [10.0, 32.0, 200.0]
+    wanted = {"EEG C3-M2", "EOG LOC-M2", "EMG CHIN1-CHIN2", "SNORE", "SPO2"}
+    assert set(outcome.channels) == wanted | {"RESP THORACIC", "RESP ABDOMINAL"}
+    assert examples.labels["sleep"].tolist() == [4, 4]
+
+
+# ------------------------------------------------------------------ the whole script
+def cohort(folder: Path, n: int = 6) -> Path:
+    """n small studies of n - 1 patients, one unusable, with health data."""
+    for i in range(n):
+        nch_study(
+            folder / "Sleep_Data", f"{min(i, n - 2) + 1}_{i + 11}", stages="W123R" * (i % 2 + 1)
+        )
+    nch_study(folder / "Sleep_Data", "99_99", stages="??")
+    rows = [f"{min(i, n - 2) + 1},{i + 11},{1000 * (i + 1)}" for i in range(n)]
+    health = folder / "Health_Data"
+    health.mkdir(parents=True)
+    (health / "SLEEP_STUDY.csv").write_text(
+        "\n".join(["STUDY_PAT_ID,SLEEP_STUDY_ID,AGE_AT_SLEEP_STUDY_DAYS", *rows])
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = cohort(tmp_path_factory.mktemp("cohort"))
+    run = run_script(folder)
+    assert run.returncode == 0, run.stderr
+    return folder, run
+
+
+def test_8_every_recording_found_has_a_row_and_the_unusable_one_a_reason(prepared):
+    folder, run = prepared
+    table = pd.read_csv(folder / "batches" / "studies.csv", keep_default_na=False)
+    assert len(table) == 7
+    assert table["status"].value_counts().to_dict() == {"used": 6, "unusable": 1}
+    bad = table[table["status"] == "unusable"].iloc[0]
+    assert bad["patient_id"] == 99
+    assert "no scored 30-s epoch" in bad["reason"]
+    good = table[table["status"] == "used"]
+    assert (good["reason"] == "").all()
+    assert (good["n_examples"] > 0).all()
+    assert good["age_days"].tolist() == ["1000", "2000", "3000", "4000", "5000", "6000"]
+    assert "6 of 7 recordings" in run.stdout
+    assert "no scored 30-s epoch" in run.stdout
+
+
+def test_8_the_report_stands_alone_and_names_what_was_left_out(prepared):
+    page = (prepared[0] / "batches" / "prepare_report.html").read_text()
+    assert "99_99.edf" in page
+    assert "data:image/png;base64," in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_7_repeat_studies_of_a_patient_stand_together(prepared):
+    index = store.load_index(prepared[0] / "batches")
+    assert index.patient_disjoint
+    assert set(index.study_ids[index.patient_ids == 5]) == {15, 16}
+    assert len(set(index.split[index.patient_ids == 5])) == 1
+    assert len(index) == 6 * 5 + 3 * 5
+
+
+def test_batch_files_hold_the_examples_unchanged_and_mixed(prepared):
+    folder, _ = prepared
+    index = store.load_index(folder / "batches")
+    assert set(Counter(index.file_of).values()) <= set(range(1, 129))
+    for i in range(0, len(index), 7):
+        key = f"{index.patient_ids[i]}_{index.study_ids[i]}"
+        paths = sorted(
+            (folder / "examples" / key).iterdir(), key=lambda p: int(p.stem.split("_")[-1])
+        )
+        example = store.read_examples(paths)
+        (k,) = np.flatnonzero(example.onsets_s == index.onsets_s[i])
+        np.testing.assert_array_equal(store.read_signals(index, [i])[0], example.signals[k])
+        assert index.labels["sleep"][i] == example.labels["sleep"][k]
+    train = index.rows("train")
+    assert len(set(index.study_ids[train][:8])) > 1
+
+
+def test_9_a_second_run_reads_nothing_and_changes_nothing(prepared):
+    folder, _ = prepared
+    before = contents(folder)
+    times = {p: p.stat().st_mtime_ns for p in (folder / "batches").rglob("*.hdf5")}
+    run = run_script(folder)
+    assert run.returncode == 0
+    assert "Preparing" not in run.stderr
+    assert contents(folder) == before
+    assert {p: p.stat().st_mtime_ns for p in (folder / "batches").rglob("*.hdf5")} == times
+
+
+def test_strict_ends_with_3_when_something_was_left_out(prepared):
+    assert run_script(prepared[0], "--strict").returncode == 3
+
+
+def copied(prepared, tmp_path) -> Path:
+    shutil.copytree(prepared[0], tmp_path / "copy", copy_function=shutil.copy2)
+    return tmp_path / "copy"
+
+
+def test_9_a_changed_recording_is_made_anew_and_only_it(prepared, tmp_path):
+    folder = copied(prepared, tmp_path)
+    write_tsv(folder / "Sleep_Data" / "1_11.tsv", stage_rows(10.25, "RRR"))
+    run = run_script(folder)
+    assert run.returncode == 0, run.stderr
+    assert "6 of 7 recordings are finished already" in run.stderr
+    index = store.load_index(folder / "batches")
+    assert index.labels["sleep"][index.patient_ids == 1].tolist() == [4, 4, 4]
+
+
+def test_9_a_changed_setting_is_noticed(prepared, tmp_path):
+    folder = copied(prepared, tmp_path)
+    run = run_script(folder, "--scaling", "original")
+    assert run.returncode == 0
+    assert "finished already" not in run.stderr
+    with h5py.File(next((folder / "batches" / "train").iterdir())) as file:
+        assert file["scale"][0, 7] == 233451.1131535057
+
+
+def test_7_splits_csv_is_honoured_and_extended(prepared, tmp_path):
+    folder = copied(prepared, tmp_path)
+    splits = {1: "test", 2: "test", 3: "train", 4: "val", 5: "train"}
+    lines = "".join(f"{patient},{split}\n" for patient, split in splits.items())
+    (folder / "batches" / "splits.csv").write_text("patient_id,split\n" + lines)
+    nch_study(folder / "Sleep_Data", "77_77")
+    assert run_script(folder).returncode == 0
+    index = store.load_index(folder / "batches")
+    found = {p: store.SPLITS[s] for p, s in zip(index.patient_ids, index.split, strict=True)}
+    assert {patient: found[patient] for patient in splits} == splits
+    assert 77 in found
+    assert 77 in store.read_splits(folder / "batches")
+
+
+def test_12_leaving_out_the_example_files_changes_no_byte_of_the_batches(prepared, tmp_path):
+    folder = cohort(tmp_path / "cohort")
+    run = run_script(folder, "--keep_examples", "false")
+    assert run.returncode == 0
+    assert list((folder / "examples").glob("*_*")) == []
+    for path in sorted((prepared[0] / "batches").rglob("*.hdf5")):
+        again = folder / "batches" / path.relative_to(prepared[0] / "batches")
+        assert again.read_bytes() == path.read_bytes()
+    assert "Preparing" not in run_script(folder, "--keep_examples", "false").stderr
+
+
+def test_more_workers_give_the_same_files(prepared, tmp_path):
+    folder = cohort(tmp_path / "cohort")
+    assert run_script(folder, "--n_workers", "2").returncode == 0
+    assert contents(folder) == contents(prepared[0])
+
+
+def test_9_a_second_run_in_the_same_folder_stops_with_a_sentence(prepared):
+    folder, _ = prepared
+    with prepare.only_run_in(folder / "batches"):
+        run = run_script(folder)
+    assert run.returncode == 1
+    assert "another run of script 1 is writing to" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_9_killed_at_any_moment_it_goes_on_to_the_same_outcome(prepared, tmp_path):
+    wanted = contents(prepared[0])
+    folder = cohort(tmp_path / "cohort")
+    chance = random.Random(0)
+    command = [sys.executable, str(ROOT / "1_prepare_dataset.py"), "--n_workers", "1"]
+    for kind in ("recordings", "examples", "batches"):
+        name = "Sleep_Data" if kind == "recordings" else kind
+        command += [f"--paths.{kind}_dir", str(folder / name)]
+    n_killed = 0
+    for _ in range(20):
+        run = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        # Start-up takes about a second and a half; the work is short, so aim at it.
+        time.sleep(chance.uniform(1.0, 3.0))
+        n_killed += run.poll() is None
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        for path in folder.glob("examples/*_*/*.hdf5"):  # what has its name is whole
+            store.read_examples([path])
+            break
+        if run.returncode == 0:  # done before the blow: begin anew
+            assert contents(folder) == wanted
+            shutil.rmtree(folder / "examples")
+            shutil.rmtree(folder / "batches")
+    assert n_killed >= 10
+    assert run_script(folder).returncode == 0
+    assert contents(folder) == wanted
+
+
+def test_9_a_full_disk_stops_with_a_sentence_and_loses_nothing(prepared, tmp_path):
+    folder = cohort(tmp_path / "cohort")
+    # A limit on the size of a file is what a process can be given; it fails like a full disk.
+    code = (
+        "import resource, runpy, sys, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY));"
+        f"sys.argv = sys.argv[1:]; runpy.run_path({str(ROOT / '1_prepare_dataset.py')!r}, "
+        "run_name='__main__')"
+    )
+    arguments = ["1_prepare_dataset.py", "--n_workers", "1"]
+    for kind, name in (
+        ("recordings", "Sleep_Data"),
+        ("examples", "examples"),
+        ("batches", "batches"),
+    ):
+        arguments += [f"--paths.{kind}_dir", str(folder / name)]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "it goes on where it stopped" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert run_script(folder).returncode == 0
+    assert contents(folder) == contents(prepared[0])
+
+
+def test_nothing_usable_is_a_failure_that_says_why(tmp_path):
+    nch_study(tmp_path / "Sleep_Data", "5_6", stages="??")
+    run = run_script(tmp_path)
+    assert run.returncode == 1
+    assert "none of the 1 recordings found can be used" in run.stderr
+    assert (tmp_path / "batches" / "studies.csv").exists()
+
+
+def test_a_missing_folder_is_a_bad_call(tmp_path):
+    run = run_script(tmp_path, recordings=tmp_path / "nowhere")
+    assert run.returncode == 2
+    assert "paths.recordings_dir" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_2_inspect_prints_the_table_of_channels(prepared):
+    edf = next((prepared[0] / "Sleep_Data").glob("*.edf"))
+    run = run_script(prepared[0], "--inspect", str(edf))
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert [
+        line[: len(name)] for line, name in zip(lines[2:18], CHANNEL_NAMES, strict=True)
+    ] == list(CHANNEL_NAMES)
+    assert "256 Hz" in lines[2]
+    assert lines[-1] == "16 of 16 channels found"
+
+
+def test_5_fitted_statistics_standardise_the_training_patients(prepared, tmp_path):
+    folder = copied(prepared, tmp_path)
+    run = run_script(folder, "--scaling", "fitted", "--clip", "0")
+    assert run.returncode == 0, run.stderr
+    index = store.load_index(folder / "batches")
+    signals = store.read_signals(index, index.rows("train"))
+    np.testing.assert_allclose(signals.mean(axis=(0, 2)), 0, atol=0.01)
+    np.testing.assert_allclose(signals.std(axis=(0, 2)), 1, atol=0.01)
+
+
+def test_the_state_holds_no_text_of_the_annotations(prepared):
+    for path in (prepared[0] / "examples" / ".prepared").iterdir():
+        assert "Sleep stage" not in json.dumps(json.loads(path.read_text()))

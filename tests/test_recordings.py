@@ -1,0 +1,173 @@
+"""EDF files with every defect that NCH's are known to have, built byte by byte."""
+
+from pathlib import Path
+
+import edfio
+import numpy as np
+import pytest
+from edf_files import EdfFile, Signal, nch_file, noise
+
+from pedsleepmae.recordings import RecordingError, open_edf, read_edf_annotations
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def simple(n_records=10, per_record=1024, **fields):
+    digital = noise(n_records * per_record)
+    return EdfFile([Signal("EEG C3-M2", digital, per_record)], **fields), digital
+
+
+def test_0_1_edf_plus_c_without_annotation_signal_is_read(tmp_path):
+    file, digital = simple(reserved="EDF+C")
+    recording = open_edf(file.write(tmp_path / "1_2.edf"))
+    assert len(recording.signals) == 1
+    assert recording.duration_s == 40.0
+    np.testing.assert_array_equal(recording.read_digital(0), digital)
+
+
+def test_0_2_inverted_calibration_keeps_its_sign_and_scale(tmp_path):
+    file, digital = simple()
+    x = open_edf(file.write(tmp_path / "1_2.edf")).read(0)
+    gain = -2 * 8711 / 65535  # uV per digital step: a positive code is a negative voltage
+    np.testing.assert_allclose(x, gain * (digital + 0.5), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("record_s", "per_record", "rate_hz"),
+    [
+        ("4", 1024, 256.0),
+        ("2", 800, 400.0),
+        ("2", 1024, 512.0),
+        ("12", 3072, 256.0),
+        ("3.59766", 921, 255.9997),
+    ],
+)
+def test_0_3_the_rate_is_samples_over_record_duration(tmp_path, record_s, per_record, rate_hz):
+    file, digital = simple(n_records=30, per_record=per_record, record_s=record_s)
+    recording = open_edf(file.write(tmp_path / "1_2.edf"))
+    assert recording.signals[0].rate_hz == pytest.approx(rate_hz, abs=1e-4)
+    assert recording.duration_s == pytest.approx(30 * float(record_s))
+    np.testing.assert_array_equal(recording.read_digital(0), digital)
+
+
+@pytest.mark.parametrize("count", ["-1", "8896", "3", "0"])
+def test_0_8_a_wrong_or_missing_record_count_gives_way_to_the_size(tmp_path, count):
+    file, digital = simple(n_records=10)
+    file.n_records = count
+    recording = open_edf(file.write(tmp_path / "1_2.edf"))
+    assert recording.duration_s == 40.0
+    np.testing.assert_array_equal(recording.read_digital(0), digital)
+    assert "10 records" in recording.remarks[0]  # told, not silent
+
+
+def test_0_8_a_file_cut_off_in_mid_record_keeps_the_whole_records(tmp_path):
+    file, digital = simple(n_records=10)
+    path = tmp_path / "1_2.edf"
+    path.write_bytes(file.to_bytes()[:-700])
+    recording = open_edf(path)
+    assert recording.duration_s == 36.0
+    np.testing.assert_array_equal(recording.read_digital(0), digital[: 9 * 1024])
+    assert any("truncated" in remark.lower() for remark in recording.remarks)
+
+
+def test_0_8_bytes_that_are_no_ascii_stop_nothing(tmp_path):
+    file, _ = simple()
+    file.signals[0].label = "EEG C3-M2 é"
+    file.header = {"patient": "Zoë X".encode("latin-1"), "startdate": b"NA", "starttime": b"\xff"}
+    recording = open_edf(file.write(tmp_path / "1_2.edf"))
+    assert recording.signals[0].label == "EEG C3-M2 é"
+    assert len(recording.read(0)) == 10 * 1024
+
+
+def test_1_duplicate_labels_are_kept_apart(tmp_path):
+    signals = [Signal("Snore", np.full(1024, value), 256) for value in (5, 7)]
+    recording = open_edf(EdfFile(signals).write(tmp_path / "1_2.edf"))
+    assert [signal.label for signal in recording.signals] == ["Snore", "Snore"]
+    assert [recording.read_digital(i)[0] for i in (0, 1)] == [5, 7]
+
+
+def test_mixed_rates_stay_native(tmp_path):
+    signals = [Signal("C3", noise(800), 200), Signal("SaO2", noise(40), 10)]
+    recording = open_edf(EdfFile(signals, record_s="1").write(tmp_path / "1_2.edf"))
+    assert [signal.rate_hz for signal in recording.signals] == [200.0, 10.0]
+    assert [len(recording.read(i)) for i in (0, 1)] == [800, 40]
+
+
+@pytest.mark.parametrize(
+    ("physical", "limits"),
+    [
+        (("0", "0"), ("-32768", "32767")),
+        (("-100", "100"), ("0", "0")),
+        (("", ""), ("-32768", "32767")),
+        (("x", "100"), ("-32768", "32767")),
+        (("nan", "100"), ("-32768", "32767")),
+    ],
+)
+def test_6_a_constant_or_undefined_calibration_is_a_problem_of_that_signal_only(
+    tmp_path, physical, limits
+):
+    bad = Signal("Chin", noise(1024), 256, physical=physical, limits=limits)
+    good = Signal("EEG C3-M2", noise(1024), 256)
+    recording = open_edf(EdfFile([bad, good]).write(tmp_path / "1_2.edf"))
+    assert recording.signals[0].problem
+    assert recording.signals[1].problem == ""
+    assert len(recording.read(1)) == 1024
+
+
+def test_6_a_physical_maximum_of_zero_is_a_range_like_any_other(tmp_path):
+    signal = Signal("Chin", np.array([-32768, 32767] * 512), 256, physical=("-100", "0"))
+    recording = open_edf(EdfFile([signal]).write(tmp_path / "1_2.edf"))
+    np.testing.assert_allclose(recording.read(0)[:2], [-100.0, 0.0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"0       ", b"\0" * 5000, b"not an EDF file at all" * 100]
+)
+def test_what_is_no_edf_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "1_2.edf"
+    path.write_bytes(content)
+    with pytest.raises(RecordingError, match=r"1_2\.edf"):
+        open_edf(path)
+
+
+def test_a_header_without_data_is_refused(tmp_path):
+    file, _ = simple(n_records=1)
+    path = tmp_path / "1_2.edf"
+    path.write_bytes(file.to_bytes()[:512])
+    with pytest.raises(RecordingError, match=r"1_2\.edf"):
+        open_edf(path)
+
+
+@pytest.mark.parametrize("record_s", ["0", "-1", "nan"])
+def test_a_record_without_duration_is_refused(tmp_path, record_s):
+    file, _ = simple(record_s=record_s)
+    with pytest.raises(RecordingError, match=r"1_2\.edf"):
+        open_edf(file.write(tmp_path / "1_2.edf"))
+
+
+def test_a_discontinuous_file_is_refused_with_the_remedy(tmp_path):
+    file, _ = simple(reserved="EDF+D")
+    with pytest.raises(RecordingError, match=r"export it as EDF\+C"):
+        open_edf(file.write(tmp_path / "1_2.edf"))
+
+
+def test_a_simulated_file_is_known_by_its_header(tmp_path):
+    assert not open_edf(nch_file(12).write(tmp_path / "1_2.edf")).simulated
+    file = nch_file(12, recording="Startdate 01-JAN-2001 X SIMULATED X")
+    assert open_edf(file.write(tmp_path / "1_3.edf")).simulated
+
+
+@pytest.mark.skipif(not (SHARED / "psg").exists(), reason="no ../shared/psg: real night absent")
+def test_a_real_night_is_read_as_edfio_reads_it():
+    path = SHARED / "psg" / "sleep_edf_SC4001" / "SC4001E0-PSG.edf"
+    recording, edf = open_edf(path), edfio.read_edf(path)
+    assert recording.duration_s == 79500.0
+    for i, signal in enumerate(edf.signals):
+        step = abs(recording.signals[i].step)
+        np.testing.assert_allclose(recording.read(i), signal.data, atol=1e-3 * step, rtol=1e-6)
+
+
+@pytest.mark.skipif(not (SHARED / "psg").exists(), reason="no ../shared/psg: real night absent")
+def test_a_real_hypnogram_is_read():
+    rows = read_edf_annotations(SHARED / "psg" / "sleep_edf_SC4001" / "SC4001EC-Hypnogram.edf")
+    assert rows[:2] == [(0.0, 30630.0, "Sleep stage W"), (30630.0, 120.0, "Sleep stage 1")]
