@@ -23,6 +23,7 @@ import numpy as np
 from pedsleepmae.annotations import AnnotationError, EpochLabels, label_epochs, trim_wake
 from pedsleepmae.channels import (
     CHANNELS,
+    EPOCH_S,
     EPOCH_SAMPLES,
     N_CHANNELS,
     VOLTS,
@@ -35,7 +36,7 @@ from pedsleepmae.layouts import Study, read_scoring
 from pedsleepmae.recordings import Recording, RecordingError, open_edf
 from pedsleepmae.signals import (
     cut_epochs,
-    grid_shift,
+    grid_start,
     measure_quality,
     percent_factor,
     resample,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 # Raised when what is written for the same recording and settings changes.
 PREPARE_VERSION = 1
+FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
 PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
 
@@ -162,7 +164,8 @@ def read_channel(
 
     Raises UnusableRecording when an oximeter's numbers do not read as %.
     """
-    x = recording.read_source(source)
+    digital = recording.read_digital(source.plus)
+    x = recording.read_source(source, digital)
     signal = recording.signals[source.plus]
     if channel.kind == "percent":
         volts = next((f for unit, f in VOLTS.items() if unit.lower() == source.unit.lower()), None)
@@ -175,7 +178,7 @@ def read_channel(
             )
         x *= np.float32(factor)
     quality = measure_quality(
-        recording.read_digital(source.plus),
+        digital,
         x,
         source.rate_hz,
         flat_s=300.0 if channel.kind == "percent" else 1.0,
@@ -193,10 +196,11 @@ def cut_channel(
     Raises UnusableRecording when the channel holds no signal.
     """
     x, quality = read_channel(recording, channel, source)
-    shift = grid_shift(float(onsets_s[0]), source.rate_hz)
+    start = grid_start(float(onsets_s[0]), source.rate_hz)
+    end = int((onsets_s[-1] + EPOCH_S + FILTER_TAIL_S) * source.rate_hz)
     is_code = channel.kind == "percent"
-    night = resample(x[shift:], source.rate_hz, step_hold=is_code)
-    x_NT = cut_epochs(night, shift / source.rate_hz, onsets_s)
+    night = resample(x[start:end], source.rate_hz, step_hold=is_code)
+    x_NT = cut_epochs(night, start / source.rate_hz, onsets_s)
     if not is_code and x_NT.min() == x_NT.max():
         label = recording.signals[source.plus].label
         raise UnusableRecording(f"{label}: flat, one value in all scored epochs")
@@ -424,7 +428,14 @@ def workers(n_workers: int, cluster_address: str | None = None) -> Iterator[None
         return
     import distributed  # needed on a cluster only
 
-    with distributed.Client(cluster_address), joblib.parallel_config("dask"):
+    try:
+        client = distributed.Client(cluster_address)
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"no Dask scheduler answers at {cluster_address} ({error}); start one with "
+            "`dask scheduler` and workers with `dask worker`, then give its address"
+        ) from error
+    with client, joblib.parallel_config("dask"):
         yield
 
 

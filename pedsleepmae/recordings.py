@@ -40,18 +40,24 @@ class Recording:
     simulated: bool = False
     remarks: list[str] = field(default_factory=list)
 
-    def read(self, i: int) -> np.ndarray:
-        """Samples of signal ``i`` in the unit of its header, (n_native,) float32."""
+    def read(self, i: int, digital: np.ndarray | None = None) -> np.ndarray:
+        """Samples of signal ``i`` in the unit of its header, (n_native,) float32.
+
+        ``digital``: its digital samples, where the caller has read them.
+        """
         signal = self.signals[i]
-        x = self.read_digital(i).astype(np.float32)
+        x = (self.read_digital(i) if digital is None else digital).astype(np.float32)
         x -= np.float32(signal.digital_max)
         x *= np.float32(signal.step)
         x += np.float32(signal.physical_max)
         return x
 
-    def read_source(self, source: Source) -> np.ndarray:
-        """Samples of a channel, (n_native,) float32: volts, or the file's unit."""
-        x = self.read(source.plus)
+    def read_source(self, source: Source, digital: np.ndarray | None = None) -> np.ndarray:
+        """Samples of a channel, (n_native,) float32: volts, or the file's unit.
+
+        ``digital``: the digital samples of ``source.plus``, where the caller has read them.
+        """
+        x = self.read(source.plus, digital)
         if source.minus is not None:
             x -= self.read(source.minus)
         x *= np.float32(source.factor)

@@ -10,7 +10,8 @@ import soxr
 
 from pedsleepmae.channels import EPOCH_SAMPLES, RATE_HZ
 
-# Largest number of native samples that may be dropped to bring the 128-Hz grid onto the epochs'.
+_LEAD_S = 10.0  # recorded before the first epoch, for the filter to run in
+# Native samples among which the one is sought that brings the 128-Hz grid onto the epochs'.
 _LARGEST_SHIFT = 4096
 
 
@@ -33,17 +34,20 @@ class ChannelQuality:
 
 
 # ------------------------------------------------------------------ resampling
-def grid_shift(onset_s: float, rate_hz: float) -> int:
-    """Native samples to drop so that a 128-Hz grid from there passes through ``onset_s``.
+def grid_start(onset_s: float, rate_hz: float) -> int:
+    """Native sample from which a 128-Hz grid passes through ``onset_s``, some 10 s before it.
 
     NCH's onsets are multiples of one native sample, not of 1/128 s: resampling from sample 0 and
-    cutting at the nearest output sample would be off by up to 3.9 ms. The smallest shift with the
-    least remainder is taken; for 256 Hz it is 0 or 1, for 400 Hz below 25.
+    cutting at the nearest output sample would be off by up to 3.9 ms. Of the samples in reach the
+    first with the least remainder is taken. What lies before it is never cut (NCH records an hour
+    before the first scored epoch), so it need not be resampled.
     """
-    shifts = np.arange(min(_LARGEST_SHIFT, int(max(onset_s, 0) * rate_hz)) + 1)
+    last = int(max(onset_s, 0) * rate_hz)
+    first = max(0, int((onset_s - _LEAD_S) * rate_hz))
+    shifts = np.arange(first, min(first + _LARGEST_SHIFT, last) + 1)
     position = (onset_s - shifts / rate_hz) * RATE_HZ
     off = np.round(np.abs(position - np.round(position)), 6)
-    return int(np.argmin(off))
+    return int(shifts[np.argmin(off)])
 
 
 def resample(x: np.ndarray, rate_hz: float, *, step_hold: bool) -> np.ndarray:
@@ -57,7 +61,9 @@ def resample(x: np.ndarray, rate_hz: float, *, step_hold: bool) -> np.ndarray:
         n_out = int(np.ceil(len(x) * RATE_HZ / rate_hz - 1e-6))
         held = np.floor(np.arange(n_out) * (rate_hz / RATE_HZ) + 1e-6).astype(np.int64)
         return x[np.minimum(held, len(x) - 1)].astype(np.float32)
-    x = np.nan_to_num(x.astype(np.float32), posinf=0.0, neginf=0.0)
+    x = np.asarray(x, np.float32)
+    if not np.isfinite(x.sum()):
+        x = np.nan_to_num(x, posinf=0.0, neginf=0.0)
     if rate_hz == RATE_HZ:
         return x
     return soxr.resample(x, rate_hz, RATE_HZ, quality="HQ")
@@ -110,18 +116,25 @@ def measure_quality(
     """
     n_piece = max(int(rate_hz * flat_s), 2)
     pieces = digital[: len(digital) // n_piece * n_piece].reshape(-1, n_piece)
-    flat = (pieces == pieces[:, :1]).all(axis=1)
-    low, high = min(digital_range), max(digital_range)
-    clipped = (digital <= low) | (digital >= high)
-    finite = np.isfinite(x)
-    outside = (x < plausible[0]) | (x > plausible[1])
+    # Few stretches have equal ends and middle: only those are looked at sample by sample.
+    ends = pieces[:, [0, 1, n_piece // 2, -1]]
+    candidates = pieces[(ends == ends[:, :1]).all(axis=1)]
+    n_flat = int((candidates == candidates[:, :1]).all(axis=1).sum())
+    missing = 0.0 if np.isfinite(x.sum()) else float(1 - np.isfinite(x).mean())
     return ChannelQuality(
-        flat=float(flat.mean()) if flat.size else 0.0,
-        clipped=float(clipped.mean()),
-        missing=float(1 - finite.mean()),
-        out_of_range=float((outside & finite).mean()),
+        flat=n_flat / max(len(pieces), 1),
+        clipped=_share_outside(digital, min(digital_range) + 1, max(digital_range) - 1),
+        missing=missing,
+        out_of_range=_share_outside(x, *plausible),
         mains=_mains_share(x, rate_hz),
     )
+
+
+def _share_outside(x: np.ndarray, low: float, high: float) -> float:
+    """Share of samples below ``low`` or above ``high``; values that are not finite are neither."""
+    if low <= x.min() and x.max() <= high:  # two passes without a temporary: the usual case
+        return 0.0
+    return float(((x < low) | (x > high)).mean())
 
 
 def _mains_share(x: np.ndarray, rate_hz: float) -> float:

@@ -56,7 +56,8 @@ def standardise(
     Physical channels are not clipped, so that every sample can be undone.
     """
     bound = clip if clip and channel.scaling == "robust" else LARGEST_STANDARDISED
-    z_NT = (x_NT - np.float32(center)) / np.float32(scale)
+    z_NT = x_NT - np.float32(center)
+    z_NT *= np.float32(1 / scale)
     return np.clip(z_NT, -bound, bound, out=z_NT).astype(np.float16)
 
 

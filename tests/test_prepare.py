@@ -554,3 +554,14 @@ def test_5_fitted_statistics_standardise_the_training_patients(prepared, tmp_pat
 def test_the_state_holds_no_text_of_the_annotations(prepared):
     for path in (prepared[0] / "examples" / ".prepared").iterdir():
         assert "Sleep stage" not in json.dumps(json.loads(path.read_text()))
+
+
+def test_10_a_dask_cluster_of_two_workers_gives_the_same_files(prepared, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    folder = cohort(tmp_path / "cohort")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        run = run_script(folder, "--cluster.address", cluster.scheduler_address)
+    assert run.returncode == 0, run.stderr
+    assert contents(folder) == contents(prepared[0])

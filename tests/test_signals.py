@@ -6,7 +6,7 @@ import pytest
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS
 from pedsleepmae.signals import (
     cut_epochs,
-    grid_shift,
+    grid_start,
     measure_quality,
     percent_factor,
     resample,
@@ -69,13 +69,14 @@ def test_0_5_the_grid_meets_an_onset_on_any_native_sample(rate_hz):
         onset_s = native / rate_hz
         x = np.zeros(int(200 * rate_hz))
         x[native] = 1.0
-        shift = grid_shift(onset_s, rate_hz)
-        assert abs((onset_s - shift / rate_hz) * 128 % 1.0) < 1e-4
-        night = resample(x[shift:], rate_hz, step_hold=False)
-        epoch = cut_epochs(night, shift / rate_hz, np.array([onset_s]))[0]
+        start = grid_start(onset_s, rate_hz)
+        position = (onset_s - start / rate_hz) * 128
+        assert abs(position - round(position)) < 1e-4
+        night = resample(x[start:], rate_hz, step_hold=False)
+        epoch = cut_epochs(night, start / rate_hz, np.array([onset_s]))[0]
         assert np.argmax(epoch) == 0
         # Symmetric about the onset: sub-sample exact. Neighbours before it are outside.
-        whole = cut_epochs(night, shift / rate_hz, np.array([onset_s - 15.0]))[0]
+        whole = cut_epochs(night, start / rate_hz, np.array([onset_s - 15.0]))[0]
         np.testing.assert_allclose(whole[1920 - 9 : 1920], whole[1921 : 1921 + 9][::-1], atol=2e-3)
 
 

@@ -1,0 +1,164 @@
+"""Script 1 against the naive way, on a simulated 10-hour study of 25 channels at 256 Hz.
+
+    python benchmarks/bench_prepare.py            # about two minutes on 2 cores, 3 GB of disk
+
+Prints, from one run: examples/s of one core with the part of each stage, milliseconds to write
+one example file, peak memory of a worker, the gain of a second worker, and the same work done the
+naive way: MNE, one read per epoch, every second sample, float64, one h5py file per example.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from functools import wraps
+from pathlib import Path
+
+import h5py
+import joblib
+import mne
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pedsleepmae import layouts, prepare, store  # noqa: E402
+from pedsleepmae.channels import CHANNEL_NAMES  # noqa: E402
+from pedsleepmae.config import PrepareSettings  # noqa: E402
+
+SETTINGS = prepare.ExampleSettings.of(PrepareSettings())
+STAGES = {  # what is timed, under the name that the table shows
+    "read and calibrate": (prepare.Recording, "read_source"),
+    "resample": (prepare, "resample"),
+    "quality": (prepare, "measure_quality"),
+    "cut": (prepare, "cut_epochs"),
+    "standardise": (prepare, "standardise"),
+    "robust statistics": (prepare, "choose_standard"),
+    "write": (prepare, "_write_folder"),
+}
+NAIVE_EPOCHS = 150
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, default=10.0, help="length of the study, hours")
+    parser.add_argument("--dir", type=Path, default=None, help="where to work (fast local disk)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.dir) as name:
+        folder = Path(name)
+        studies = simulate(folder, options.hours)
+        seconds, parts, n_examples = time_one_core(studies[0], folder)
+        naive_rate = time_naive(studies[0], folder)
+        write_ms = 1e3 * parts["write"] / n_examples
+        one, two, peak_gb = time_workers(studies, folder)
+    rate = n_examples / seconds
+    print(f"study: {options.hours:g} h, {n_examples} examples, {studies[0].edf.name}")
+    for stage, part in sorted(parts.items(), key=lambda item: -item[1]):
+        print(f"  {stage:20s} {part:7.2f} s  {100 * part / seconds:5.1f} %")
+    print(f"  {'other':20s} {seconds - sum(parts.values()):7.2f} s")
+    print(f"one core:            {rate:8.0f} examples/s")
+    print(f"naive way:           {naive_rate:8.0f} examples/s, ratio {rate / naive_rate:.1f}")
+    print(f"one example file:    {write_ms:8.3f} ms")
+    print(f"two workers over one:{one / two:8.2f} times as fast")
+    print(f"peak memory:         {peak_gb:8.2f} GB (with the pages of the mapped file)")
+
+
+def simulate(folder: Path, hours: float) -> list[layouts.Study]:
+    """Four studies with the same content, so that two workers have two each."""
+    command = [sys.executable, str(ROOT / "0_simulate_cohort.py"), "--hours", str(hours)]
+    command += ["--output_dir", str(folder / "cohort"), "--n_patients", "1"]
+    command += ["--n_repeat_studies", "0", "--rates_hz", "[256]", "--n_workers", "1"]
+    command += ["--montage_b_fraction", "0", "--absent_channel_fraction", "0"]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    (edf,) = folder.rglob("*.edf")
+    (folder / "recordings").mkdir()
+    for i in range(1, 5):
+        os.link(edf, folder / "recordings" / f"{i}_{i}.edf")
+        os.link(edf.with_suffix(".tsv"), folder / "recordings" / f"{i}_{i}.tsv")
+    return layouts.find_studies(folder / "recordings", "nch")
+
+
+def time_one_core(study: layouts.Study, folder: Path) -> tuple[float, dict[str, float], int]:
+    """(seconds, seconds by stage, examples) of one study, the file in the system's cache."""
+    prepare.prepare_study(study, SETTINGS, folder / "warm")
+    parts = defaultdict(float)
+    with timed_stages(parts):
+        start = time.perf_counter()
+        outcome = prepare.prepare_study(study, SETTINGS, folder / "one")
+        seconds = time.perf_counter() - start
+    assert outcome.usable, outcome.reason
+    return seconds, dict(parts), outcome.n_examples
+
+
+class timed_stages:
+    """Counts the time in each of STAGES while it is open."""
+
+    def __init__(self, parts: dict[str, float]):
+        self.parts = parts
+
+    def __enter__(self):
+        self.originals = {stage: getattr(*place) for stage, place in STAGES.items()}
+        for stage, (owner, name) in STAGES.items():
+            setattr(owner, name, self.wrap(stage, self.originals[stage]))
+
+    def __exit__(self, *_):
+        for stage, (owner, name) in STAGES.items():
+            setattr(owner, name, self.originals[stage])
+
+    def wrap(self, stage, function):
+        @wraps(function)
+        def timed(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.parts[stage] += time.perf_counter() - start
+
+        return timed
+
+
+def time_naive(study: layouts.Study, folder: Path) -> float:
+    """Examples/s of the plain way on the first epochs of the same file."""
+    out = folder / "naive"
+    out.mkdir()
+    start = time.perf_counter()
+    raw = mne.io.read_raw_edf(study.edf, preload=False, verbose="error")
+    by_name = {name.upper(): name for name in raw.ch_names}
+    raw.pick([by_name[name] for name in CHANNEL_NAMES])
+    scoring = layouts.read_scoring(study, "nch")
+    onsets_s = scoring.stage_onsets_s[scoring.stages >= 0][:NAIVE_EPOCHS]
+    for k, onset_s in enumerate(onsets_s):
+        first = round(onset_s * raw.info["sfreq"])
+        x = raw.get_data(start=first, stop=first + 30 * 256)[:, ::2]
+        with h5py.File(out / f"{study.key}_sample_{k}.hdf5", "w") as file:
+            file["signal"] = x
+            for dataset, _ in store.LABELS.values():
+                file[dataset] = 0
+            file["patID"], file["studID"] = study.patient_id, study.study_id
+    return len(onsets_s) / (time.perf_counter() - start)
+
+
+def time_workers(studies: list[layouts.Study], folder: Path) -> tuple[float, float, float]:
+    """Seconds for all studies with one and with two processes, and the larger one's peak in GB."""
+    seconds = []
+    for n in (1, 2):
+        with joblib.parallel_config("loky", n_jobs=n), joblib.Parallel() as run:
+            run(_prepare(study, folder / f"warm_{n}") for study in studies[:n])
+            start = time.perf_counter()
+            peaks = run(_prepare(study, folder / f"workers_{n}") for study in studies)
+            seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1], max(peaks) / 1e6
+
+
+@joblib.delayed
+def _prepare(study: layouts.Study, folder: Path) -> int:
+    """Prepare a study; the peak memory of the process so far, in kB."""
+    prepare.prepare_study(study, SETTINGS, folder)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    main()
