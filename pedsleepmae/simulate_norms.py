@@ -1,0 +1,192 @@
+"""What is normal at a child's age: the physiological rules of the simulation, with their sources.
+
+Each function is one rule. Where a source gives a direction but no table that we hold, the numbers
+are ours and the docstring says so. Ages in years, 0.25 to 18; a rule holds its last value beyond.
+
+Sources, as the docstrings name them
+    AASM          American Academy of Sleep Medicine, Manual for the Scoring of Sleep and
+                  Associated Events; its paediatric respiratory rules as in Berry et al., J Clin
+                  Sleep Med 2012;8:597
+    Campbell      Campbell & Feinberg, Sleep 2016;39:193 (spindle frequencies, ages 6 to 18)
+    Feinberg      Feinberg & Campbell, Am J Physiol Regul Integr Comp Physiol 2013;304:R296
+    Fleming       Fleming et al., Lancet 2011;377:1011 (heart and respiratory rate, birth to 18)
+    Gasser        Gasser et al., Electroencephalogr Clin Neurophysiol 1988;69:91 (ages 6 to 17)
+    Goh           Goh et al., Am J Respir Crit Care Med 2000;162:682 (apnea in children)
+    Grigg-Damberger  Grigg-Damberger et al., J Clin Sleep Med 2007;3:201 (scoring of children)
+    Karamessinis  Karamessinis et al., Sleep 2007 (REM density over the night in children)
+    Kurth         Kurth et al., J Neurosci 2010;30:13211 (map of slow waves, ages 2 to 19)
+    Marshall      Marshall et al., Clin Neurophysiol 2002;113:1199 (ages 5 months to 4 years)
+    NCH           stage and event counts of the NCH Sleep DataBank (Lee et al., Sci Data 2022;9:421)
+    PDR           posterior rhythm of healthy adolescents, Clin Neurophysiol 2008;119:1778
+    Rosenberg     Rosenberg & Van Hout, J Clin Sleep Med 2013;9:81 (stages) and 2014 (respiratory
+                  events): agreement of thousands of scorers with the majority
+    Rusconi       Rusconi et al., Pediatrics 1994;94:350 (respiratory rate awake and asleep)
+    Scholle       Scholle et al., Sleep Med 2011;12:542 (sleep of healthy children, ages 1 to 18)
+    Shinomiya     Shinomiya et al., Development of sleep spindles in young children and
+                  adolescents (ages 4 to 24)
+    eNeuro        spindles from 6 to 21 years, eNeuro 2021;8, ENEURO.0257-21.2021
+"""
+
+import numpy as np
+
+WAKE, N1, N2, N3, REM = range(5)
+NCH_STAGE_SHARES = (0.182, 0.035, 0.378, 0.239, 0.167)  # W N1 N2 N3 R, all scored epochs
+NCH_MEAN_AGE_YEARS = 8.8
+
+
+def _curve(age_years: float, *points: tuple[float, float]) -> float:
+    """Straight lines between (age, value) points, constant beyond the first and the last."""
+    ages, values = zip(*points, strict=True)
+    return float(np.interp(age_years, ages, values))
+
+
+# ------------------------------------------------------------------ sleep architecture
+def stage_shares(age_years: float) -> np.ndarray:
+    """Expected share of the scored night in W, N1, N2, N3, R; (5,), sums to 1.
+
+    At NCH's mean age the shares are NCH's. With age N3 and R fall and N2 rises (Scholle); the
+    slopes, 0.5 and 0.35 points a year, are ours.
+    """
+    years = np.clip(age_years, 0.25, 18) - NCH_MEAN_AGE_YEARS
+    shares = np.array(NCH_STAGE_SHARES)
+    shares[N3] -= 0.005 * years
+    shares[REM] -= 0.0035 * years
+    shares[N2] += 0.0085 * years
+    return shares / shares.sum()
+
+
+def cycle_minutes(age_years: float) -> float:
+    """Length of a sleep cycle, minutes: longer with age (Scholle); the two ends are ours."""
+    return _curve(age_years, (0.25, 50), (2, 65), (8, 85), (16, 95))
+
+
+# ------------------------------------------------------------------ EEG
+def posterior_rhythm_hz(age_years: float) -> float:
+    """Frequency of the posterior dominant rhythm of relaxed wakefulness.
+
+    3.5-4.5 Hz when it appears at 3 to 4 months, 5-6 Hz at 5 to 6 months, 7.5-9.5 Hz at 3 years
+    (Grigg-Damberger, AASM; a 6-9 Hz peak that speeds up in Marshall), 9.9 Hz at 15 years (PDR).
+    """
+    return _curve(age_years, (0.3, 4.0), (0.5, 5.5), (1, 6.5), (3, 8.0), (7, 9.0), (15, 9.9))
+
+
+def spindle_hz(age_years: float) -> tuple[float, float]:
+    """(frontal slow, central fast) spindle frequency.
+
+    Frontal 11.0-12.75, centroparietal 12.5-14.5 Hz between 4 and 24 years, the fast ones rising
+    steadily, the slow ones mostly in early adolescence (Shinomiya; rise also in Campbell, eNeuro).
+    """
+    slow = _curve(age_years, (4, 11.3), (11, 11.6), (15, 12.4))
+    return slow, _curve(age_years, (4, 12.8), (18, 14.0))
+
+
+def spindles_per_minute(age_years: float) -> float:
+    """Spindles a minute of N2: an inverted U that rises to 15 years (eNeuro); level ours."""
+    return _curve(age_years, (0.25, 3.0), (2, 3.0), (6, 3.2), (15, 4.6), (21, 4.4))
+
+
+def slow_wave_gain(age_years: float) -> float:
+    """Amplitude of N3 slow waves relative to an 8-year-old's.
+
+    NREM delta power rises from 6 to 8 years and then falls, fastest between 12 and 16.5, by more
+    than 60 %, and by amplitude rather than number of waves (Feinberg). Below 6 years ours.
+    """
+    power = _curve(age_years, (0.25, 0.35), (2, 0.7), (6, 0.9), (8, 1.0), (12, 0.75), (16.5, 0.3))
+    return float(np.sqrt(power))
+
+
+def slow_wave_anterior(age_years: float) -> float:
+    """0 to 1: where slow waves are largest, 0 posterior, 1 anterior.
+
+    The maximum moves from posterior to anterior between early childhood and late adolescence
+    (Kurth); linear is ours.
+    """
+    return _curve(age_years, (2, 0.15), (18, 1.0))
+
+
+def background_gain(age_years: float) -> float:
+    """Amplitude of the EEG background relative to an 8-year-old's.
+
+    Absolute power falls with age in nearly all bands (Gasser); the numbers are ours.
+    """
+    return _curve(age_years, (0.25, 0.9), (2, 1.1), (8, 1.0), (18, 0.65))
+
+
+# ------------------------------------------------------------------ breathing and heart
+def breaths_per_minute(age_years: float) -> float:
+    """Median respiratory rate asleep.
+
+    Awake: 44 at birth, 26 at 2 years, falling into early adolescence (Fleming; points after 2
+    years read off its chart, to about one breath). Asleep 0.8 times that: the ratio of the sleep
+    and wake medians in infants (Rusconi), taken for all ages.
+    """
+    awake = _curve(
+        age_years, (0, 44), (1, 35), (2, 26), (4, 24), (6, 22), (8, 20.5), (12, 19), (18, 16)
+    )
+    return 0.8 * awake
+
+
+def beats_per_minute(age_years: float) -> float:
+    """Median heart rate asleep.
+
+    Awake: 145 at one month, 113 at 2 years (Fleming; later points read off its chart, to a few
+    beats). Asleep 0.85 times that is ours.
+    """
+    awake = _curve(age_years, (0.1, 145), (1, 123), (2, 113), (4, 103), (8, 87), (12, 81), (18, 72))
+    return 0.85 * awake
+
+
+def shortest_event_s(age_years: float) -> float:
+    """Shortest apnea or hypopnea of a child: the time of two breaths (AASM)."""
+    return 2 * 60 / breaths_per_minute(age_years)
+
+
+# ------------------------------------------------------------------ events
+# Share of each type among apneas and among hypopneas: NCH's counts of 15,782 obstructive, 6,938
+# central and 2,650 mixed apneas, 42,179 obstructive hypopneas and 14,522 others.
+APNEA_SHARES = {"Obstructive Apnea": 0.622, "Central Apnea": 0.274, "Mixed Apnea": 0.104}
+HYPOPNEA_SHARES = {"Obstructive Hypopnea": 0.744, "Hypopnea": 0.256}
+# Events an hour of each stage relative to N2 (W none). Obstruction in children is a matter of REM
+# sleep, where 55 % of obstructive apneas fall into a sixth of the night (Goh); N3 is spared.
+STAGE_RISK = {
+    "Obstructive Apnea": (0.0, 1.0, 1.0, 0.4, 5.0),
+    "Mixed Apnea": (0.0, 1.0, 1.0, 0.4, 5.0),
+    "Central Apnea": (0.0, 2.0, 1.0, 0.3, 2.0),
+    "Obstructive Hypopnea": (0.0, 1.0, 1.0, 0.5, 3.0),
+    "Hypopnea": (0.0, 1.0, 1.0, 0.6, 2.0),
+    "EEG arousal": (0.0, 1.5, 1.0, 0.3, 0.8),  # spontaneous ones: rather NREM than REM (Goh)
+    "Oxygen Desaturation": (0.0, 1.0, 1.0, 0.6, 1.8),
+}
+# Share of events that end with an arousal: children often do not wake; ours.
+AROUSAL_AFTER = {
+    "Obstructive Apnea": 0.5,
+    "Mixed Apnea": 0.45,
+    "Central Apnea": 0.2,
+    "Obstructive Hypopnea": 0.45,
+    "Hypopnea": 0.3,
+}
+REM_LONGER = 1.25  # apneas last longer and desaturate more in REM (Goh); the factor is ours
+SHORTEST_AROUSAL_S = 3.0  # AASM
+STABLE_SLEEP_BEFORE_AROUSAL_S = 10.0  # AASM
+LEAST_DESATURATION = 3.0  # percent; AASM
+LEAST_FLOW_DROP = 0.30  # of the flow in a hypopnea; AASM
+
+# How a scorer deviates from the truth. Agreement with the majority is 82.6 % for stages (N1 63 %,
+# N3 67 %, R 90.5 %; hardest at transitions and between N2 and N3) and 77 %, 65 % and 52 % for
+# obstructive apneas, hypopneas and central apneas (Rosenberg). A majority is right more often
+# than one of its members, and our boundary epochs are ambiguous by themselves, so the rates of
+# plain confusion here are about a third of the disagreement there.
+STAGE_CONFUSION = np.array(
+    [  # scored W, N1, N2, N3, R for a true
+        [0.965, 0.025, 0.005, 0.000, 0.005],  # W
+        [0.070, 0.840, 0.070, 0.000, 0.020],  # N1
+        [0.003, 0.015, 0.937, 0.038, 0.007],  # N2
+        [0.000, 0.000, 0.070, 0.930, 0.000],  # N3
+        [0.005, 0.012, 0.013, 0.000, 0.970],  # R
+    ]
+)
+MISSED_EVENTS = 0.06
+SPURIOUS_EVENTS = 0.04
+CONFUSED_EVENTS = 0.05  # apnea scored as hypopnea and the reverse
+ONSET_JITTER_S = 0.7
+DURATION_JITTER = 0.1  # of the duration, standard deviation of its logarithm
