@@ -33,6 +33,7 @@ from pedsleepmae.channels import (
     resolve_channels,
 )
 from pedsleepmae.layouts import Study, read_scoring
+from pedsleepmae.memory import keep_freed_memory
 from pedsleepmae.recordings import Recording, RecordingError, open_edf
 from pedsleepmae.signals import (
     cut_epochs,
@@ -275,6 +276,7 @@ def prepare_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
 
     Only a full or read-only disk is raised (OSError): every further recording would fail too.
     """
+    keep_freed_memory()
     mark = fingerprint(study, settings)
     try:
         examples, outcome = build_examples(study, settings)

@@ -40,16 +40,17 @@ class Recording:
     simulated: bool = False
     remarks: list[str] = field(default_factory=list)
 
-    def read(self, i: int, digital: np.ndarray | None = None) -> np.ndarray:
-        """Samples of signal ``i`` in the unit of its header, (n_native,) float32.
+    def read(self, i: int, digital: np.ndarray | None = None, factor: float = 1.0) -> np.ndarray:
+        """Samples of signal ``i`` in the unit of its header times ``factor``, (n_native,) float32.
 
         ``digital``: its digital samples, where the caller has read them.
         """
         signal = self.signals[i]
-        x = (self.read_digital(i) if digital is None else digital).astype(np.float32)
-        x -= np.float32(signal.digital_max)
-        x *= np.float32(signal.step)
-        x += np.float32(signal.physical_max)
+        if digital is None:
+            digital = self.read_digital(i)
+        offset = signal.physical_max - signal.step * signal.digital_max
+        x = np.multiply(digital, np.float32(signal.step * factor), dtype=np.float32)
+        x += np.float32(offset * factor)
         return x
 
     def read_source(self, source: Source, digital: np.ndarray | None = None) -> np.ndarray:
@@ -57,10 +58,9 @@ class Recording:
 
         ``digital``: the digital samples of ``source.plus``, where the caller has read them.
         """
-        x = self.read(source.plus, digital)
+        x = self.read(source.plus, digital, source.factor)
         if source.minus is not None:
-            x -= self.read(source.minus)
-        x *= np.float32(source.factor)
+            x -= self.read(source.minus, factor=source.factor)
         return x
 
 

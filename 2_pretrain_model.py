@@ -1,0 +1,51 @@
+"""Pretrain the masked autoencoder on batch files: batches/ -> runs/<name>/
+
+    python 2_pretrain_model.py --paths.batches_dir data/batches --paths.run_dir runs/m15p8
+
+Several GPUs of one machine:
+
+    torchrun --nproc_per_node 4 2_pretrain_model.py --paths.batches_dir data/batches
+
+The same command goes on where an interrupted run left off (SIGTERM and Ctrl-C write a checkpoint
+first). Written to paths.run_dir: checkpoint_last.pt, checkpoint_best.pt, metrics.jsonl,
+tensorboard/, pictures/ of reconstructions and the resolved settings.yaml.
+"""
+
+import sys
+
+from pedsleepmae.checkpoints import CheckpointError
+from pedsleepmae.config import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    PretrainSettings,
+    SettingsError,
+    as_plain_dict,
+    exit_bad_settings,
+    load_settings,
+    require_file,
+    require_folder,
+)
+from pedsleepmae.machine import MachineError
+from pedsleepmae.store import StoreError, load_index
+from pedsleepmae.training import DivergedError, PretrainError, pretrain
+
+
+def main(argv: list[str]) -> int:
+    settings = load_settings(PretrainSettings, "pretrain.yaml", __doc__, argv)
+    paths = settings.paths
+    try:
+        require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+        if paths.init_from is not None:
+            require_file(paths.init_from, "paths.init_from", "give a checkpoint of script 2")
+        index = load_index(paths.batches_dir, seed=settings.seed)
+        pretrain(settings, index, as_plain_dict(settings))
+    except (SettingsError, StoreError, MachineError, PretrainError, CheckpointError) as error:
+        exit_bad_settings(str(error))
+    except DivergedError as error:
+        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

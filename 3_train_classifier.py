@@ -1,0 +1,130 @@
+"""Linear probes on the frozen encoder: how much of sleep and breathing its embeddings hold.
+
+    .venv/bin/python 3_train_classifier.py --config configs/probe.yaml
+
+Embeddings are computed once and kept below paths.output_dir; on several GPUs, start with torchrun:
+
+    .venv/bin/torchrun --nproc_per_node 4 3_train_classifier.py --config configs/probe.yaml
+
+Writes metrics.json, report.html, tables/, pictures/ and probes.npz, and prints the table of tasks.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn on torch tensors; before SciPy loads
+
+import torch
+
+from pedsleepmae import config, embeddings, evaluation, machine, probes, report, store
+from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, load_model
+from pedsleepmae.config import ProbeSettings
+
+
+def main(argv: list[str]) -> int:
+    settings = config.load_settings(ProbeSettings, "probe.yaml", __doc__, argv)
+    paths = settings.paths
+    try:
+        config.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+        config.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+        facts, model = read_checkpoint(paths.checkpoint)
+        index = store.load_index(paths.batches_dir, seed=settings.seed)
+        probes.check_index(index)
+        poolings = probes.check_poolings(settings.pooling, settings.poolings)
+        facts["seen_patients"] = probes.check_seen_patients(
+            index, facts.pop("patients_seen"), settings.allow_seen_patients
+        )
+        device = machine.choose_device(settings.device)
+    except (
+        config.SettingsError,
+        CheckpointError,
+        store.StoreError,
+        probes.ProbeError,
+        machine.MachineError,
+    ) as error:
+        config.exit_bad_settings(str(error))
+    try:
+        return run(settings, index, model, facts, poolings, device)
+    except (OSError, store.StoreError) as error:
+        print(f"3_train_classifier.py: {error}; run it again: it goes on", file=sys.stderr)
+        return config.EXIT_FAILED
+
+
+def run(settings: ProbeSettings, index, model, facts, poolings, device) -> int:
+    output_dir = settings.paths.output_dir
+    world = machine.join_world(device)
+    tables = compute_features(settings, index, model, facts, poolings, device, world)
+    machine.leave_world(world)
+    if not world.is_first:
+        return config.EXIT_DONE
+    how = probes.FitSettings(
+        strengths=settings.regularisation,
+        memory_gb=settings.memory_gb,
+        n_workers=settings.n_workers,
+        device=device,
+        array_api=device.type == "cuda",
+    )
+    people = evaluation.read_people(settings.paths.batches_dir)
+    results = evaluation.compare(settings, index, tables, people, how)
+    content = evaluation.as_metrics(results, facts)
+    with store.write_whole(output_dir / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    probes.save_probes(output_dir / "probes.npz", results.pooling, results.chosen)
+    place = report.write_report(output_dir, results, content, settings.embedding_map, settings.seed)
+    print(report.text_table(content))
+    print(f"report: {place}")
+    return config.EXIT_DONE
+
+
+def read_checkpoint(path: Path) -> tuple[dict, torch.nn.Module]:
+    """What metrics.json says of a checkpoint, with the patients it has seen; and its model."""
+    checkpoint = load_checkpoint(path)
+    facts = {
+        "checkpoint": str(path),
+        "checkpoint_sha256": embeddings.file_sha256(path),
+        "checkpoint_step": checkpoint["step"],
+        "checkpoint_simulated": checkpoint["simulated"],
+        "checkpoint_split_hash": checkpoint["split_hash"],
+        "patients_seen": checkpoint["patients_seen"],
+    }
+    return facts, load_model(path)
+
+
+def compute_features(settings, index, model, facts, poolings, device, world) -> dict:
+    """Tables of features by source and name: encoder, its untrained twin, hand-made."""
+    folder = settings.paths.output_dir / "embeddings"
+    dtype = machine.choose_dtype(settings.precision, device)
+    facts["precision"] = str(dtype).removeprefix("torch.")
+    encoders = {"encoder": ("pretrained", model)}
+    if "untrained" in settings.baselines:
+        untrained = load_model(settings.paths.checkpoint)
+        untrained.reset_parameters(torch.Generator().manual_seed(settings.seed))
+        encoders["untrained"] = (f"untrained{settings.seed}", untrained)
+    tables = {}
+    for source, (name, encoder) in encoders.items():
+        key = embeddings.embedding_key(
+            facts["checkpoint_sha256"], name, index.split_hash, facts["precision"]
+        )
+        embeddings.embed_files(
+            index,
+            encoder,
+            folder / key,
+            poolings=poolings,
+            batch_size=settings.batch_size,
+            device=device,
+            dtype=dtype,
+            title=f"embeddings, {name}",
+            world=world,
+        )
+        tables[source] = embeddings.open_tables(index, folder / key, poolings)
+    if "handmade" in settings.baselines and world.is_first:
+        key = embeddings.handmade_key(index.split_hash)
+        embeddings.compute_handmade(index, folder / key, settings.n_workers)
+        tables["handmade"] = embeddings.open_tables(index, folder / key, ["handmade"])
+    return tables
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""Batch files to training batches: every example once an epoch, seeded, resumable at any step.
+
+The order is an endless stream of examples, epoch after epoch; a batch is the next B of them, so
+that a position in the stream is all that has to be remembered. Each process of a parallel run
+reads its own contiguous share of every batch.
+"""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.store import ExampleIndex, map_signals
+
+# Files whose examples are mixed with each other: 64 x 128 examples, a gigabyte of float16, which
+# the page cache holds while the pool is read, so that each file comes from the disk once.
+POOL_FILES = 64
+OPEN_FILES = POOL_FILES + 16
+FLOAT16_EXPONENT = np.uint16(0x7C00)  # all of these bits set: infinite or not a number
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's share of a batch of ``batch_size`` examples; B is the length of the share.
+
+    ``x_BCT`` float16 as stored (float32 from wider files), values that were not finite replaced
+    by 0 and counted in ``n_bad``; ``present_BC`` bool; ``rows`` the places of these examples in
+    the whole batch; ``n_present`` the present channels of the whole batch; ``end`` the stream
+    position after it.
+    """
+
+    x_BCT: Tensor
+    present_BC: Tensor
+    rows: slice
+    batch_size: int
+    n_present: int
+    end: int
+    n_bad: int
+
+
+# ------------------------------------------------------------------ order
+def epoch_order(file_of: np.ndarray, epoch: int, seed: int) -> np.ndarray:
+    """Order in which examples are seen in an epoch: a permutation of ``arange(len(file_of))``.
+
+    The files (``file_of``: each example's file) are shuffled and taken POOL_FILES at a time; the
+    examples of such a pool are shuffled with each other.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    files, file_number = np.unique(file_of, return_inverse=True)
+    pool_of_file = rng.permutation(len(files)) // POOL_FILES
+    return np.lexsort((rng.random(len(file_of)), pool_of_file[file_number]))
+
+
+def stream(file_of: np.ndarray, *, start: int, length: int, seed: int) -> Iterator[np.ndarray]:
+    """The endless stream of examples from position ``start`` on, ``length`` at a time.
+
+    A batch may end one epoch and begin the next, so that all batches are full.
+    """
+    n_examples, orders = len(file_of), {}
+    while True:
+        taken = []
+        while (missing := length - sum(map(len, taken))) > 0:
+            epoch, first = divmod(start, n_examples)
+            if epoch not in orders:
+                orders = {epoch: epoch_order(file_of, epoch, seed)}
+            taken.append(orders[epoch][first : first + missing])
+            start += len(taken[-1])
+        yield np.concatenate(taken)
+
+
+def share_of(batch_size: int, rank: int, world_size: int) -> slice:
+    """Places in a batch that belong to process ``rank`` of ``world_size``."""
+    return slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+
+
+# ------------------------------------------------------------------ batches
+def training_batches(
+    index: ExampleIndex,
+    positions: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    n_threads: int = 2,
+    ahead: int = 4,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """Endless batches of these positions of the index, from stream position ``start`` on.
+
+    ``n_threads`` read ``ahead`` batches in advance; ``pin`` puts them into page-locked memory for
+    transfers to a GPU. The order depends on the seed alone, not on the number of processes.
+    """
+    rows = share_of(batch_size, rank, world_size)
+    map_file = functools.lru_cache(maxsize=OPEN_FILES)(map_signals)
+    chosen = stream(index.file_of[positions], start=start, length=batch_size, seed=seed)
+
+    def read(job: tuple[int, np.ndarray]) -> Batch:
+        number, whole = job
+        whole = positions[whole]
+        x_BCT, n_bad = _read_signals(index, whole[rows], map_file, pin)
+        return Batch(
+            x_BCT=x_BCT,
+            present_BC=torch.from_numpy(index.present[whole[rows]]),
+            rows=rows,
+            batch_size=batch_size,
+            n_present=int(index.present[whole].sum()),
+            end=start + (number + 1) * batch_size,
+            n_bad=n_bad,
+        )
+
+    yield from _in_advance(read, enumerate(chosen), n_threads, ahead)
+
+
+def sample_batches(
+    index: ExampleIndex, positions: np.ndarray, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """These positions of the index once, in their order: (``x_BCT``, ``present_BC``) each."""
+    map_file = functools.lru_cache(maxsize=OPEN_FILES)(map_signals)
+
+    def read(chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        x_BCT, _ = _read_signals(index, chosen, map_file, pin=False)
+        return x_BCT, torch.from_numpy(index.present[chosen])
+
+    parts = (positions[i : i + batch_size] for i in range(0, len(positions), batch_size))
+    yield from _in_advance(read, parts, n_threads=1, ahead=2)
+
+
+def fixed_sample(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """At most ``n`` of these positions, drawn by the seed, in ascending order."""
+    if n >= len(positions):
+        return np.sort(positions)
+    return np.sort(np.random.default_rng(seed).choice(positions, n, replace=False))
+
+
+# ------------------------------------------------------------------ reading
+def _read_signals(
+    index: ExampleIndex, positions: np.ndarray, map_file: Callable, pin: bool
+) -> tuple[Tensor, int]:
+    """Signals (B, 16, 3840) copied once, from the mapped file into the batch; and n_bad."""
+    files = [map_file(index.files[file]) for file in index.file_of[positions]]
+    narrow = all(signals.dtype == np.float16 for signals in files)
+    x_BCT = torch.empty(
+        (len(positions), N_CHANNELS, EPOCH_SAMPLES),
+        dtype=torch.float16 if narrow else torch.float32,
+        pin_memory=pin,
+    )
+    out = x_BCT.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32: replaced below
+        for i, (signals, row) in enumerate(zip(files, index.row_of[positions], strict=True)):
+            out[i] = signals[row]
+    return x_BCT, _replace_not_finite(out)
+
+
+def _replace_not_finite(x_BCT: np.ndarray) -> int:
+    """Replace infinite values and not-a-numbers by 0 in place; their number."""
+    if x_BCT.dtype == np.float16:  # numpy's isfinite is slow for float16
+        bad = (x_BCT.view(np.uint16) & FLOAT16_EXPONENT) == FLOAT16_EXPONENT
+    else:
+        bad = ~np.isfinite(x_BCT)
+    n_bad = int(np.count_nonzero(bad))
+    if n_bad:
+        x_BCT[bad] = 0
+    return n_bad
+
+
+def _in_advance(read: Callable, jobs: Iterable, n_threads: int, ahead: int) -> Iterator:
+    """``read(job)`` of each job in order, computed by threads up to ``ahead`` jobs in advance."""
+    jobs, waiting = iter(jobs), deque()
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="read-batches")
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(read, job))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

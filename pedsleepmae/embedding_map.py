@@ -1,0 +1,116 @@
+"""A map of the embedding space, and how far classes are apart in it against shuffled labels."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+from pedsleepmae import store
+from pedsleepmae.embeddings import FeatureTable
+from pedsleepmae.probes import scale_features, task_labels
+
+MAX_POINTS = 3000
+N_COMPONENTS = 50  # distances are taken between these principal components
+N_NEIGHBOURS = 10
+N_SHUFFLES = 20  # as in the original's analysis of its embeddings
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """``xy`` (n, 2) of the epochs at ``positions`` of the index, the method and the figures.
+
+    ``colourings``: stage, event, patient (numbers) and hours of the night. ``separation``: for
+    stage, event and patient silhouette and neighbour agreement, and the same for shuffled labels.
+    """
+
+    xy: np.ndarray
+    positions: np.ndarray
+    method: str
+    colourings: dict[str, np.ndarray]
+    separation: dict[str, dict]
+
+
+def map_embeddings(
+    table: FeatureTable, index: store.ExampleIndex, positions: np.ndarray, wanted: str, seed: int
+) -> EmbeddingMap:
+    """Map of at most MAX_POINTS of these positions; ``wanted`` is "auto", "umap" or "pca"."""
+    rng = np.random.default_rng(seed)
+    if len(positions) > MAX_POINTS:
+        positions = np.sort(rng.choice(positions, MAX_POINTS, replace=False))
+    x_NF = np.nan_to_num(table.read(positions), posinf=0, neginf=0)
+    spread_F = x_NF.std(0)
+    x_NF = scale_features(x_NF, x_NF.mean(0), np.where(spread_F > 0, spread_F, 1))
+    n_components = min(N_COMPONENTS, *x_NF.shape)
+    parts_ND = PCA(n_components, svd_solver="randomized", random_state=seed).fit_transform(x_NF)
+    has_umap = importlib.util.find_spec("umap") is not None
+    method = "UMAP" if wanted == "umap" or (wanted == "auto" and has_umap) else "PCA"
+    xy = _umap(parts_ND, seed) if method == "UMAP" else parts_ND[:, :2]
+    if xy.shape[1] < 2:
+        xy = np.pad(xy, ((0, 0), (0, 1)))
+    onsets_s = index.onsets_s[positions]
+    colourings = {
+        "stage": task_labels(index, "sleep")[positions],
+        "event": _event_kinds(index, positions),
+        "patient": np.unique(index.patient_ids[positions], return_inverse=True)[1],
+        "hours": (onsets_s - _first_onset(index, positions)) / 3600,
+    }
+    separation = {}
+    for name in ("stage", "event", "patient"):
+        figures = separate(parts_ND, colourings[name], rng)
+        if figures is not None:
+            separation[name] = figures
+    return EmbeddingMap(xy, positions, method, colourings, separation)
+
+
+def separate(x_ND: np.ndarray, label_N: np.ndarray, rng: np.random.Generator) -> dict | None:
+    """Silhouette and nearest-neighbour agreement of labels, and both for shuffled labels.
+
+    Agreement: share of an epoch's N_NEIGHBOURS nearest others that carry its label. Labels below 0
+    are left out; None when fewer than two labels, or too few epochs, remain.
+    """
+    x_ND, label_N = x_ND[label_N >= 0], label_N[label_N >= 0]
+    n_labels = len(np.unique(label_N))
+    if n_labels < 2 or len(label_N) <= max(N_NEIGHBOURS, n_labels):
+        return None
+    nearest = NearestNeighbors(n_neighbors=N_NEIGHBOURS).fit(x_ND).kneighbors(return_distance=False)
+
+    def agreement(label_N: np.ndarray) -> float:
+        return float((label_N[nearest] == label_N[:, None]).mean())
+
+    shuffled = [rng.permutation(label_N) for _ in range(N_SHUFFLES)]
+    by_chance = [agreement(label_N) for label_N in shuffled]
+    silhouettes = [silhouette_score(x_ND, label_N) for label_N in shuffled[:3]]
+    return {
+        "silhouette": float(silhouette_score(x_ND, label_N)),
+        "silhouette_shuffled": float(np.mean(silhouettes)),
+        "agreement": agreement(label_N),
+        "agreement_shuffled": float(np.mean(by_chance)),
+        "agreement_shuffled_max": float(np.max(by_chance)),
+        "n": len(label_N),
+    }
+
+
+def _umap(parts_ND: np.ndarray, seed: int) -> np.ndarray:
+    import umap  # optional, and slow to load
+
+    return umap.UMAP(random_state=seed, n_jobs=1).fit_transform(parts_ND)
+
+
+def _event_kinds(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray:
+    """0 none, 1 arousal, 2 desaturation, 3 hypopnea, 4 apnea; the last that holds wins."""
+    kind_N = np.zeros(len(positions), np.int64)
+    tasks = ("arousal", "desaturation", "hypopnea", "apnea")
+    for number, task in enumerate(tasks, start=1):
+        kind_N[task_labels(index, task)[positions] == 1] = number
+    return kind_N
+
+
+def _first_onset(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray:
+    """Onset of the first example of each epoch's study, seconds, (n,)."""
+    studies, study_N = np.unique(index.study_ids, return_inverse=True)
+    first = np.full(len(studies), np.inf)
+    np.minimum.at(first, study_N, np.nan_to_num(index.onsets_s, nan=0.0))
+    return first[study_N[positions]]

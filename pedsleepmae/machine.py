@@ -1,0 +1,151 @@
+"""What a run may know of its machine: device, precision, matmul rate, memory, other processes."""
+
+import ctypes
+import os
+import platform
+import resource
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough to reach the peak
+MATMUL_SECONDS = 0.5
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt, from its malloc.h
+CPU_FLAGS_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, 64-bit Arm
+
+
+class MachineError(ValueError):
+    """The machine has not what the settings ask for; the message says what to set."""
+
+
+# ------------------------------------------------------------------ device and precision
+def choose_device(wanted: str) -> torch.device:
+    """ "auto", "cpu" or "cuda" -> device; under torchrun each process takes the GPU of its rank."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MachineError("device is cuda, but torch sees no GPU here; set device to auto or cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """ "auto", "float32" or "bfloat16" -> dtype of the matrix products.
+
+    auto is bfloat16 where the hardware multiplies it; where it does not, it is slower than float32.
+    """
+    if wanted == "auto":
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Context in which matrix products run in ``dtype``; does nothing for float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")  # Linux alone; elsewhere float32
+    if not cpuinfo.exists():
+        return False
+    words = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
+    return bool(words & CPU_FLAGS_BFLOAT16)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that tensors free; False where the C library is not glibc.
+
+    By default glibc gives blocks of 32 MB and more back to the system each time, and the kernel
+    hands them out again page by page: a third of a training step of a small model on a CPU.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # Windows, macOS, musl
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+# ------------------------------------------------------------------ measures
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The machine's own rate: the fastest of repeated square matrix products, operations/s."""
+    size = MATMUL_SIZE[device.type]
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    best, until = float("inf"), None
+    while until is None or time.perf_counter() < until:
+        begin = time.perf_counter()
+        a @ b
+        wait(device)
+        if until is None:  # the first product warms up
+            until = time.perf_counter() + MATMUL_SECONDS
+        else:
+            best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Largest memory so far, gigabytes: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kibibytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for logs and checkpoints."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ------------------------------------------------------------------ other processes
+@dataclass(frozen=True)
+class World:
+    """The processes of a run started by torchrun; alone: rank 0 of 1."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """True in the one process that writes files and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """True when ``flag`` is True in any process."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
+
+
+def join_world(device: torch.device) -> World:
+    """Meet the other processes that torchrun started, over NCCL on GPUs and gloo on CPUs."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return World()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def leave_world(world: World) -> None:
+    """Say goodbye to the other processes."""
+    if world.size > 1:
+        dist.destroy_process_group()

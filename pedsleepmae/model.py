@@ -1,0 +1,488 @@
+"""The masked autoencoder of 16-channel polysomnography: patchify, mask, encode, decode, loss.
+
+Axes: B batch, C 16 channels, T 3,840 samples, P samples a patch, S patch slots of a channel,
+K kept slots, E width of one channel's patch embedding, D = 16 E width of a token, N = 1 + K tokens.
+
+Names in the state dict are those of the original PedSleepMAE, so that its checkpoints load.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+
+# What one of the 1 + K tokens is made of; token 0 holds the 16 class tokens except in "reference".
+TOKEN_LAYOUTS = {
+    "reference": "the original's: the (B, 16, 1+K, E) tensor viewed as (B, 1+K, 16 E) with no axis "
+    "moved: 16 consecutive entries, about a second of one channel, drifting by one entry a channel",
+    "moment": "the k-th kept patch of all 16 channels; one mask for all channels",
+    "channel": "16 consecutive kept patches of exactly one channel",
+}
+PATCHES_PER_TOKEN = N_CHANNELS  # a token is 16 patch embeddings wide in every layout
+POOLINGS = ("mean", "max", "time_mean", "time_abs", "class")
+MLP_RATIO = 4
+LAYER_NORM_EPS = 1e-5
+INIT_SD = 0.02  # of positions and learned tokens, as in ViT and MAE
+HEAD_INIT_SD = 0.002  # a model that starts by predicting about zero, small channels included
+
+
+# ------------------------------------------------------------------ patches, masks, loss
+def patchify(x_BCT: Tensor, patch_size: int) -> Tensor:
+    """Cut each channel into consecutive patches: (B, C, T) -> (B, C, S, P)."""
+    return x_BCT.unflatten(2, (-1, patch_size))
+
+
+def random_mask(
+    n_examples: int,
+    n_patches: int,
+    n_keep: int,
+    *,
+    generator: torch.Generator,
+    n_channels: int = N_CHANNELS,
+    span: int = 1,
+    rows: slice = slice(None),
+) -> Tensor:
+    """Draw which patches stay visible: ``keep_BCK``, int64, sorted in time.
+
+    Each channel of each example keeps exactly ``n_keep`` of ``n_patches``, independently, every
+    patch with the same chance. With ``span`` > 1 patches are hidden in runs of that length, on a
+    grid with a random phase that wraps around the end of the epoch; one run a channel is shorter
+    so that the count comes out. ``rows`` returns these rows only, equal to those of the whole
+    draw, so that a process can hold its share of a global batch. Drawn on the generator's device.
+    """
+    device = generator.device
+    n_runs = -(-n_patches // span)
+    noise_BCR = torch.rand(n_examples, n_channels, n_runs, generator=generator, device=device)
+    phase_BC1 = torch.randint(
+        n_patches, (n_examples, n_channels, 1), generator=generator, device=device
+    )
+    noise_BCS = noise_BCR[rows].repeat_interleave(span, dim=2)[:, :, :n_patches]
+    order_BCS = noise_BCS.argsort(dim=2, stable=True)  # run by run, in time order within a run
+    keep_BCK = (order_BCS[:, :, n_patches - n_keep :] + phase_BC1[rows]) % n_patches
+    return keep_BCK.sort(dim=2).values
+
+
+def hidden_patches(keep_BCK: Tensor, n_patches: int) -> Tensor:
+    """``hidden_BCS``, True where a patch is not among those kept."""
+    hidden_BCS = keep_BCK.new_ones((*keep_BCK.shape[:2], n_patches), dtype=torch.bool)
+    return hidden_BCS.scatter_(2, keep_BCK, False)
+
+
+def masked_mse(pred_BCSP: Tensor, x_BCSP: Tensor, hidden_BCS: Tensor) -> Tensor:
+    """Mean squared error over the hidden patches of each channel: ``error_BC``, float32."""
+    error_BCS = (pred_BCSP.float() - x_BCSP).square().mean(dim=3)
+    return (error_BCS * hidden_BCS).sum(dim=2) / hidden_BCS.sum(dim=2).clamp(min=1)
+
+
+def mean_over_present(error_BC: Tensor, present_BC: Tensor, n_present: int) -> Tensor:
+    """The loss: sum of ``error_BC`` over present channels, divided by ``n_present``.
+
+    That is their number in the whole batch, of which these B examples may be a piece.
+    """
+    return (error_BC * present_BC).sum() / max(1, n_present)
+
+
+# ------------------------------------------------------------------ tokens
+def to_tokens(class_BCE: Tensor, z_BCKE: Tensor, layout: str) -> Tensor:
+    """Class tokens and patch embeddings -> ``tokens_BND``, as TOKEN_LAYOUTS describes."""
+    if layout == "channel":
+        class_B1D = class_BCE.flatten(1)[:, None]
+        return torch.cat([class_B1D, z_BCKE.reshape(len(z_BCKE), -1, class_B1D.shape[2])], dim=1)
+    z_BCNE = torch.cat([class_BCE[:, :, None], z_BCKE], dim=2)
+    if layout == "moment":
+        return z_BCNE.transpose(1, 2).flatten(2)
+    return z_BCNE.view(len(z_BCNE), z_BCNE.shape[2], -1)
+
+
+def from_tokens(tokens_BND: Tensor, layout: str) -> tuple[Tensor, Tensor]:
+    """Undo :func:`to_tokens`: ``class_BCE`` and ``z_BCKE``, as views."""
+    n_batch, n_tokens, _ = tokens_BND.shape
+    if layout == "channel":
+        class_BCE = tokens_BND[:, 0].unflatten(1, (N_CHANNELS, -1))
+        patches = tokens_BND[:, 1:].unflatten(1, (N_CHANNELS, -1))
+        return class_BCE, patches.unflatten(3, (PATCHES_PER_TOKEN, -1)).flatten(2, 3)
+    if layout == "moment":
+        z_BCNE = tokens_BND.unflatten(2, (N_CHANNELS, -1)).transpose(1, 2)
+    else:
+        z_BCNE = tokens_BND.reshape(n_batch, N_CHANNELS, n_tokens, -1)
+    return z_BCNE[:, :, 0], z_BCNE[:, :, 1:]
+
+
+# ------------------------------------------------------------------ transformer
+class Attention(nn.Module):
+    """Multi-head self-attention over the tokens, no bias on queries, keys and values."""
+
+    def __init__(self, width: int, num_head: int):
+        super().__init__()
+        self.num_head = num_head
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        q, k, v = self.qkv(x_BND).unflatten(2, (3, self.num_head, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention; all (B, heads, N, head width).
+
+    torch's fused CPU kernel computes bfloat16 at a sixth of the matmul rate, so there the same
+    formula is written out: 3.7 times as fast, forward and backward (481 tokens, torch 2.13).
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v)
+    q, k, v = q.contiguous() * q.shape[3] ** -0.5, k.contiguous(), v.contiguous()
+    return (q @ k.transpose(2, 3)).softmax(dim=3) @ v
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BND)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, num_head: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.attn = Attention(width, num_head)
+        self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(width)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.attn(self.norm1(x_BND))
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+class PatchProjection(nn.Module):
+    """Linear embedding of one channel's patch, P -> E."""
+
+    def __init__(self, patch_size: int, emb_dim: int):
+        super().__init__()
+        self.projection = nn.Linear(patch_size, emb_dim)
+
+    def forward(self, x_BCSP: Tensor) -> Tensor:
+        return self.projection(x_BCSP)
+
+
+class Encoder(nn.Module):
+    """Visible patches -> tokens of width D."""
+
+    def __init__(self, n_patches: int, patch_size: int, emb_dim: int, n_layers: int, num_head: int):
+        super().__init__()
+        width = PATCHES_PER_TOKEN * emb_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
+        self.pos_embedding = nn.Parameter(torch.empty(1, N_CHANNELS, 1 + n_patches, emb_dim))
+        self.patch_projection = PatchProjection(patch_size, emb_dim)
+        self.transformer = nn.ModuleList(Block(width, num_head) for _ in range(n_layers))
+        self.layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.register_parameter("absent_token", None)
+
+    def forward(
+        self, x_BCSP: Tensor, present_BC: Tensor, keep_BCK: Tensor | None, layout: str
+    ) -> Tensor:
+        positions = self.pos_embedding[:, :, 1:]
+        if keep_BCK is not None:
+            x_BCSP = x_BCSP.gather(2, keep_BCK[..., None].expand(-1, -1, -1, x_BCSP.shape[3]))
+            slot_C1 = torch.arange(N_CHANNELS, device=keep_BCK.device)[:, None]
+            slot_BCK = keep_BCK + 1 + slot_C1 * self.pos_embedding.shape[2]
+            positions = F.embedding(slot_BCK, self.pos_embedding.flatten(0, 2))
+        z_BCKE = self.patch_projection(x_BCSP)
+        if self.absent_token is not None:
+            z_BCKE = torch.where(present_BC[:, :, None, None], z_BCKE, self.absent_token)
+        class_CE = (self.cls_token + self.pos_embedding[:, :, :1])[0, :, 0]
+        class_BCE = class_CE.expand(len(z_BCKE), -1, -1)
+        tokens_BND = to_tokens(class_BCE, z_BCKE + positions, layout)
+        for block in self.transformer:
+            tokens_BND = block(tokens_BND)
+        return self.layer_norm(tokens_BND)
+
+
+class Decoder(nn.Module):
+    """Tokens of the visible patches -> all patches of all channels."""
+
+    def __init__(
+        self,
+        n_patches: int,
+        patch_size: int,
+        emb_dim: int,
+        n_layers: int,
+        num_head: int,
+        encoder_emb_dim: int,
+    ):
+        super().__init__()
+        width = PATCHES_PER_TOKEN * emb_dim
+        self.mask_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
+        self.pos_embedding = nn.Parameter(torch.empty(1, N_CHANNELS, 1 + n_patches, emb_dim))
+        self.transformer = nn.ModuleList(Block(width, num_head) for _ in range(n_layers))
+        self.head = nn.Linear(emb_dim, patch_size)
+        self.bridge = None  # acts on whole tokens, so that it mixes the patches of a token
+        if emb_dim != encoder_emb_dim:
+            self.bridge = nn.Linear(PATCHES_PER_TOKEN * encoder_emb_dim, width)
+
+    def forward(self, tokens_BND: Tensor, keep_BCK: Tensor | None, layout: str) -> Tensor:
+        if self.bridge is not None:
+            tokens_BND = self.bridge(tokens_BND)
+        class_BCE, z_BCSE = from_tokens(tokens_BND, layout)
+        if keep_BCK is not None:
+            z_BCSE = self._fill_hidden(z_BCSE, keep_BCK)
+        class_BCE = class_BCE + self.pos_embedding[:, :, 0]
+        tokens_BND = to_tokens(class_BCE, z_BCSE + self.pos_embedding[:, :, 1:], layout)
+        for block in self.transformer:
+            tokens_BND = block(tokens_BND)
+        _, z_BCSE = from_tokens(tokens_BND, layout)
+        return self.head(z_BCSE)
+
+    def _fill_hidden(self, z_BCKE: Tensor, keep_BCK: Tensor) -> Tensor:
+        """Kept embeddings at their slots, the mask token at all others: (B, C, S, E)."""
+        n_batch, _, _, emb_dim = z_BCKE.shape
+        n_patches = self.pos_embedding.shape[2] - 1
+        mask_token = self.mask_token.to(z_BCKE.dtype)
+        z_BCSE = mask_token.expand(n_batch, N_CHANNELS, n_patches, emb_dim)
+        return z_BCSE.scatter(2, keep_BCK[..., None].expand(-1, -1, -1, emb_dim), z_BCKE)
+
+
+# ------------------------------------------------------------------ the model
+class MaskedAutoencoder(nn.Module):
+    """Masked autoencoder; the arguments are the settings of the same names.
+
+    ValueError when they do not fit each other. Weights come from :meth:`reset_parameters`.
+    """
+
+    def __init__(
+        self,
+        patch_size: int = 8,
+        emb_dim: int = 64,
+        num_layer: int = 3,
+        num_head: int = 4,
+        decoder_emb_dim: int | None = None,
+        decoder_num_layer: int | None = None,
+        mask_ratio: float = 0.5,
+        mask_span: int = 1,
+        token_layout: str = "channel",
+        loss_on: str = "masked",
+    ):
+        super().__init__()
+        decoder_emb_dim = emb_dim if decoder_emb_dim is None else decoder_emb_dim
+        decoder_num_layer = num_layer if decoder_num_layer is None else decoder_num_layer
+        if EPOCH_SAMPLES % patch_size:
+            raise ValueError(f"patch_size {patch_size} does not divide {EPOCH_SAMPLES} samples")
+        for width in (PATCHES_PER_TOKEN * emb_dim, PATCHES_PER_TOKEN * decoder_emb_dim):
+            if width % num_head:
+                raise ValueError(f"num_head {num_head} does not divide the token width {width}")
+        if token_layout not in TOKEN_LAYOUTS or loss_on not in ("masked", "all"):
+            raise ValueError(f"unknown token_layout {token_layout!r} or loss_on {loss_on!r}")
+        self.patch_size = patch_size
+        self.n_patches = EPOCH_SAMPLES // patch_size
+        if token_layout == "channel" and self.n_patches % PATCHES_PER_TOKEN:
+            raise ValueError(
+                f"patch_size {patch_size} makes {self.n_patches} patches a channel, which is not a "
+                f"multiple of {PATCHES_PER_TOKEN} as token_layout channel needs"
+            )
+        self.n_keep = n_kept_patches(self.n_patches, mask_ratio, token_layout)
+        self.mask_span = mask_span
+        self.token_layout = token_layout
+        self.loss_on = loss_on
+        self.encoder = Encoder(self.n_patches, patch_size, emb_dim, num_layer, num_head)
+        if token_layout != "reference":
+            self.encoder.absent_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
+        self.decoder = Decoder(
+            self.n_patches, patch_size, decoder_emb_dim, decoder_num_layer, num_head, emb_dim
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew (``generator`` None: from torch's global one).
+
+        Linear layers Xavier-uniform with zero bias (the head normal and small), tokens and
+        positions normal with sd 0.02.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith(("_token", "pos_embedding")):
+                parameter.normal_(0, INIT_SD, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            elif name == "decoder.head.weight":
+                parameter.normal_(0, HEAD_INIT_SD, generator=generator)
+            elif parameter.dim() == 2:
+                nn.init.xavier_uniform_(parameter, generator=generator)
+            else:
+                parameter.fill_(1)  # weights of LayerNorm
+
+    def draw_mask(
+        self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
+    ) -> Tensor:
+        """``keep_BCK`` for a batch, by this model's ratio, span and layout (see random_mask)."""
+        keep_BCK = random_mask(
+            n_examples,
+            self.n_patches,
+            self.n_keep,
+            generator=generator,
+            n_channels=1 if self.token_layout == "moment" else N_CHANNELS,
+            span=self.mask_span,
+            rows=rows,
+        )
+        return keep_BCK.expand(-1, N_CHANNELS, -1)
+
+    def forward(self, x_BCT: Tensor, present_BC: Tensor, keep_BCK: Tensor) -> Tensor:
+        """``error_BC``: mean squared error of each channel, over its hidden or all patches."""
+        x_BCSP = self._patches(x_BCT, present_BC)
+        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, self.token_layout)
+        pred_BCSP = self.decoder(tokens_BND, keep_BCK, self.token_layout)
+        hidden_BCS = hidden_patches(keep_BCK, self.n_patches)
+        if self.loss_on == "all":
+            hidden_BCS = torch.ones_like(hidden_BCS)
+        return masked_mse(pred_BCSP, x_BCSP, hidden_BCS)
+
+    def encode(
+        self, x_BCT: Tensor, present: Tensor | None = None, keep_BCK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encoder features: ``class_BCE`` and ``z_BCKE`` (K = S when nothing is hidden)."""
+        x_BCT, present_BC = self._checked(x_BCT, present)
+        x_BCSP = self._patches(x_BCT, present_BC)
+        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, self.token_layout)
+        return from_tokens(tokens_BND.float(), self.token_layout)
+
+    def embed(self, x_BCT: Tensor, pooling: str = "mean", present: Tensor | None = None) -> Tensor:
+        """Features of examples (B, 16, 3840) with nothing hidden: (B, F) float32.
+
+        ``pooling``: mean or max of the patch features over the E-wide axis (F = 16 S, one value
+        per channel and patch, as in the paper); time_mean or time_abs, the mean of values or of
+        absolute values over time (F = 16 E); class, the class tokens (F = 16 E); or several
+        joined by +. ``present`` (B, 16): False where a channel was not recorded; None: all were.
+        """
+        return self.embed_many(x_BCT, [pooling], present)[pooling]
+
+    @torch.no_grad()
+    def embed_many(
+        self, x_BCT: Tensor, poolings: Sequence[str], present: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Features by pooling (see :meth:`embed`), all from one pass through the encoder."""
+        class_BCE, z_BCSE = self.encode(x_BCT, present)
+        parts = {}
+        for part in {part for pooling in poolings for part in pooling.split("+")}:
+            parts[part] = pool(class_BCE, z_BCSE, part)
+        return {
+            pooling: torch.cat([parts[part] for part in pooling.split("+")], dim=1)
+            for pooling in poolings
+        }
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        x_BCT: Tensor,
+        visible_indices: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """All samples (B, 16, 3840) float32 from the visible patches of ``x_BCT``.
+
+        ``visible_indices`` (B, 16, K): numbers of the patches that the model may see, sorted;
+        None: all of them. In the layout "channel" K must be a multiple of 16; "moment" was
+        trained with the same patches visible in all channels.
+        """
+        x_BCT, present_BC = self._checked(x_BCT, present)
+        keep_BCK = self._checked_indices(visible_indices, x_BCT)
+        x_BCSP = self._patches(x_BCT, present_BC)
+        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, self.token_layout)
+        return self.decoder(tokens_BND, keep_BCK, self.token_layout).float().flatten(2)
+
+    def _patches(self, x_BCT: Tensor, present_BC: Tensor) -> Tensor:
+        """``x_BCSP`` float32, zeros where a channel is absent, whatever stood there."""
+        x_BCT = x_BCT.float().masked_fill(~present_BC[:, :, None], 0)
+        return patchify(x_BCT, self.patch_size)
+
+    def _checked(self, x_BCT: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        if x_BCT.dim() != 3 or tuple(x_BCT.shape[1:]) != (N_CHANNELS, EPOCH_SAMPLES):
+            raise ValueError(
+                f"x has the shape {tuple(x_BCT.shape)}; give (B, {N_CHANNELS}, {EPOCH_SAMPLES}): "
+                "30 s at 128 Hz of the 16 channels, standardised"
+            )
+        if present is None:
+            present = torch.ones(x_BCT.shape[:2], dtype=torch.bool, device=x_BCT.device)
+        if present.shape != x_BCT.shape[:2]:
+            raise ValueError(
+                f"present has the shape {tuple(present.shape)}; give {tuple(x_BCT.shape[:2])}"
+            )
+        return x_BCT, present.to(x_BCT.device, torch.bool)
+
+    def _checked_indices(self, indices: Tensor | None, x_BCT: Tensor) -> Tensor | None:
+        if indices is None:
+            return None
+        keep_BCK = torch.as_tensor(indices, dtype=torch.int64, device=x_BCT.device)
+        if keep_BCK.dim() != 3 or keep_BCK.shape[:2] != x_BCT.shape[:2]:
+            raise ValueError(
+                f"visible_indices has the shape {tuple(keep_BCK.shape)}; give "
+                f"({len(x_BCT)}, {N_CHANNELS}, K)"
+            )
+        if self.token_layout == "channel" and keep_BCK.shape[2] % PATCHES_PER_TOKEN:
+            raise ValueError(
+                f"visible_indices keeps {keep_BCK.shape[2]} patches a channel; with token_layout "
+                f"channel keep a multiple of {PATCHES_PER_TOKEN}"
+            )
+        in_range = (keep_BCK >= 0) & (keep_BCK < self.n_patches)
+        if not (in_range.all() and (keep_BCK.diff(dim=2) > 0).all()):
+            raise ValueError(
+                f"visible_indices must be sorted patch numbers from 0 to {self.n_patches - 1}, "
+                "none of them twice in a channel"
+            )
+        return keep_BCK
+
+
+def n_kept_patches(n_patches: int, mask_ratio: float, token_layout: str) -> int:
+    """Patches of a channel that stay visible.
+
+    The layout "channel" fills tokens with 16 patches of one channel, so there the number is
+    rounded to a multiple of 16. At least one patch (token) stays and at least one is hidden.
+    """
+    unit = PATCHES_PER_TOKEN if token_layout == "channel" else 1
+    n_keep = unit * round(n_patches * (1 - mask_ratio) / unit)
+    return min(max(n_keep, unit), n_patches - unit)
+
+
+def pool(class_BCE: Tensor, z_BCSE: Tensor, pooling: str) -> Tensor:
+    """Features (B, F) from the encoder's class tokens and patch features, by one of POOLINGS."""
+    if pooling == "mean":
+        return z_BCSE.mean(dim=3).flatten(1)
+    if pooling == "max":
+        return z_BCSE.amax(dim=3).flatten(1)
+    if pooling == "time_mean":
+        return z_BCSE.mean(dim=2).flatten(1)
+    if pooling == "time_abs":
+        return z_BCSE.abs().mean(dim=2).flatten(1)
+    if pooling == "class":
+        return class_BCE.flatten(1)
+    raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}, joined by +")
+
+
+# ------------------------------------------------------------------ arithmetic
+def flops_per_example(model: MaskedAutoencoder, *, training: bool = True) -> float:
+    """Operations (2 for a multiply-add) in the matrix products of one masked example.
+
+    Linear layers and attention; the backward pass counts twice the forward one. Norms, GELU and
+    the 8-wide patch layers are left out: under 1 %.
+    """
+
+    def blocks(transformer: nn.ModuleList, width: int, n_tokens: int) -> float:
+        linear = 2 * n_tokens * width * width * (4 + 2 * MLP_RATIO)
+        attention = 4 * n_tokens * n_tokens * width
+        return len(transformer) * (linear + attention)
+
+    encoder_width = PATCHES_PER_TOKEN * model.encoder.cls_token.shape[3]
+    decoder_width = PATCHES_PER_TOKEN * model.decoder.mask_token.shape[3]
+    forward = blocks(model.encoder.transformer, encoder_width, 1 + model.n_keep)
+    forward += blocks(model.decoder.transformer, decoder_width, 1 + model.n_patches)
+    if model.decoder.bridge is not None:
+        forward += 2 * (1 + model.n_keep) * encoder_width * decoder_width
+    return forward * (3 if training else 1)

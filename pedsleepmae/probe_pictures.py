@@ -1,0 +1,384 @@
+"""Pictures of the probe report, each a matplotlib Figure; nothing here computes a figure anew."""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
+
+from pedsleepmae import metrics, store
+from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S
+from pedsleepmae.embedding_map import EmbeddingMap
+from pedsleepmae.evaluation import Results, TaskResult
+from pedsleepmae.probes import STAGES
+
+INK, SOFT, LINE = "#1b2733", "#5b6b7a", "#dde3e8"
+COLOURS = {
+    "encoder": "#1f5c8b",
+    "context": "#2a9d8f",
+    "handmade": "#c77d1e",
+    "untrained": "#8d99a6",
+    "prevalence": "#c3cbd3",
+}
+NAMES = {
+    "encoder": "pretrained encoder",
+    "context": "… with neighbouring epochs",
+    "handmade": "hand-made features",
+    "untrained": "untrained encoder",
+    "prevalence": "prevalence alone",
+}
+STAGE_COLOURS = ("#d9a441", "#8ecae6", "#4a90c2", "#1d4e79", "#c8553d")
+EVENT_NAMES = ("none", "arousal", "desaturation", "hypopnea", "apnea")
+EVENT_COLOURS = ("#d5dbe1", "#2a9d8f", "#6a4c93", "#e08e0b", "#b3261e")
+HYPNOGRAM_ORDER = (0, 4, 1, 2, 3)  # W, R, N1, N2, N3 from top to bottom
+MAX_CURVE_POINTS = 1000
+SHOWN_CHANNELS = (0, 4, 5, 13, 14, 15, 8, 9, 10, 12, 7)  # enough to see what a scorer looks at
+
+
+def _axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndarray:
+    """Axes without frame above and to the right."""
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(LINE)
+        ax.tick_params(colors=SOFT, labelsize=8)
+        ax.xaxis.label.set_color(INK)
+    return axes
+
+
+def _title(ax: Axes, text: str) -> None:
+    ax.set_title(text, fontsize=10, color=INK, loc="left", fontweight="bold")
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 patient`, `2 patients`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+# ------------------------------------------------------------------ all tasks
+def draw_overview(results: Results) -> Figure:
+    """AUROC with interval of every task and source, as in a meta-analysis."""
+    tasks = [result for result in results.tasks.values() if result.judged]
+    sources = [name for name in COLOURS if any(name in t.judged for t in tasks)]
+    sources = [name for name in sources if name != "prevalence"]  # always at the dotted line
+    step = 1 / (len(sources) + 1.5)
+    figure = Figure(figsize=(8.4, 0.9 + 0.22 * len(sources) * len(tasks)), layout="constrained")
+    ax = _axes(figure)[0, 0]
+    for row, result in enumerate(tasks):
+        name = "weighted_auroc" if result.task == "sleep" else "auroc"
+        for k, source in enumerate(s for s in sources if s in result.judged):
+            test, y = result.judged[source].test, row + (k + 1) * step
+            if test.figures[name] is None:
+                continue
+            if test.ci95[name] is not None:
+                ax.plot(test.ci95[name], [y, y], color=COLOURS[source], lw=2.2, alpha=0.8)
+            label = NAMES[source] if row == 0 else None
+            ax.plot(test.figures[name], y, "o", color=COLOURS[source], ms=5.5, label=label)
+        ax.axhline(row, color=LINE, lw=0.8)
+    ax.axvline(0.5, color=SOFT, lw=0.8, ls=":")
+    ax.set_yticks([row + 0.5 for row in range(len(tasks))], [_words(t.task) for t in tasks])
+    ax.set_ylim(len(tasks), 0)
+    ax.set_xlabel("AUROC on test (sleep: weighted over stages), 95 % interval", fontsize=9)
+    if tasks:
+        figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _words(task: str) -> str:
+    return {"apnea_hypopnea": "apnea or hypopnea", "sleep": "sleep stage"}.get(task, task)
+
+
+# ------------------------------------------------------------------ one task
+def draw_event(result: TaskResult) -> Figure:
+    """ROC and precision-recall curves of all sources, and the reliability of the encoder's."""
+    known = result.label_N >= 0
+    label_N = result.label_N[known]
+    figure = Figure(figsize=(10.5, 3.5), layout="constrained")
+    roc, recall, calibration = _axes(figure, 1, 3)[0]
+    if 0 < label_N.sum() < len(label_N):
+        for source in reversed([name for name in COLOURS if name in result.judged]):
+            prob_N = result.judged[source].prob_NK[known, 1]
+            style = {"color": COLOURS[source], "lw": 2.2 if source == "encoder" else 1.3}
+            x, y, _ = roc_curve(label_N, prob_N)
+            area = roc_auc_score(label_N, prob_N)
+            roc.plot(*_thinned(x, y), label=f"{NAMES[source]} {area:.3f}", **style)
+            precision, sensitivity, _ = precision_recall_curve(label_N, prob_N)
+            area = average_precision_score(label_N, prob_N)
+            # Without the made-up last point (sensitivity 0, precision 1) that closes the curve.
+            recall.plot(
+                *_thinned(sensitivity[:-1], precision[:-1]),
+                label=f"{NAMES[source]} {area:.3f}",
+                **style,
+            )
+    roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+    roc.set_xlabel("1 - specificity", fontsize=9)
+    roc.set_ylabel("sensitivity", fontsize=9)
+    _title(roc, "ROC curve (AUROC)")
+    recall.axhline(label_N.mean(), color=SOFT, lw=0.8, ls=":")
+    recall.set_xlabel("sensitivity (recall)", fontsize=9)
+    recall.set_ylabel("precision", fontsize=9)
+    recall.set_ylim(0, 1.02)
+    _title(recall, "Precision-recall curve (AUPRC)")
+    for ax in (roc, recall):
+        handles, labels = ax.get_legend_handles_labels()
+        place = "lower right" if ax is roc else "upper right"
+        options = {"fontsize": 6.5, "framealpha": 0.85, "edgecolor": "none"}
+        ax.legend(handles[::-1], labels[::-1], loc=place, **options)
+    _draw_reliability(calibration, label_N, result.judged["encoder"].prob_NK[known, 1])
+    return figure
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    keep = np.unique(np.linspace(0, len(x) - 1, MAX_CURVE_POINTS).astype(int))
+    return x[keep], y[keep]
+
+
+def _draw_reliability(ax: Axes, is_true_N: np.ndarray, prob_N: np.ndarray) -> None:
+    table = metrics.reliability(is_true_N, prob_N)
+    top = max(0.02, 1.15 * float(table[:, :2].max(initial=0)))
+    ax.plot([0, top], [0, top], color=SOFT, lw=0.8, ls=":")
+    ax.plot(table[:, 0], table[:, 1], "o-", color=COLOURS["encoder"], lw=1.6, ms=4.5)
+    ax.set_xlim(0, top)
+    ax.set_ylim(0, top)
+    ax.set_xlabel("predicted probability (tenths of the epochs)", fontsize=9)
+    ax.set_ylabel("observed share", fontsize=9)
+    _title(ax, "Reliability after recalibration")
+
+
+def draw_stages(result: TaskResult) -> Figure:
+    """Confusion matrix, ROC curve of each stage, reliability of the most probable stage."""
+    known = result.label_N >= 0
+    label_N, one = result.label_N[known], result.judged["encoder"]
+    prob_NK = one.prob_NK[known]
+    figure = Figure(figsize=(10.5, 3.5), layout="constrained")
+    matrix, roc, calibration = _axes(figure, 1, 3)[0]
+    counts = one.test.confusion
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    matrix.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i in range(len(STAGES)):
+        for j in range(len(STAGES)):
+            colour = "white" if share[i, j] > 0.5 else INK
+            text = f"{share[i, j]:.0%}\n{counts[i, j]:,}"
+            matrix.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+    matrix.set_xticks(range(5), STAGES)
+    matrix.set_yticks(range(5), STAGES)
+    matrix.set_xlabel("predicted", fontsize=9)
+    matrix.set_ylabel("scored", fontsize=9)
+    _title(matrix, "Confusion (share of the scored stage)")
+    for k, stage in enumerate(STAGES):
+        if 0 < (label_N == k).sum() < len(label_N):
+            x, y, _ = roc_curve(label_N == k, prob_NK[:, k])
+            area = roc_auc_score(label_N == k, prob_NK[:, k])
+            label = f"{stage} {area:.3f}"
+            roc.plot(*_thinned(x, y), color=STAGE_COLOURS[k], lw=1.8, label=label)
+    roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+    roc.set_xlabel("1 - specificity", fontsize=9)
+    roc.set_ylabel("sensitivity", fontsize=9)
+    roc.legend(loc="lower right", fontsize=7, frameon=False)
+    _title(roc, "One stage against the rest (AUROC)")
+    _draw_reliability(calibration, label_N == prob_NK.argmax(1), prob_NK.max(1))
+    return figure
+
+
+def draw_subgroups(result: TaskResult) -> Figure:
+    """AUROC within each age band and sex, with its interval."""
+    name = "weighted_auroc" if result.task == "sleep" else "auroc"
+    rows = [
+        (f"{'age ' if kind == 'age' else 'sex '}{label}", entry)
+        for kind, groups in result.subgroups.items()
+        for label, entry in groups.items()
+    ]
+    figure = Figure(figsize=(6.5, 0.8 + 0.26 * len(rows)), layout="constrained")
+    ax = _axes(figure)[0, 0]
+    whole = result.judged["encoder"].test.figures[name]
+    if whole is not None:
+        ax.axvline(whole, color=COLOURS["encoder"], lw=0.9, ls=":")
+    for y, (_, entry) in enumerate(rows):
+        if entry[name] is None:
+            continue
+        if entry["ci95"].get(name) is not None:
+            ax.plot(entry["ci95"][name], [y, y], color=COLOURS["encoder"], lw=2)
+        ax.plot(entry[name], y, "o", color=COLOURS["encoder"], ms=5)
+    labels = [f"{label}  ({counted(entry['n_patients'], 'patient')})" for label, entry in rows]
+    ax.set_yticks(range(len(rows)), labels)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel("weighted AUROC" if result.task == "sleep" else "AUROC", fontsize=9)
+    return figure
+
+
+# ------------------------------------------------------------------ where it fails
+def draw_failures(results: Results, positions: Sequence[tuple[int, str]]) -> Figure:
+    """Signals of epochs that the probe is surest of and wrong; (position, caption) of each."""
+    columns = len(positions)
+    figure = Figure(figsize=(3.6 * columns, 5.2), layout="constrained")
+    axes = _axes(figure, 1, columns)[0]
+    index = results.index
+    signals = store.read_signals(index, np.array([position for position, _ in positions]))
+    seconds = np.arange(signals.shape[2]) * EPOCH_S / signals.shape[2]
+    for ax, (position, caption), x_CT in zip(axes, positions, signals, strict=True):
+        for row, channel in enumerate(SHOWN_CHANNELS):
+            if not index.present[position, channel]:
+                ax.text(EPOCH_S / 2, -row, "not recorded", ha="center", fontsize=6, color=SOFT)
+                continue
+            x_T = x_CT[channel] - np.median(x_CT[channel])
+            height = max(np.quantile(np.abs(x_T), 0.99), 1e-3)
+            y_T = np.clip(x_T / height, -1.2, 1.2) * 0.42 - row
+            ax.plot(seconds, y_T, lw=0.45, color=INK, rasterized=True)
+        labels = [CHANNEL_NAMES[channel] for channel in SHOWN_CHANNELS]
+        ax.set_yticks([-row for row in range(len(labels))], labels if ax is axes[0] else [])
+        ax.tick_params(axis="y", labelsize=6.5, length=0)
+        ax.set_xlim(0, EPOCH_S)
+        ax.set_xlabel("seconds", fontsize=8)
+        ax.set_title(caption, fontsize=8, color=INK, loc="left")
+    return figure
+
+
+# ------------------------------------------------------------------ whole nights
+def draw_hypnogram(results: Results, study: int, title: str) -> Figure:
+    """One night: scored and predicted stages, probabilities of the stages and of the events."""
+    index, test = results.index, results.test
+    here = np.flatnonzero(index.study_ids[test] == study)
+    onsets_s = index.onsets_s[test[here]]
+    if np.isnan(onsets_s).any():
+        onsets_s = np.arange(len(here)) * EPOCH_S
+    hours = (onsets_s - onsets_s[0]) / 3600
+    sleep = results.tasks.get("sleep")
+    events = [t for name, t in results.tasks.items() if name != "sleep" and "encoder" in t.judged]
+    has_sleep = sleep is not None and "encoder" in sleep.judged
+    heights = [1.3, 1.3, 1.0] * has_sleep + [0.5] * len(events)
+    figure = Figure(figsize=(10.5, 0.5 + 0.85 * sum(heights)), layout="constrained")
+    axes = list(_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
+    _title(axes[0], title)
+    if has_sleep:
+        one = sleep.judged["encoder"]
+        _draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
+        _draw_stage_line(axes.pop(0), hours, one.decided_N[here], "predicted", COLOURS["encoder"])
+        _draw_stage_probabilities(axes.pop(0), hours, one.prob_NK[here])
+    for ax, result in zip(axes, events, strict=True):
+        prob_N = result.judged["encoder"].prob_NK[here, 1]
+        threshold = result.judged["encoder"].chosen.threshold
+        ax.vlines(hours, 0, prob_N, color=COLOURS["encoder"], lw=0.7)
+        if threshold is not None:
+            ax.axhline(threshold, color=SOFT, lw=0.7, ls=":")
+        top = max(float(prob_N.max(initial=0)), threshold or 0, 1e-3) * 1.35
+        marked = hours[result.label_N[here] == 1]
+        ax.plot(marked, np.full(len(marked), 0.94 * top), "|", color="#b3261e", ms=6, mew=0.9)
+        ax.set_ylim(0, top)
+        ax.set_ylabel(_words(result.task), rotation=0, ha="right", va="center", fontsize=8)
+        ax.set_yticks([])
+    figure.axes[-1].set_xlabel("hours", fontsize=9)
+    return figure
+
+
+def _draw_stage_line(ax: Axes, hours: np.ndarray, stage_N: np.ndarray, name: str, colour: str):
+    height = np.full(6, np.nan)
+    height[list(HYPNOGRAM_ORDER)] = -np.arange(5)
+    gap = np.append(np.diff(hours) > 1.5 * EPOCH_S / 3600, False)
+    level = np.where(stage_N >= 0, height[stage_N], np.nan)
+    x = np.stack([hours, hours + EPOCH_S / 3600], 1).ravel()
+    y = np.stack([level, level], 1).ravel()
+    breaks = np.flatnonzero(gap)
+    x, y = np.insert(x, 2 * breaks + 2, np.nan), np.insert(y, 2 * breaks + 2, np.nan)
+    ax.plot(x, y, color=colour, lw=1.1)
+    rem = np.where(np.isclose(y, height[4]), y, np.nan)
+    ax.plot(x, rem, color=STAGE_COLOURS[4], lw=3.2, solid_capstyle="butt")
+    ax.set_yticks(-np.arange(5), [STAGES[k] for k in HYPNOGRAM_ORDER])
+    ax.set_ylim(-4.5, 0.5)
+    ax.set_ylabel(name, fontsize=9)
+
+
+def _draw_stage_probabilities(ax: Axes, hours: np.ndarray, prob_NK: np.ndarray) -> None:
+    """Stacked bars, so that a gap between blocks stays a gap."""
+    below = np.zeros(len(hours))
+    for k in (3, 2, 1, 4, 0):
+        top = below + prob_NK[:, k]
+        ax.bar(
+            hours,
+            prob_NK[:, k],
+            width=EPOCH_S / 3600,
+            bottom=below,
+            align="edge",
+            color=STAGE_COLOURS[k],
+            linewidth=0,
+            label=STAGES[k],
+        )
+        below = top
+    ax.set_ylim(0, 1)
+    ax.set_yticks([0, 1])
+    ax.set_ylabel("probability", fontsize=9)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False, reverse=True)
+
+
+def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figure:
+    """Bland-Altman: predicted minus scored against their mean, a point a night."""
+    names = [name for name in agreement if agreement[name]["n"] > 0]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.5 * columns, 2.3 * rows), layout="constrained")
+    axes = _axes(figure, rows, columns)
+    for ax, name in zip(axes.flat, names, strict=False):
+        predicted, scored = nights[f"{name}_predicted"], nights[f"{name}_scored"]
+        ax.plot((predicted + scored) / 2, predicted - scored, "o", color=COLOURS["encoder"], ms=4)
+        ax.axhline(0, color=LINE, lw=0.9)
+        figures = agreement[name]
+        for key, style in (("bias", "-"), ("lower", ":"), ("upper", ":")):
+            if figures[key] is not None:
+                ax.axhline(figures[key], color=COLOURS["handmade"], lw=1.1, ls=style)
+        _title(ax, quantity_in_words(name))
+        ax.set_xlabel("mean of predicted and scored", fontsize=8)
+        ax.set_ylabel("predicted - scored", fontsize=8)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def quantity_in_words(name: str) -> str:
+    """A column of the table of nights in words, with its unit."""
+    if name.endswith("_min"):
+        what = name.removesuffix("_min")
+        return "total sleep, min" if what == "sleep" else f"stage {what}, min"
+    return f"{name.replace('_', ' ').replace('apnea hypopnea', 'apnea-hypopnea')}, epochs/h"
+
+
+# ------------------------------------------------------------------ the embedding space
+def draw_map(result: EmbeddingMap) -> Figure:
+    """The same map coloured by stage, event, patient and time of night."""
+    figure = Figure(figsize=(10.5, 8.6), layout="constrained")
+    axes = _axes(figure, 2, 2).flat
+    x, y = result.xy.T
+    for ax, (name, value_N) in zip(axes, result.colourings.items(), strict=True):
+        ax.set_xticks([])
+        ax.set_yticks([])
+        if name in ("stage", "event"):
+            labels, colours = (
+                (STAGES, STAGE_COLOURS) if name == "stage" else (EVENT_NAMES, EVENT_COLOURS)
+            )
+            for k, label in enumerate(labels):
+                here = value_N == k
+                ax.scatter(x[here], y[here], s=5, color=colours[k], label=label, linewidths=0)
+            ax.legend(fontsize=7, frameon=False, markerscale=3, loc="best")
+        elif name == "patient":
+            many = ListedColormap([_hue(k) for k in range(value_N.max() + 1)])
+            ax.scatter(x, y, s=5, c=value_N, cmap=many, linewidths=0)
+        else:
+            shown = np.isfinite(value_N)
+            points = ax.scatter(
+                x[shown], y[shown], s=5, c=value_N[shown], cmap="viridis", linewidths=0
+            )
+            figure.colorbar(points, ax=ax, shrink=0.6, label="hours into the recording")
+        _title(ax, {"hours": "time of night"}.get(name, name))
+    return figure
+
+
+def _hue(k: int) -> tuple[float, float, float]:
+    """Colours that stay apart for neighbouring numbers (golden-ratio steps round the hues)."""
+    return colorsys.hsv_to_rgb((k * 0.618) % 1, 0.62, 0.85)

@@ -1,0 +1,442 @@
+"""One process's part of a pretraining run: a step, a validation, and state that can be resumed.
+
+Everything random is drawn from the seed and the step (masks), or from the seed and the position in
+the stream of examples (order), so that a run stopped anywhere goes on as if it had not been, and
+several processes compute what one would.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pedsleepmae import checkpoints, data, machine
+from pedsleepmae.channels import N_CHANNELS
+from pedsleepmae.checkpoints import CheckpointError
+from pedsleepmae.logbook import losses_by_group
+from pedsleepmae.machine import World
+from pedsleepmae.model import (
+    MaskedAutoencoder,
+    flops_per_example,
+    hidden_patches,
+    mean_over_present,
+)
+from pedsleepmae.online_probe import PROBE_POOLING, probe_sleep_stage
+from pedsleepmae.pictures import draw_reconstruction
+from pedsleepmae.store import ExampleIndex
+
+if TYPE_CHECKING:
+    from pedsleepmae.config import OptimSettings, PretrainSettings
+
+BETA1 = 0.9
+VAL_BATCH = 32  # fixed, so that masks and losses do not depend on the number of processes
+MAX_SKIPPED_IN_ROW = 20
+VARIANCE_SAMPLE = 512  # training examples; enough for a variance within some per cent
+LEAST_VARIANCE = 1e-3  # of a standardised channel; below, it is constant but for rounding
+# What a number drawn from the seed is for.
+TRAIN_MASKS, VAL_MASKS, VAL_SAMPLE, VARIANCES, WEIGHTS = range(5)
+
+
+class PretrainError(ValueError):
+    """Settings, data and machine do not fit each other; the message says what to change."""
+
+
+class DivergedError(RuntimeError):
+    """The loss was not finite too often in a row; the message gives advice."""
+
+
+@dataclass
+class Progress:
+    """What has to be remembered to go on, besides weights and optimiser."""
+
+    step: int = 0
+    position: int = 0  # in the stream of examples
+    n_skipped: int = 0
+    n_skipped_in_row: int = 0
+    n_bad_values: int = 0
+    validated_step: int = -1
+    probed_step: int = -1
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+
+
+# ------------------------------------------------------------------ parts of a step
+def learning_rate(step: int, optim: "OptimSettings", max_steps: int) -> float:
+    """Linear warm-up to ``optim.lr``, then a cosine that reaches lr x final_lr_ratio at the end.
+
+    ``step`` counts from 0; the first step of a warm-up of n steps has lr / n.
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    share = min(1.0, (step - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * share))
+    return optim.lr * (optim.final_lr_ratio + (1 - optim.final_lr_ratio) * cosine)
+
+
+def make_optimizer(model: nn.Module, optim: "OptimSettings") -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on the matrices of linear layers alone."""
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=optim.lr,
+        betas=(BETA1, optim.beta2),
+        fused=True,
+    )
+
+
+def channel_variances(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Variance of each channel, (16,) float32, over the (``x_BCT``, ``present_BC``) where present.
+
+    At least LEAST_VARIANCE; 1 for a channel that is never present.
+    """
+    sums_C = torch.zeros(3, N_CHANNELS, dtype=torch.float64)
+    for x_BCT, present_BC in batches:
+        x_BCT = x_BCT.double() * present_BC[:, :, None]
+        sums_C[0] += x_BCT.sum(dim=(0, 2))
+        sums_C[1] += x_BCT.square().sum(dim=(0, 2))
+        sums_C[2] += present_BC.sum(dim=0) * x_BCT.shape[2]
+    mean_C, mean_square_C = sums_C[:2] / sums_C[2].clamp(min=1)
+    variance_C = (mean_square_C - mean_C.square()).clamp(min=LEAST_VARIANCE)
+    return torch.where(sums_C[2] > 0, variance_C, 1).float()
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed for torch from whole numbers; different numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass
+class Interval:
+    """What is summed between two lines of metrics.jsonl."""
+
+    error_C: Tensor
+    count_C: Tensor
+    n_bad: Tensor
+    seconds: float = 0.0
+    n_examples: int = 0
+    grad_norm: float = float("nan")
+    lr: float = float("nan")
+
+
+class Trainer:
+    """Model, optimiser and progress of a run, in one process of ``world``."""
+
+    def __init__(
+        self,
+        settings: "PretrainSettings",
+        index: ExampleIndex,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        world: World,
+    ):
+        self.settings, self.index, self.world = settings, index, world
+        self.device, self.dtype = device, dtype
+        self.train_positions = index.rows("train")
+        self._check_batch_size()
+        self.val_positions = data.fixed_sample(
+            index.rows("val"), settings.val_examples, derived_seed(settings.seed, VAL_SAMPLE)
+        )
+        self.patients_seen = checkpoints.hash_patients(
+            np.unique(index.patient_ids[self.train_positions])
+        )
+        self.weight_C = self._weigh_channels().to(device)
+        self.progress = Progress()
+        self.model = MaskedAutoencoder(**asdict(settings.model))
+        self.model.reset_parameters(
+            torch.Generator().manual_seed(derived_seed(settings.seed, WEIGHTS))
+        )
+        self.model.to(device)
+        self.averaged = None
+        if settings.optim.ema_decay:
+            self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = make_optimizer(self.model, settings.optim)
+        self.generator = torch.Generator(device)
+        if settings.compile:
+            self.model.compile()
+        self.parallel = self.model
+        if world.size > 1:
+            device_ids = [device.index] if device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(
+                self.model, device_ids=device_ids, gradient_as_bucket_view=True
+            )
+        self.new_interval()
+
+    def _check_batch_size(self) -> None:
+        n_examples, batch_size = len(self.train_positions), self.settings.optim.batch_size
+        if not n_examples:
+            raise PretrainError(
+                f"{self.settings.paths.batches_dir}: no training examples in it; run script 1, or "
+                "give another paths.batches_dir"
+            )
+        if batch_size < self.world.size:
+            raise PretrainError(
+                f"optim.batch_size is {batch_size} for {self.world.size} processes; it is the "
+                "batch of all processes together, give at least one example to each"
+            )
+
+    def _weigh_channels(self) -> Tensor:
+        """What each channel's error is multiplied with, (16,): 1 / variance, or ones."""
+        if not self.settings.optim.balance_channels:
+            return torch.ones(N_CHANNELS)
+        seed = derived_seed(self.settings.seed, VARIANCES)
+        sample = data.fixed_sample(self.train_positions, VARIANCE_SAMPLE, seed)
+        return 1 / channel_variances(data.sample_batches(self.index, sample, VAL_BATCH))
+
+    # -------------------------------------------------------------- one step
+    def new_interval(self) -> None:
+        zeros = torch.zeros(N_CHANNELS, dtype=torch.float64, device=self.device)
+        self.interval = Interval(zeros, zeros.clone(), zeros.sum())
+
+    def train_step(self, batch: data.Batch) -> None:
+        """One optimiser step on this process's share of a batch."""
+        optim, progress = self.settings.optim, self.progress
+        lr = learning_rate(progress.step, optim, self.settings.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        error_C, count_C = self._accumulate_gradients(batch)
+        grad_norm = float(
+            nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip or math.inf)
+        )
+        # Gradients are summed over the processes, so all of them come to the same decision.
+        if math.isfinite(grad_norm):
+            self.optimizer.step()
+            self._update_average()
+            self.interval.error_C += error_C
+            self.interval.count_C += count_C
+            progress.n_skipped_in_row = 0
+        else:
+            progress.n_skipped += 1
+            progress.n_skipped_in_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.interval.grad_norm, self.interval.lr = grad_norm, lr
+        self.interval.n_examples += batch.batch_size
+        self.interval.n_bad += batch.n_bad
+        progress.step += 1
+        progress.position = batch.end
+        if progress.n_skipped_in_row >= MAX_SKIPPED_IN_ROW:
+            raise DivergedError(
+                f"step {progress.step}: the loss or its gradient was not finite "
+                f"{MAX_SKIPPED_IN_ROW} steps in a row; lower optim.lr, set optim.grad_clip to 1, "
+                "or try precision float32; weights from before stand in checkpoint_last.pt"
+            )
+
+    def _accumulate_gradients(self, batch: data.Batch) -> tuple[Tensor, Tensor]:
+        """Backward pass of the batch in pieces; sums of error and of channels present, (16,).
+
+        Every piece is weighted by the channels present in the whole batch, so that neither the
+        number of pieces nor that of processes changes the loss.
+        """
+        self.generator.manual_seed(
+            derived_seed(self.settings.seed, TRAIN_MASKS, self.progress.step)
+        )
+        keep_BCK = self.model.draw_mask(batch.batch_size, self.generator, batch.rows)
+        x_BCT = batch.x_BCT.to(self.device, non_blocking=True)
+        present_BC = batch.present_BC.to(self.device, non_blocking=True)
+        n_pieces = min(self.settings.optim.accumulate, len(x_BCT))
+        error_C = torch.zeros_like(self.interval.error_C)
+        pieces = zip(
+            *(t.tensor_split(n_pieces) for t in (x_BCT, present_BC, keep_BCK)), strict=True
+        )
+        for i, (x, present, keep) in enumerate(pieces):
+            wait = self.world.size > 1 and i < n_pieces - 1
+            with self.parallel.no_sync() if wait else contextlib.nullcontext():
+                with machine.autocast(self.device, self.dtype):
+                    error_BC = self.parallel(x, present, keep) * self.weight_C
+                loss = mean_over_present(error_BC, present, batch.n_present)
+                # Parallel processes average their gradients; the loss is a sum over all of them.
+                (loss * self.world.size).backward()
+            error_C += (error_BC.detach() * present).sum(dim=0)
+        return error_C, present_BC.sum(dim=0)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Follow the weights; the average starts fast, so that it forgets the random start."""
+        if self.averaged is None:
+            return
+        step = self.progress.step
+        decay = min(self.settings.optim.ema_decay, (1 + step) / (10 + step))
+        for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
+
+    def close_interval(self) -> dict[str, Any]:
+        """Figures of the steps since the last call, over all processes."""
+        interval, progress = self.interval, self.progress
+        sums = torch.stack([interval.error_C, interval.count_C, interval.n_bad.expand(N_CHANNELS)])
+        error_C, count_C, n_bad_C = self.world.sum(sums).cpu().numpy()
+        progress.n_bad_values += int(n_bad_C[0])
+        rate = interval.n_examples / interval.seconds
+        self.new_interval()
+        return {
+            **losses_by_group(error_C, count_C),
+            "lr": interval.lr,
+            "grad_norm": interval.grad_norm,
+            "epoch": progress.position / len(self.train_positions),
+            "examples": progress.position,
+            "examples_per_s": rate,
+            "tflops": rate * flops_per_example(self.model) / 1e12,
+            "memory_gb": machine.peak_memory_gb(self.device),
+            "n_skipped": progress.n_skipped,
+            "n_bad_values": progress.n_bad_values,
+        }
+
+    # -------------------------------------------------------------- looking at the model
+    @property
+    def saved_model(self) -> MaskedAutoencoder:
+        """The model whose weights are validated and saved as state_dict."""
+        return self.model if self.averaged is None else self.averaged
+
+    @torch.no_grad()
+    def validate(self, give_up: Callable[[], bool]) -> dict[str, Any] | None:
+        """Losses on the fixed sample with fixed masks; None when ``give_up`` says so meanwhile."""
+        sums_C = torch.zeros(2, N_CHANNELS, dtype=torch.float64, device=self.device)
+        blocks = np.arange(len(self.val_positions)) // VAL_BATCH
+        mine = self.val_positions[blocks % self.world.size == self.world.rank]
+        batches = data.sample_batches(self.index, mine, VAL_BATCH)
+        gave_up = False
+        with contextlib.closing(batches):
+            for i, (x_BCT, present_BC) in enumerate(batches):
+                if gave_up := give_up():
+                    break
+                number = i * self.world.size + self.world.rank
+                keep_BCK = self._val_mask(number, len(x_BCT))
+                present_BC = present_BC.to(self.device)
+                with machine.autocast(self.device, self.dtype):
+                    error_BC = self.saved_model.forward(x_BCT.to(self.device), present_BC, keep_BCK)
+                sums_C[0] += (error_BC * self.weight_C * present_BC).sum(dim=0)
+                sums_C[1] += present_BC.sum(dim=0)
+        if self.world.any(gave_up, self.device):
+            return None
+        error_C, count_C = self.world.sum(sums_C).cpu().numpy()
+        return {**losses_by_group(error_C, count_C), "n_examples": len(self.val_positions)}
+
+    def _val_mask(self, number: int, n_examples: int) -> Tensor:
+        self.generator.manual_seed(derived_seed(self.settings.seed, VAL_MASKS, number))
+        return self.model.draw_mask(n_examples, self.generator)
+
+    def draw_picture(self, path: Path) -> None:
+        """Picture of one example that has the most channels: the same one each time."""
+        sample = self.val_positions if len(self.val_positions) else self.train_positions[:VAL_BATCH]
+        best = sample[np.argmax(self.index.present[sample].sum(axis=1))]
+        ((x_BCT, present_BC),) = data.sample_batches(self.index, np.array([best]), 1)
+        keep_BCK = self._val_mask(0, 1)
+        with machine.autocast(self.device, self.dtype):
+            pred_BCT = self.saved_model.reconstruct(x_BCT.to(self.device), keep_BCK, present_BC)
+        draw_reconstruction(
+            path,
+            x_BCT[0].float().numpy(),
+            pred_BCT[0].cpu().numpy(),
+            hidden_patches(keep_BCK, self.model.n_patches)[0].cpu().numpy(),
+            present_BC[0].numpy(),
+            f"{'validation' if len(self.val_positions) else 'training'} example"
+            f"{' (simulated)' if self.index.simulated else ''} after {self.progress.step} steps",
+        )
+
+    def probe(self) -> dict[str, Any]:
+        """Figures of a quick linear probe of sleep stage on the validation sample."""
+        features = []
+        batches = data.sample_batches(self.index, self.val_positions, VAL_BATCH)
+        for x_BCT, present_BC in batches:
+            with machine.autocast(self.device, self.dtype):
+                pooled = self.saved_model.embed(x_BCT.to(self.device), PROBE_POOLING, present_BC)
+            features.append(pooled.cpu().numpy())
+        return probe_sleep_stage(
+            np.concatenate(features),
+            self.index.labels["sleep"][self.val_positions],
+            self.index.patient_ids[self.val_positions],
+        )
+
+    # -------------------------------------------------------------- state
+    def save(self, path: Path, settings: dict[str, Any], *, to_resume: bool) -> None:
+        """Write a checkpoint; with what is needed to go on, or the model alone."""
+        content = {
+            "state_dict": self.saved_model.state_dict(),
+            "model": settings["model"],
+            "settings": settings,
+            "step": self.progress.step,
+            "val_loss": (
+                self.progress.val_loss
+                if self.progress.validated_step == self.progress.step
+                else None
+            ),
+            "split_hash": self.index.split_hash,
+            "patients_seen": self.patients_seen,
+            "simulated": bool(self.index.simulated),
+            "data": describe_data(self.index, self.train_positions),
+        }
+        if to_resume:
+            content["progress"] = asdict(self.progress)
+            content["channel_weights"] = self.weight_C
+            content["optimizer"] = self.optimizer.state_dict()
+            if self.averaged is not None:
+                content["training_weights"] = self.model.state_dict()
+        checkpoints.save_checkpoint(path, content)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint_last.pt; PretrainError when it is of another model or split."""
+        content = checkpoints.load_checkpoint(path)
+        model = asdict(self.settings.model)
+        for key, value in model.items():
+            if content["model"].get(key) != value:
+                raise PretrainError(
+                    f"{path}: its model.{key} is {content['model'].get(key)}, the settings say "
+                    f"{value}; set it as it was, choose another paths.run_dir, or start anew with "
+                    "--resume false"
+                )
+        if content["split_hash"] != self.index.split_hash:
+            raise PretrainError(
+                f"{path}: it was trained on another split ({content['split_hash']}) than that of "
+                f"{self.settings.paths.batches_dir} ({self.index.split_hash}), so test patients "
+                "may have been seen; choose another paths.run_dir, or --resume false"
+            )
+        if "optimizer" not in content:
+            raise PretrainError(
+                f"{path}: holds the weights alone and cannot be resumed; give it as "
+                "paths.init_from, or start anew with --resume false"
+            )
+        if self.averaged is not None and "training_weights" in content:
+            checkpoints.load_weights(self.averaged, content["state_dict"], str(path))
+        weights = content.get("training_weights", content["state_dict"])
+        checkpoints.load_weights(self.model, weights, str(path))
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.weight_C = content["channel_weights"].to(self.device)
+        self.progress = Progress(**content["progress"])
+        self.patients_seen = sorted({*self.patients_seen, *content["patients_seen"]})
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights of a checkpoint and nothing else."""
+        content = checkpoints.load_checkpoint(path)
+        layout = content["model"]["token_layout"]
+        if layout != self.settings.model.token_layout:
+            raise CheckpointError(
+                f"paths.init_from {path}: its model.token_layout is {layout}, the settings say "
+                f"{self.settings.model.token_layout}; its weights mean nothing there, set it alike"
+            )
+        checkpoints.load_weights(self.model, content["state_dict"], f"paths.init_from {path}")
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.model.state_dict())
+        self.patients_seen = sorted({*self.patients_seen, *(content["patients_seen"] or [])})
+
+
+def describe_data(index: ExampleIndex, positions: np.ndarray) -> dict[str, Any]:
+    """Facts about the training examples, for the checkpoint and its model card."""
+    return {
+        "n_examples": len(positions),
+        "n_patients": len(np.unique(index.patient_ids[positions])),
+        "n_studies": len(np.unique(index.study_ids[positions])),
+        "patient_disjoint": bool(index.patient_disjoint),
+        "share_present_by_channel": index.present[positions].mean(axis=0).round(4).tolist(),
+    }

@@ -1,0 +1,193 @@
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import pedsleepmae
+from pedsleepmae import checkpoints
+from pedsleepmae.checkpoints import (
+    CheckpointError,
+    hash_patient,
+    hash_patients,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
+from pedsleepmae.model import MaskedAutoencoder
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+SETTINGS = {
+    "patch_size": 20,
+    "emb_dim": 2,
+    "num_layer": 1,
+    "num_head": 2,
+    "decoder_emb_dim": 3,
+    "decoder_num_layer": 2,
+    "mask_ratio": 0.75,
+    "mask_span": 4,
+    "token_layout": "moment",
+    "loss_on": "all",
+}
+
+
+def content(**other) -> dict:
+    model = MaskedAutoencoder(**SETTINGS)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    return {
+        "state_dict": model.state_dict(),
+        "model": SETTINGS,
+        "settings": {"model": SETTINGS, "seed": 0},
+        "step": 7,
+        "val_loss": 0.5,
+        "split_hash": "0123456789abcdef",
+        "patients_seen": hash_patients([10, 11]),
+        "simulated": True,
+        "data": {"n_examples": 3},
+    } | other
+
+
+# ------------------------------------------------------------------ ours
+def test_a_checkpoint_rebuilds_its_model_without_any_setting_retyped(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content())
+    model = load_model(path)
+    assert not model.training
+    same = MaskedAutoencoder(**SETTINGS).eval()
+    same.load_state_dict(content()["state_dict"])
+    x = torch.randn(2, 16, 3840, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.reconstruct(x), same.reconstruct(x))
+    assert (model.token_layout, model.loss_on, model.mask_span) == ("moment", "all", 4)
+    assert model.n_keep == 48
+
+
+def test_a_checkpoint_loads_without_pickle_and_says_where_it_comes_from(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content())
+    raw = torch.load(path, weights_only=True)
+    assert {"state_dict", "settings", "step", "split_hash", "patients_seen"} <= set(raw)
+    loaded = load_checkpoint(path)
+    assert loaded["step"] == 7
+    assert loaded["simulated"] is True
+    assert loaded["original"] is False
+
+
+def test_load_model_is_offered_by_the_package():
+    assert pedsleepmae.load_model is load_model
+    with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
+        _ = pedsleepmae.load_modle
+
+
+def test_patients_are_hashed_as_documented():
+    assert hash_patient(42) == hashlib.sha256(b"pedsleepmae-patient:42").hexdigest()
+    hashes = hash_patients([7, 42, 7])
+    assert hashes == sorted({hash_patient(7), hash_patient(42)})
+
+
+# ------------------------------------------------------------------ whole or not at all
+def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content(step=1))
+
+    def half_written(value, target):
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoints.torch, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, content(step=2))
+    assert load_checkpoint(path)["step"] == 1
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+# ------------------------------------------------------------------ what cannot be used
+def test_weights_of_another_shape_are_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content(model=SETTINGS | {"decoder_emb_dim": 4}))
+    with pytest.raises(CheckpointError, match=r"mask_token has the shape \(1, 1, 1, 3\) there"):
+        load_model(path)
+
+
+def test_missing_and_unknown_weights_are_refused_by_name(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    weights = content()["state_dict"]
+    del weights["encoder.absent_token"]
+    save_checkpoint(path, content(state_dict=weights))
+    with pytest.raises(CheckpointError, match=r"encoder.absent_token is not there.*0 more"):
+        load_model(path)
+    save_checkpoint(path, content(state_dict=content()["state_dict"] | {"extra": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"extra has the shape .* is unknown here"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("length", [0, 9, 1000])
+def test_a_cut_checkpoint_is_refused_by_name(tmp_path, length):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content())
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not a whole checkpoint file"):
+        load_model(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"state_dict": {}, "extra": Malicious()}, path)
+    with pytest.raises(CheckpointError, match="does not load safely"):
+        load_checkpoint(path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"weights": 1}, "holds no state_dict"),
+        ({"state_dict": {"layer.weight": torch.zeros(2)}}, "neither a checkpoint of script 2"),
+        ({"state_dict": {}, "format": "pedsleepmae", "version": 99}, "version 99"),
+        ({"state_dict": {}, "format": "pedsleepmae", "version": 1, "model": {"width": 3}}, "width"),
+    ],
+)
+def test_checkpoints_of_another_kind_are_refused_with_the_reason(tmp_path, value, message):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(value, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pt: there is no such file"):
+        load_model(tmp_path / "nowhere.pt")
+
+
+# ------------------------------------------------------------------ the original authors'
+@pytest.fixture
+def original():
+    if not GOLDEN.is_dir():
+        pytest.skip(f"{GOLDEN} is absent: the original's checkpoint cannot be read")
+    return GOLDEN / "reference_small_checkpoint.pt"
+
+
+def test_an_original_checkpoint_is_recognised_and_its_sizes_inferred(original):
+    model = load_model(original)
+    loaded = load_checkpoint(original)
+    assert loaded["original"] is True
+    assert loaded["patients_seen"] is None
+    assert loaded["model"]["emb_dim"] == 8
+    assert loaded["model"]["num_layer"] == loaded["model"]["decoder_num_layer"] == 2
+    assert model.token_layout == "reference"
+    assert model.encoder.transformer[0].attn.num_head == 4
+    weights = torch.load(original, weights_only=True)["state_dict"]
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_an_original_checkpoint_of_another_epoch_length_is_refused(original, tmp_path):
+    raw = torch.load(original, weights_only=True)
+    positions = raw["state_dict"]["encoder.pos_embedding"]
+    raw["state_dict"]["encoder.pos_embedding"] = positions[:, :, :241]
+    torch.save(raw, tmp_path / "short.pt")
+    with pytest.raises(CheckpointError, match="240 x 8 samples a channel"):
+        load_model(tmp_path / "short.pt")

@@ -1,0 +1,234 @@
+"""Script 3 from batch files to metrics.json and a report that stands alone."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from planted import write_cohort
+from sklearn.metrics import roc_auc_score
+
+from pedsleepmae import checkpoints, report, store
+from pedsleepmae.model import MaskedAutoencoder
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = {"patch_size": 240, "emb_dim": 4, "num_layer": 1, "num_head": 2}
+
+
+def save_model(path: Path, patients_seen) -> Path:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(**MODEL)
+    checkpoints.save_checkpoint(
+        path,
+        {
+            "state_dict": model.state_dict(),
+            "model": MODEL,
+            "settings": {},
+            "step": 12,
+            "val_loss": None,
+            "split_hash": "feedfacefeedface",
+            "patients_seen": checkpoints.hash_patients(patients_seen),
+            "simulated": True,
+            "data": {},
+        },
+    )
+    return path
+
+
+def script_3(*argv: str) -> int:
+    spec = importlib.util.spec_from_file_location("script_3", ROOT / "3_train_classifier.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script.main(["--config", str(ROOT / "configs/demo/probe.yaml"), *map(str, argv)])
+
+
+def paths(folder: Path, batches: Path, checkpoint: Path) -> list[str]:
+    return [
+        *("--paths.batches_dir", str(batches), "--paths.checkpoint", str(checkpoint)),
+        *("--paths.output_dir", str(folder / "results"), "--bootstrap_draws", "200"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """The results folder of a run on a small simulated cohort, and what the script printed."""
+    folder = tmp_path_factory.mktemp("run")
+    batches = write_cohort(folder / "batches")
+    studies = pd.DataFrame({"study_id": [p * 10 for p in range(500, 509)]})
+    studies["age_days"] = 365.25 * np.arange(1, 10)
+    studies["sex"] = ["F", "M", ""] * 3
+    studies.to_csv(batches / "studies.csv", index=False)
+    checkpoint = save_model(folder / "model.pt", range(500, 504))
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *parts, **_: printed.append(" ".join(parts)))
+        argv = ["--poolings", "[mean, time_abs]", *paths(folder, batches, checkpoint)]
+        assert script_3(*argv) == 0
+    return folder, "\n".join(printed)
+
+
+@pytest.fixture(scope="module")
+def content(finished) -> dict:
+    text = (finished[0] / "results" / "metrics.json").read_text(encoding="utf-8")
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    return json.loads(text)
+
+
+def test_metrics_json_is_as_the_contract_shows(content):
+    assert set(content["tasks"]) == {
+        *("sleep", "apnea", "hypopnea", "apnea_hypopnea", "desaturation", "arousal")
+    }
+    for entry in content["tasks"].values():
+        assert {"n_train", "n_val", "n_test", "n_test_patients", "prevalence", "threshold"} <= set(
+            entry
+        )
+        assert {"val", "test", "baselines"} <= set(entry)
+    names = [
+        "accuracy",
+        "balanced_accuracy",
+        "f1",
+        "auroc",
+        "auprc",
+        "kappa",
+        "brier",
+        "ece",
+        "ci95",
+    ]
+    assert set(names) <= set(content["tasks"]["apnea"]["test"])
+    names = [
+        "weighted_f1",
+        "macro_f1",
+        "weighted_auroc",
+        "confusion_matrix",
+        "kappa",
+        "accuracy",
+        "ci95",
+    ]
+    assert set(names) <= set(content["tasks"]["sleep"]["test"])
+    assert set(content["tasks"]["apnea"]["baselines"]) == {"prevalence", "handmade", "untrained"}
+    assert content["split_hash"] == "feedfacefeedface"
+    assert content["patient_disjoint"] is True
+    assert content["simulated"] is True
+    assert content["pooling"] in ("mean", "time_abs")
+    assert content["seen_patients"] == 0
+
+
+def test_figures_stand_for_the_test_examples_of_the_batch_files(finished, content):
+    index = store.load_index(finished[0] / "batches")
+    apnea = content["tasks"]["apnea"]
+    test = index.rows("test")
+    assert apnea["n_test"] == len(test) == 72
+    assert apnea["n_test_patients"] == 3
+    assert apnea["prevalence"] == pytest.approx((index.labels["apnea"][test] > 0).mean())
+    sleep = content["tasks"]["sleep"]
+    assert sleep["n_test"] == (index.labels["sleep"][test] >= 0).sum()
+    assert np.sum(sleep["test"]["confusion_matrix"]) == sleep["n_test"]
+    assert sum(sleep["prevalence"].values()) == pytest.approx(1)
+
+
+def test_planted_signals_are_found_by_hand_made_features(content):
+    tasks = content["tasks"]
+    assert tasks["sleep"]["baselines"]["handmade"]["kappa"] > 0.9
+    assert tasks["apnea"]["baselines"]["handmade"]["auroc"] > 0.9
+    assert tasks["arousal"]["baselines"]["handmade"]["auroc"] > 0.9
+    difference = tasks["sleep"]["baselines"]["handmade"]["difference"]["kappa"]
+    gap = tasks["sleep"]["test"]["kappa"] - tasks["sleep"]["baselines"]["handmade"]["kappa"]
+    assert difference["value"] == pytest.approx(gap)
+
+
+def test_tasks_without_events_are_null_with_a_reason(content):
+    for task in ("desaturation", "hypopnea"):
+        entry = content["tasks"][task]
+        assert entry["test"]["auroc"] is None
+        assert "only class 0" in entry["test"]["undefined"]["auroc"]
+    assert content["tasks"]["desaturation"]["prevalence"] == 0
+
+
+def test_the_probes_on_disk_give_the_published_figure_again(finished, content):
+    from pedsleepmae import probes
+
+    folder = finished[0]
+    index = store.load_index(folder / "batches")
+    model = checkpoints.load_model(folder / "model.pt")
+    pooling, loaded = probes.load_probes(folder / "results" / "probes.npz")
+    test = index.rows("test")
+    x_BCT = torch.from_numpy(store.read_signals(index, test))
+    x_NF = model.embed(x_BCT, pooling, present=torch.from_numpy(index.present[test])).numpy()
+    one = loaded["apnea"]
+    score_N = one.probabilities(one.probe.logits(x_NF))[:, 1]
+    again = roc_auc_score(index.labels["apnea"][test] > 0, score_N)
+    # Half precision on disk (and, where the machine has it, bfloat16) against float32 here.
+    assert again == pytest.approx(content["tasks"]["apnea"]["test"]["auroc"], abs=0.03)
+
+
+def test_the_report_stands_alone_and_says_that_the_data_are_simulated(finished):
+    page = (finished[0] / "results" / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"https?://|//cdn|@import|<script|<link", page)
+    sources = re.findall(r'src="([^"]{0,30})', page)
+    assert len(sources) > 8
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "The recordings are simulated" in page
+    assert "no patient in two splits" in page
+    assert "only class 0" in page
+
+
+def test_tables_and_pictures_stand_beside_the_report(finished, content):
+    results = finished[0] / "results"
+    for picture in ("overview", "sleep_curves", "apnea_curves", "night_1", "agreement", "map"):
+        assert (results / "pictures" / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+    figures = pd.read_csv(results / "tables" / "figures.csv").set_index(
+        ["task", "source", "figure"]
+    )
+    got = figures.loc[("apnea", "encoder", "auroc")]
+    assert got["value"] == pytest.approx(content["tasks"]["apnea"]["test"]["auroc"])
+    assert got["ci95_low"] == pytest.approx(content["tasks"]["apnea"]["test"]["ci95"]["auroc"][0])
+    assert np.isnan(figures.loc[("desaturation", "encoder", "auroc")]["value"])
+    nights = pd.read_csv(results / "tables" / "nights.csv")
+    assert nights["study_id"].tolist() == [5060, 5070, 5080]
+    subgroups = pd.read_csv(results / "tables" / "subgroups.csv")
+    assert set(subgroups["group"]) == {"6-12", "F", "M"}
+
+
+def test_the_script_prints_the_table_and_where_the_report_is(finished):
+    folder, printed = finished
+    assert "simulated data" in printed
+    for words in report.TASK_NAMES.values():
+        assert words in printed
+    assert str(folder / "results" / "report.html") in printed
+
+
+def test_patients_seen_in_pretraining_stop_the_script_with_2(finished, tmp_path, capsys):
+    folder = finished[0]
+    checkpoint = save_model(tmp_path / "seen.pt", range(500, 508))
+    with pytest.raises(SystemExit) as stopped:
+        script_3(*paths(tmp_path, folder / "batches", checkpoint))
+    assert stopped.value.code == 2
+    assert "saw 4 of the val and test patients" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_one_night_split_in_time_is_called_so_everywhere(tmp_path, capsys):
+    batches = write_cohort(
+        tmp_path / "batches",
+        n_epochs=40,
+        patients=(("train", 1), ("val", 1), ("test", 1)),
+        patient_disjoint=False,
+        simulated=False,
+    )
+    checkpoint = save_model(tmp_path / "model.pt", [500])
+    argv = ["--tasks", "sleep", "--context", "0", "--pooling", "time_abs"]
+    assert script_3(*argv, *paths(tmp_path, batches, checkpoint)) == 0
+    content = json.loads((tmp_path / "results" / "metrics.json").read_text(encoding="utf-8"))
+    assert content["patient_disjoint"] is False
+    assert content["simulated"] is False
+    assert content["checkpoint_simulated"] is True
+    assert content["tasks"]["sleep"]["bootstrap_over"] == "10-minute block"
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert "patient_disjoint false" in page
+    assert "pretrained on simulated recordings" in page
+    assert "patient_disjoint: false" in capsys.readouterr().out

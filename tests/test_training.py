@@ -1,0 +1,657 @@
+import importlib.util
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from small_batches import make_examples, write_folder
+
+from pedsleepmae import data, machine, pictures, trainer
+from pedsleepmae.channels import CHANNEL_GROUPS
+from pedsleepmae.checkpoints import (
+    CheckpointError,
+    hash_patients,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+)
+from pedsleepmae.config import (
+    ModelSettings,
+    OptimSettings,
+    PretrainPaths,
+    PretrainSettings,
+    SettingsError,
+    as_plain_dict,
+)
+from pedsleepmae.logbook import Logbook, losses_by_group, read_metrics
+from pedsleepmae.machine import World
+from pedsleepmae.online_probe import probe_sleep_stage
+from pedsleepmae.store import load_index
+from pedsleepmae.trainer import DivergedError, PretrainError, Trainer, learning_rate
+from pedsleepmae.training import pretrain, stop_on_signal
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ModelSettings(patch_size=20, emb_dim=2, num_layer=1, num_head=2)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No half-second measurements nor pictures in runs of a few steps."""
+    monkeypatch.setattr(machine, "MATMUL_SIZE", {"cpu": 32})
+    monkeypatch.setattr(machine, "MATMUL_SECONDS", 0.001)
+    monkeypatch.setattr(trainer, "draw_reconstruction", lambda path, *_: None)
+
+
+@pytest.fixture(scope="module")
+def batches_dir(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("batches"), train=[7, 6], val=[5], test=[2])
+
+
+def settings_for(batches_dir: Path, run_dir: Path, **other) -> PretrainSettings:
+    optim = OptimSettings(batch_size=4, lr=0.01, warmup_steps=2)
+    defaults = {
+        "paths": PretrainPaths(batches_dir=batches_dir, run_dir=run_dir),
+        "model": TINY,
+        "optim": replace(optim, **other.pop("optim", {})),
+        "max_steps": 8,
+        "device": "cpu",
+        "precision": "float32",
+        "log_every": 1,
+        "val_every": 3,
+        "save_every": 4,
+    }
+    return PretrainSettings(**defaults | other)
+
+
+def train(settings: PretrainSettings, say=None):
+    index = load_index(settings.paths.batches_dir)
+    lines = []
+    return pretrain(settings, index, as_plain_dict(settings), say or lines.append)
+
+
+def make_trainer(settings: PretrainSettings) -> Trainer:
+    index = load_index(settings.paths.batches_dir)
+    device = torch.device("cpu")
+    return Trainer(settings, index, device=device, dtype=torch.float32, world=World())
+
+
+def some_batch(n: int = 4, seed: int = 0) -> data.Batch:
+    examples = make_examples(n, (1,), seed)
+    return data.Batch(
+        x_BCT=torch.from_numpy(examples.signals),
+        present_BC=torch.from_numpy(examples.present),
+        rows=slice(0, n),
+        batch_size=n,
+        n_present=int(examples.present.sum()),
+        end=n,
+        n_bad=0,
+    )
+
+
+def figures(run_dir: Path, split: str, *names: str) -> list[tuple]:
+    lines = [line for line in read_metrics(run_dir) if line["split"] == split]
+    return [(line["step"], *(line[name] for name in names)) for line in lines]
+
+
+def assert_same(one, other) -> None:
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+STATE = ("state_dict", "optimizer", "progress", "channel_weights", "patients_seen", "split_hash")
+
+
+# ------------------------------------------------------------------ parts of a step
+def test_learning_rate_warms_up_and_falls_as_a_cosine():
+    optim = OptimSettings(lr=8.0, warmup_steps=4, final_lr_ratio=0.5)
+    rates = [learning_rate(step, optim, max_steps=12) for step in range(13)]
+    assert rates[:5] == [2, 4, 6, 8, 8]
+    assert rates[8] == pytest.approx(6)  # half-way between 8 and 4
+    assert rates[12] == pytest.approx(4)
+    assert rates[6] == pytest.approx(4 + 2 * (1 + math.cos(math.pi / 4)))
+
+
+def test_learning_rate_is_constant_without_warmup_and_decline():
+    optim = OptimSettings(lr=3.0, warmup_steps=0, final_lr_ratio=1.0)
+    assert {learning_rate(step, optim, max_steps=9) for step in range(9)} == {3.0}
+
+
+def test_weight_decay_is_on_matrices_alone(batches_dir, tmp_path):
+    run = make_trainer(settings_for(batches_dir, tmp_path, optim={"weight_decay": 0.1}))
+    decayed, others = run.optimizer.param_groups
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert {names[id(p)] for p in decayed["params"]} == {
+        "encoder.patch_projection.projection.weight",
+        "decoder.head.weight",
+        *(
+            f"{part}.transformer.0.{layer}.weight"
+            for part in ("encoder", "decoder")
+            for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        ),
+    }
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+
+
+def test_a_batch_in_pieces_gives_the_same_step(batches_dir, tmp_path):
+    steps = []
+    for accumulate in (1, 3):
+        run = make_trainer(settings_for(batches_dir, tmp_path, optim={"accumulate": accumulate}))
+        run.train_step(some_batch(5))
+        steps.append((run.interval.grad_norm, run.interval.error_C, run.interval.count_C))
+    (norm, error_C, count_C), (norm_3, error_3_C, count_3_C) = steps
+    assert norm_3 == pytest.approx(norm, rel=1e-5)
+    torch.testing.assert_close(error_3_C, error_C, rtol=1e-5, atol=0)
+    assert torch.equal(count_C, count_3_C)
+
+
+def test_channel_variances_are_those_of_the_present_signals():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 16, 3840)) * np.arange(1, 17)[:, None] + 3
+    present = np.ones((5, 16), bool)
+    present[1, 2] = present[3, 2] = present[:, 7] = False
+    x[:, 9] = 4.0
+    batches = [
+        (torch.tensor(x[rows]), torch.tensor(present[rows])) for rows in (slice(0, 2), slice(2, 5))
+    ]
+    variance_C = trainer.channel_variances(batches).numpy()
+    np.testing.assert_allclose(variance_C[0], x[:, 0].var(), rtol=1e-5)
+    np.testing.assert_allclose(variance_C[2], x[present[:, 2], 2].var(), rtol=1e-5)
+    assert variance_C[7] == 1  # never present
+    assert variance_C[9] == np.float32(trainer.LEAST_VARIANCE)
+
+
+def test_balanced_channels_divide_each_error_by_its_variance(batches_dir, tmp_path):
+    errors = []
+    for balance in (False, True):
+        optim = {"balance_channels": balance}
+        run = make_trainer(settings_for(batches_dir, tmp_path, optim=optim))
+        run.train_step(some_batch())
+        errors.append(run.interval.error_C)
+    plain_C, balanced_C = errors
+    index = load_index(batches_dir)
+    sample = data.sample_batches(index, index.rows("train"), 32)
+    torch.testing.assert_close(
+        (plain_C / balanced_C).float(), trainer.channel_variances(sample), rtol=1e-4, atol=0
+    )
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(batches_dir, tmp_path, monkeypatch):
+    norms = []
+    run = make_trainer(settings_for(batches_dir, tmp_path, optim={"grad_clip": 1e-3}))
+    step = run.optimizer.step
+
+    def watched():
+        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in run.model.parameters())))
+        step()
+
+    monkeypatch.setattr(run.optimizer, "step", watched)
+    run.train_step(some_batch())
+    assert run.interval.grad_norm > 0.01
+    assert norms == [pytest.approx(1e-3, rel=1e-2)]
+
+
+def test_average_follows_the_weights_with_its_decay(batches_dir, tmp_path):
+    run = make_trainer(settings_for(batches_dir, tmp_path, optim={"ema_decay": 0.15}))
+    first = run.model.decoder.head.bias.detach().clone()
+    run.train_step(some_batch())
+    second = run.model.decoder.head.bias.detach().clone()
+    mean = 0.1 * first + 0.9 * second  # decay (1 + 0) / (10 + 0)
+    torch.testing.assert_close(run.averaged.decoder.head.bias, mean)
+    run.train_step(some_batch())
+    mean = 0.15 * mean + 0.85 * run.model.decoder.head.bias  # (1 + 1) / (10 + 1) is above 0.15
+    torch.testing.assert_close(run.averaged.decoder.head.bias, mean)
+    assert run.saved_model is run.averaged
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted(batches_dir, tmp_path):
+    run = make_trainer(settings_for(batches_dir, tmp_path))
+    bad = replace(some_batch(), x_BCT=torch.full((4, 16, 3840), 1e30))
+    run.train_step(some_batch())
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.train_step(bad)
+    assert_same(dict(run.model.state_dict()), before)
+    assert (run.progress.step, run.progress.n_skipped, run.progress.n_skipped_in_row) == (2, 1, 1)
+    run.train_step(some_batch())
+    assert (run.progress.n_skipped, run.progress.n_skipped_in_row) == (1, 0)
+    run.interval.seconds = 1.0
+    assert math.isfinite(run.close_interval()["loss"])
+
+
+def test_a_loss_that_stays_not_finite_stops_the_run_with_advice(batches_dir, tmp_path):
+    run = make_trainer(settings_for(batches_dir, tmp_path))
+    bad = replace(some_batch(), x_BCT=torch.full((4, 16, 3840), 1e30))
+    for _ in range(19):
+        run.train_step(bad)
+    with pytest.raises(DivergedError, match=r"step 20: .*lower optim\.lr"):
+        run.train_step(bad)
+
+
+def test_training_lowers_the_validation_loss(batches_dir, tmp_path):
+    settings = settings_for(batches_dir, tmp_path, max_steps=60, val_every=10)
+    train(replace(settings, model=replace(TINY, emb_dim=8)))
+    losses = [loss for _, loss in figures(tmp_path, "val", "loss")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+# ------------------------------------------------------------------ what a run writes
+def test_a_run_writes_checkpoints_metrics_settings_and_pictures(batches_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "draw_reconstruction", pictures.draw_reconstruction)
+    settings = settings_for(batches_dir, tmp_path, max_steps=4, val_every=4, probe_every=4)
+    lines = []
+    outcome = train(settings, lines.append)
+    assert (outcome.step, outcome.finished, outcome.stopped_by_signal) == (4, True, False)
+    assert yaml.safe_load((tmp_path / "settings.yaml").read_text()) == as_plain_dict(settings)
+    picture = (tmp_path / "pictures" / "step_00000004.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert list((tmp_path / "tensorboard").iterdir())
+    metrics = read_metrics(tmp_path)
+    assert [(line["step"], line["split"]) for line in metrics] == [
+        *((step, "train") for step in (1, 2, 3, 4)),
+        *((4, "val"), (4, "probe")),
+    ]
+    assert all(line["simulated"] is True for line in metrics)
+    assert set(metrics[0]["loss_by_group"]) == set(CHANNEL_GROUPS)
+    for name in ("lr", "grad_norm", "examples_per_s", "tflops", "matmul_share", "memory_gb"):
+        assert metrics[-3][name] > 0
+    assert metrics[3]["epoch"] == 16 / 13
+    for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
+        content = load_checkpoint(tmp_path / name)
+        assert content["settings"] == as_plain_dict(settings)
+        assert content["patients_seen"] == hash_patients([1, 2])
+        assert (content["step"], content["simulated"]) == (4, True)
+        assert content["val_loss"] == metrics[4]["loss"]
+        assert content["data"]["n_examples"] == 13
+        load_model(tmp_path / name).embed(torch.zeros(1, 16, 3840), "class")
+    said = "\n".join(lines)
+    assert "13 training examples of 2 patient(s) (simulated data)" in said
+    assert "validation loss" in said
+
+
+def test_best_checkpoint_is_that_of_the_lowest_validation_loss(batches_dir, tmp_path, monkeypatch):
+    losses = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(Trainer, "validate", lambda *_: {"loss": next(losses)})
+    train(settings_for(batches_dir, tmp_path, max_steps=9))
+    best = load_checkpoint(tmp_path / "checkpoint_best.pt")
+    assert (best["step"], best["val_loss"]) == (6, 0.3)
+    assert load_checkpoint(tmp_path / "checkpoint_last.pt")["step"] == 9
+
+
+def test_without_validation_examples_the_last_checkpoint_is_the_best(tmp_path):
+    folder = write_folder(tmp_path / "batches", train=[5])
+    run_dir = tmp_path / "run"
+    lines = []
+    train(settings_for(folder, run_dir, max_steps=4), lines.append)
+    assert any("without validation" in line for line in lines)
+    last, best = (load_checkpoint(run_dir / f"checkpoint_{name}.pt") for name in ("last", "best"))
+    assert_same(dict(last["state_dict"]), dict(best["state_dict"]))
+    assert not figures(run_dir, "val")
+
+
+def test_validation_is_the_same_each_time_and_does_not_change_the_weights(batches_dir, tmp_path):
+    run = make_trainer(settings_for(batches_dir, tmp_path))
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    first = run.validate(lambda: False)
+    assert run.validate(lambda: False) == first
+    assert run.validate(lambda: True) is None
+    assert_same(dict(run.model.state_dict()), before)
+
+
+def test_losses_by_group_are_weighted_by_the_channels_present():
+    error_C, count_C = np.zeros(16), np.zeros(16)
+    error_C[[0, 3, 9]], count_C[[0, 3, 9]] = [3, 1, 10], [1, 3, 4]
+    result = losses_by_group(error_C, count_C)
+    assert result["loss"] == 14 / 8
+    assert result["loss_by_group"]["EEG"] == 1
+    assert result["loss_by_group"]["effort"] == 2.5
+    assert result["loss_by_group"]["SpO2"] is None
+
+
+def test_a_resumed_logbook_drops_what_lies_beyond_the_checkpoint_and_a_torn_line(tmp_path):
+    logbook = Logbook(tmp_path, step=0, simulated=False)
+    for step in (1, 2, 3):
+        logbook.write(step, "train", {"loss": math.nan if step == 2 else 0.5})
+    logbook.close()
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 4, "spl')
+    Logbook(tmp_path, step=2, simulated=False).close()
+    assert read_metrics(tmp_path) == [
+        {"step": 1, "split": "train", "loss": 0.5},
+        {"step": 2, "split": "train", "loss": None},
+    ]
+
+
+# ------------------------------------------------------------------ going on
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
+    batches_dir, tmp_path, stop, ema_decay
+):
+    optim = {"ema_decay": ema_decay, "accumulate": 2}
+    train(settings_for(batches_dir, tmp_path / "whole", optim=optim))
+    parts = settings_for(batches_dir, tmp_path / "parts", optim=optim)
+    outcome = train(replace(parts, stop_at_step=stop))
+    assert (outcome.step, outcome.finished) == (stop, False)
+    train(parts)
+    for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
+        whole, resumed = (load_checkpoint(tmp_path / run / name) for run in ("whole", "parts"))
+        for key in STATE:
+            assert_same(whole.get(key), resumed.get(key))
+    for split in ("train", "val"):
+        whole, resumed = (figures(tmp_path / run, split, "loss") for run in ("whole", "parts"))
+        assert whole == resumed
+
+
+def test_a_signal_writes_a_checkpoint_first_and_the_run_goes_on_from_it(batches_dir, tmp_path):
+    train(settings_for(batches_dir, tmp_path / "whole"))
+
+    def say(line: str) -> None:
+        if line.startswith("step 3"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    parts = settings_for(batches_dir, tmp_path / "parts", save_every=100)
+    outcome = train(parts, say)
+    assert (outcome.step, outcome.stopped_by_signal) == (3, True)
+    assert load_checkpoint(tmp_path / "parts" / "checkpoint_last.pt")["step"] == 3
+    train(parts)
+    whole, resumed = (
+        load_checkpoint(tmp_path / run / "checkpoint_last.pt") for run in ("whole", "parts")
+    )
+    for key in STATE:
+        assert_same(whole[key], resumed[key])
+
+
+def test_a_signal_during_validation_puts_it_off_to_the_resumed_run(
+    batches_dir, tmp_path, monkeypatch
+):
+    train(settings_for(batches_dir, tmp_path / "whole"))
+    parts = settings_for(batches_dir, tmp_path / "parts")
+    validate = Trainer.validate
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*args)
+
+    monkeypatch.setattr(Trainer, "validate", interrupted)
+    assert train(parts).step == 3
+    assert figures(tmp_path / "parts", "val") == []
+    monkeypatch.setattr(Trainer, "validate", validate)
+    train(parts)
+    whole, resumed = (figures(tmp_path / run, "val", "loss") for run in ("whole", "parts"))
+    assert whole == resumed
+
+
+def test_a_second_interrupt_acts_as_usual_but_a_second_termination_does_not():
+    with stop_on_signal() as wanted:
+        assert not wanted()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert wanted()
+    with stop_on_signal() as wanted:
+        signal.raise_signal(signal.SIGINT)
+        assert wanted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_is_left_as_it_is(batches_dir, tmp_path):
+    settings = settings_for(batches_dir, tmp_path, max_steps=3)
+    train(settings)
+    before = (tmp_path / "checkpoint_last.pt").stat().st_mtime_ns
+    metrics = read_metrics(tmp_path)
+    assert train(settings).finished
+    assert (tmp_path / "checkpoint_last.pt").stat().st_mtime_ns == before
+    assert read_metrics(tmp_path) == metrics
+
+
+def test_resume_false_starts_anew(batches_dir, tmp_path):
+    train(settings_for(batches_dir, tmp_path, max_steps=3))
+    train(settings_for(batches_dir, tmp_path, max_steps=2, resume=False))
+    assert load_checkpoint(tmp_path / "checkpoint_last.pt")["step"] == 2
+    assert [step for (step,) in figures(tmp_path, "train")] == [1, 2]
+
+
+def test_a_run_of_another_model_or_split_is_not_resumed(batches_dir, tmp_path):
+    settings = settings_for(batches_dir, tmp_path, max_steps=2)
+    train(settings)
+    other = replace(settings, model=replace(TINY, emb_dim=4))
+    with pytest.raises(PretrainError, match=r"model\.emb_dim is 2, the settings say 4"):
+        train(other)
+    index = replace(load_index(batches_dir), split_hash="another")
+    with pytest.raises(PretrainError, match="another split"):
+        pretrain(settings, index, as_plain_dict(settings), lambda _: None)
+
+
+def test_weights_of_another_run_are_a_start_and_its_patients_are_remembered(batches_dir, tmp_path):
+    first = settings_for(batches_dir, tmp_path / "first", max_steps=2)
+    train(first)
+    path = tmp_path / "first" / "checkpoint_last.pt"
+    content = load_checkpoint(path)
+    content.pop("original")
+    save_checkpoint(path, content | {"patients_seen": hash_patients([77])})
+    second = settings_for(batches_dir, tmp_path / "second")
+    run = make_trainer(second)
+    run.start_from(path)
+    assert_same(dict(run.model.state_dict()), dict(content["state_dict"]))
+    assert run.patients_seen == hash_patients([1, 2, 77])
+    assert run.progress.step == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (replace(TINY, emb_dim=4), r"encoder\.cls_token has the shape \(1, 1, 1, 2\) there"),
+        (replace(TINY, token_layout="moment"), "token_layout is channel, the settings say moment"),
+    ],
+)
+def test_weights_of_another_shape_are_no_start(batches_dir, tmp_path, model, message):
+    train(settings_for(batches_dir, tmp_path / "first", max_steps=1))
+    paths = PretrainPaths(
+        batches_dir, tmp_path / "second", init_from=tmp_path / "first" / "checkpoint_last.pt"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        train(settings_for(batches_dir, tmp_path, model=model, paths=paths))
+    assert not (tmp_path / "second").exists()
+
+
+# ------------------------------------------------------------------ online probe
+def test_online_probe_finds_a_planted_difference_in_patients_it_was_not_fitted_on():
+    rng = np.random.default_rng(0)
+    stages, patients = np.arange(80) % 2, np.arange(80) // 20
+    features = rng.standard_normal((80, 3)) + 10 * stages[:, None]
+    found = probe_sleep_stage(features, stages, patients)
+    assert (found["kappa"], found["balanced_accuracy"]) == (1, 1)
+    assert (found["n_fit"], found["n_scored"]) == (40, 40)
+    nothing = probe_sleep_stage(rng.standard_normal((80, 3)), stages, patients)
+    assert abs(nothing["kappa"]) < 0.5
+
+
+def test_online_probe_of_one_patient_says_why_there_is_no_figure():
+    result = probe_sleep_stage(np.zeros((4, 2)), np.array([0, 1, 2, -1]), np.zeros(4))
+    assert result["kappa"] is None
+    assert "two patients" in result["reason"]
+
+
+# ------------------------------------------------------------------ settings that do not fit
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"patch_size": 7}}, r"model\.patch_size is 7, which does not divide the 3,840"),
+        ({"model": {"num_head": 3}}, r"model\.num_head is 3, which does not divide .* = 1024"),
+        ({"model": {"decoder_emb_dim": 3, "num_head": 32}}, "16 x decoder_emb_dim = 48"),
+        ({"model": {"mask_ratio": 50.0}}, r"mask_ratio is 50\.0; it is the fraction"),
+        ({"model": {"mask_ratio": 0.0}}, "between 0 and 1"),
+        ({"model": {"emb_dim": 0}}, r"model\.emb_dim is 0; give 1 or more"),
+        ({"model": {"decoder_num_layer": 0}}, r"model\.decoder_num_layer is 0"),
+        ({"model": {"mask_span": 481}}, "a channel has 480 patches"),
+        ({"model": {"patch_size": 32}}, "16 at a time"),
+        ({"optim": {"accumulate": 33}}, "no more pieces than examples"),
+        ({"optim": {"lr": -1.0}}, r"optim\.lr is -1\.0; give 0 or more"),
+        ({"optim": {"lr": math.nan}}, r"optim\.lr is nan"),
+        ({"optim": {"ema_decay": 1.0}}, "less than 1"),
+        ({"max_steps": 0}, "max_steps is 0; give 1 or more"),
+        ({"stop_at_step": 0}, "stop_at_step is 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_sentence(changes, message):
+    changes = dict(changes)
+    settings = PretrainSettings(
+        model=replace(ModelSettings(), **changes.pop("model", {})),
+        optim=replace(OptimSettings(), **changes.pop("optim", {})),
+        **changes,
+    )
+    with pytest.raises(SettingsError, match=message):
+        settings.check()
+
+
+@pytest.mark.parametrize(
+    "name", ["pretrain", "pretrain_lean", "m15p8_reference", "demo/pretrain", "sleep_edf/pretrain"]
+)
+def test_published_settings_fit(name):
+    values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    PretrainSettings(
+        paths=PretrainPaths(**values.pop("paths")),
+        model=ModelSettings(**values.pop("model")),
+        optim=OptimSettings(**values.pop("optim")),
+        **values,
+    ).check()
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(batches_dir, tmp_path):
+    settings = settings_for(batches_dir, tmp_path, optim={"batch_size": 2})
+    index, device = load_index(batches_dir), torch.device("cpu")
+    with pytest.raises(PretrainError, match=r"optim\.batch_size is 2 for 3 processes"):
+        Trainer(settings, index, device=device, dtype=torch.float32, world=World(0, 3))
+
+
+def test_a_folder_without_training_examples_is_refused(tmp_path):
+    folder = write_folder(tmp_path, test=[2])
+    with pytest.raises(PretrainError, match="no training examples"):
+        train(settings_for(folder, tmp_path / "run"))
+
+
+# ------------------------------------------------------------------ the script
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("script_2", ROOT / "2_pretrain_model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--paths.batches_dir", "nowhere"], "paths.batches_dir: there is no folder nowhere"),
+        (["--paths.batches_dir", "configs"], "no combined_<i>.hdf5"),
+        (["--model.mask_ratio", "50"], "model.mask_ratio is 50.0"),
+        (["--paths.init_from", "nowhere.pt"], "paths.init_from: there is no file nowhere.pt"),
+    ],
+)
+def test_bad_settings_end_the_script_with_code_2_and_one_sentence(
+    script, batches_dir, tmp_path, capsys, monkeypatch, args, sentence
+):
+    monkeypatch.chdir(ROOT)
+    before = ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as ended:
+        script.main([*before, *args])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_ends_the_script_with_code_1(
+    script, batches_dir, tmp_path, capsys, monkeypatch
+):
+    def diverge(*_):
+        raise DivergedError("step 20: lower optim.lr")
+
+    monkeypatch.setattr(script, "pretrain", diverge)
+    paths = ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path)]
+    assert script.main(paths) == 1
+    assert "lower optim.lr" in capsys.readouterr().err
+
+
+def test_settings_written_by_a_run_start_the_same_run(script, batches_dir, tmp_path):
+    settings = settings_for(batches_dir, tmp_path / "run", max_steps=2)
+    train(settings)
+    again = tmp_path / "again"
+    config = ["--config", str(tmp_path / "run" / "settings.yaml")]
+    assert script.main([*config, "--paths.run_dir", str(again)]) == 0
+    one, other = (load_checkpoint(run / "checkpoint_last.pt") for run in (tmp_path / "run", again))
+    for key in STATE:
+        assert_same(one[key], other[key])
+
+
+def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
+        *("--master_port", port, str(ROOT / "2_pretrain_model.py")),
+        *("--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "two")),
+        *("--model.patch_size", "20", "--model.emb_dim", "2", "--model.num_layer", "1"),
+        *("--model.num_head", "2", "--optim.batch_size", "5", "--optim.accumulate", "2"),
+        *("--optim.warmup_steps", "2", "--optim.lr", "0.01", "--log_every", "1"),
+        *("--max_steps", "6", "--probe_every", "0", "--device", "cpu", "--precision", "float32"),
+    ]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("training examples of") == 1
+    optim = {"batch_size": 5, "weight_decay": 0.0005}
+    train(settings_for(batches_dir, tmp_path / "one", max_steps=6, val_every=6, optim=optim))
+    for split, n_lines in {"train": 6, "val": 1}.items():
+        alone, together = (
+            np.array(figures(tmp_path / run, split, "loss")) for run in ("one", "two")
+        )
+        assert alone.shape == (n_lines, 2)
+        np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+    one, both = (load_checkpoint(tmp_path / run / "checkpoint_last.pt") for run in ("one", "two"))
+    assert one["progress"]["position"] == both["progress"]["position"] == 30
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(both["state_dict"][name], value, rtol=0, atol=1e-4)
+
+
+def test_compiled_model_trains_as_the_plain_one(batches_dir, tmp_path, monkeypatch):
+    """Captured whole by torch.compile, and differentiated; code generation is left to torch."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda module: compile_module(module, backend="aot_eager", fullgraph=True),
+    )
+    train(settings_for(batches_dir, tmp_path / "plain", max_steps=3))
+    train(settings_for(batches_dir, tmp_path / "compiled", max_steps=3, compile=True))
+    plain, compiled = (figures(tmp_path / run, "train", "loss") for run in ("plain", "compiled"))
+    np.testing.assert_allclose(compiled, plain, rtol=1e-5)
+    one, other = (
+        load_checkpoint(tmp_path / run / "checkpoint_last.pt")["state_dict"]
+        for run in ("plain", "compiled")
+    )
+    assert list(one) == list(other)
