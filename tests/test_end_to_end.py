@@ -1,0 +1,146 @@
+"""All the scripts in order, as a user runs them: recordings to the report."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pedsleepmae
+from pedsleepmae.store import load_index, read_signals
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+SMALL_MODEL = ["--model.patch_size", "16", "--model.emb_dim", "4", "--model.num_layer", "1"]
+SMALL_MODEL += ["--model.num_head", "2", "--optim.lr", "0.003", "--optim.warmup_steps", "4"]
+
+
+def run(script: str, *options: str, cwd: Path) -> str:
+    """A script's output, run from another folder than the repository's."""
+    command = [sys.executable, "-W", "error", str(ROOT / script), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """The folder in which the four scripts were run, and what script 3 printed."""
+    folder = tmp_path_factory.mktemp("walk")
+    run(
+        "0_simulate_cohort.py", "--output_dir", "recordings", "--n_patients", "7",
+        "--n_repeat_studies", "1", "--hours", "0.8", "--seed", "5", cwd=folder,
+    )  # fmt: skip
+    run(
+        "1_prepare_dataset.py", "--paths.recordings_dir", "recordings", "--paths.examples_dir",
+        "examples", "--paths.batches_dir", "batches", "--split.val_fraction", "0.3",
+        "--split.test_fraction", "0.3", cwd=folder,
+    )  # fmt: skip
+    run(
+        "2_pretrain_model.py", "--paths.batches_dir", "batches", "--paths.run_dir", "run",
+        "--max_steps", "20", "--val_every", "10", "--val_examples", "32", "--optim.batch_size",
+        "16", *SMALL_MODEL, cwd=folder,
+    )  # fmt: skip
+    printed = run(
+        "3_train_classifier.py", "--paths.batches_dir", "batches", "--paths.checkpoint",
+        "run/checkpoint_best.pt", "--paths.output_dir", "results", "--pooling", "mean",
+        "--bootstrap_draws", "200", "--embedding_map", "pca", cwd=folder,
+    )  # fmt: skip
+    return folder, printed
+
+
+def test_the_examples_are_what_the_contract_says(walked):
+    folder, _ = walked
+    studies = pd.read_csv(folder / "batches" / "studies.csv")
+    assert (studies["status"] == "used").all()
+    assert len(studies) == 8
+    for study in studies.itertuples():
+        key = f"{study.patient_id}_{study.study_id}"
+        names = {path.name for path in (folder / "examples" / key).iterdir()}
+        assert names == {f"{key}_sample_{k}.hdf5" for k in range(study.n_examples)}
+
+
+def test_patients_stand_in_one_split_only(walked):
+    index = load_index(walked[0] / "batches")
+    assert index.simulated
+    assert index.patient_disjoint
+    splits = [set(index.patient_ids[index.rows(split)]) for split in ("train", "val", "test")]
+    assert all(splits)
+    assert sum(map(len, splits)) == len(set.union(*splits))
+
+
+def test_the_run_leaves_a_checkpoint_that_rebuilds_its_model(walked):
+    folder, _ = walked
+    model = pedsleepmae.load_model(folder / "run" / "checkpoint_best.pt")
+    index = load_index(folder / "batches")
+    x = torch.from_numpy(read_signals(index, index.rows("val")[:3]))
+    embedding = model.embed(x, pooling="mean")
+    assert embedding.shape == (3, 16 * 240)
+    assert torch.isfinite(embedding).all()
+    assert model.reconstruct(x).shape == (3, 16, 3840)
+    raw = torch.load(folder / "run" / "checkpoint_last.pt", weights_only=True)
+    assert "state_dict" in raw
+    assert list((folder / "run").rglob("*.png"))
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().split("\n")
+             if line]  # fmt: skip
+    assert all(line["simulated"] for line in lines)
+
+
+def test_metrics_hold_what_the_contract_says(walked):
+    folder, printed = walked
+    metrics = json.loads((folder / "results" / "metrics.json").read_text())
+    assert metrics["patient_disjoint"] is True
+    assert metrics["split_hash"] == load_index(folder / "batches").split_hash
+    assert metrics["pooling"] == "mean"
+    assert metrics["simulated"] is True
+    tasks = ["sleep", "apnea", "hypopnea", "apnea_hypopnea", "desaturation", "arousal"]
+    assert sorted(metrics["tasks"]) == sorted(tasks)
+    for name, task in metrics["tasks"].items():
+        for key in ("n_train", "n_val", "n_test", "n_test_patients", "prevalence", "baselines"):
+            assert key in task, (name, key)
+        figures = ["accuracy", "balanced_accuracy", "kappa", "brier", "ece", "ci95"]
+        figures += ["f1", "auroc", "auprc"] if name != "sleep" else []
+        figures += ["macro_f1", "weighted_f1", "weighted_auroc"] if name == "sleep" else []
+        for key in figures:
+            assert key in task["test"], (name, key)
+        assert "val" in task
+        assert ("confusion_matrix" in task["test"]) >= (name == "sleep")
+    assert "simulated" in printed
+    for word in ("sleep", "apnea", "hypopnea", "desaturation", "arousal"):
+        assert word in printed
+
+
+def test_the_report_stands_alone(walked):
+    page = (walked[0] / "results" / "report.html").read_text()
+    assert "imulated" in page
+    assert "data:image/png;base64," in page
+    for loaded in ('src="http', 'href="http', "<script src", "@import"):
+        assert loaded not in page
+
+
+def test_no_file_left_by_the_scripts_is_half_written(walked):
+    assert not list(walked[0].rglob("*.partial"))
+
+
+@pytest.mark.skipif(not (SHARED / "psg").exists(), reason="no ../shared/psg: real night absent")
+def test_a_real_night_becomes_examples(tmp_path):
+    run(
+        "1_prepare_dataset.py", "--config", ROOT / "configs" / "sleep_edf" / "prepare.yaml",
+        "--paths.recordings_dir", SHARED / "psg" / "sleep_edf_SC4001", "--paths.examples_dir",
+        "examples", "--paths.batches_dir", "batches", cwd=tmp_path,
+    )  # fmt: skip
+    index = load_index(tmp_path / "batches")
+    assert len(index) == 841
+    assert not index.patient_disjoint
+    assert not index.simulated
+    # Counted by hand from the hypnogram: W 188, S1 58, S2 250, S3+S4 220, REM 125.
+    assert np.bincount(index.labels["sleep"]).tolist() == [188, 58, 250, 220, 125]
+    studies = pd.read_csv(tmp_path / "batches" / "studies.csv")
+    assert "EEG C3-M2 = stand-in EEG Fpz-Cz" in studies["channels"][0]
+    with h5py.File(next((tmp_path / "examples" / "400_1").iterdir())) as file:
+        assert file.attrs["channels_present"].sum() == 5
