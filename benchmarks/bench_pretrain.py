@@ -25,6 +25,7 @@ from pedsleepmae import data, machine
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.config import ModelSettings, OptimSettings, PretrainSettings
 from pedsleepmae.machine import World
+from pedsleepmae.memory import keep_freed_memory
 from pedsleepmae.model import (
     MaskedAutoencoder,
     flops_per_example,
@@ -43,7 +44,7 @@ def main() -> None:
     device = machine.choose_device(options.device)
     dtype = machine.choose_dtype(options.precision, device)
     if device.type == "cpu":
-        machine.keep_freed_memory()
+        keep_freed_memory()
     values = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))["model"]
     settings = PretrainSettings(
         model=ModelSettings(**values),
@@ -60,6 +61,7 @@ def main() -> None:
         settings, empty_index(options.batch_size), device=device, dtype=dtype, world=World()
     )
     step_s = seconds(lambda: trainer.train_step(batch), options.steps, device)
+    rate = max(rate, machine.matmul_rate(device, dtype))  # other work may have slowed the first
     examples_per_s = options.batch_size / step_s
     achieved = examples_per_s * flops_per_example(trainer.model)
     precision = str(dtype).removeprefix("torch.")

@@ -1,6 +1,5 @@
 """What a run may know of its machine: device, precision, matmul rate, memory, other processes."""
 
-import ctypes
 import os
 import platform
 import resource
@@ -15,7 +14,6 @@ from torch import Tensor
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough to reach the peak
 MATMUL_SECONDS = 0.5
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt, from its malloc.h
 CPU_FLAGS_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, 64-bit Arm
 
 
@@ -56,19 +54,6 @@ def _has_bfloat16(device: torch.device) -> bool:
         return False
     words = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
     return bool(words & CPU_FLAGS_BFLOAT16)
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that tensors free; False where the C library is not glibc.
-
-    By default glibc gives blocks of 32 MB and more back to the system each time, and the kernel
-    hands them out again page by page: a third of a training step of a small model on a CPU.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # Windows, macOS, musl
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 # ------------------------------------------------------------------ measures

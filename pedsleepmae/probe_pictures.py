@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from sklearn.metrics import (
-    average_precision_score,
     precision_recall_curve,
     roc_auc_score,
     roc_curve,
@@ -88,8 +87,7 @@ def draw_overview(results: Results) -> Figure:
     ax.set_yticks([row + 0.5 for row in range(len(tasks))], [_words(t.task) for t in tasks])
     ax.set_ylim(len(tasks), 0)
     ax.set_xlabel("AUROC on test (sleep: weighted over stages), 95 % interval", fontsize=9)
-    if tasks:
-        figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
+    figure.legend(loc="outside upper left", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
@@ -102,37 +100,40 @@ def draw_event(result: TaskResult) -> Figure:
     """ROC and precision-recall curves of all sources, and the reliability of the encoder's."""
     known = result.label_N >= 0
     label_N = result.label_N[known]
-    figure = Figure(figsize=(10.5, 3.5), layout="constrained")
+    figure = Figure(figsize=(10.5, 3.9), layout="constrained")
     roc, recall, calibration = _axes(figure, 1, 3)[0]
     if 0 < label_N.sum() < len(label_N):
         for source in reversed([name for name in COLOURS if name in result.judged]):
-            prob_N = result.judged[source].prob_NK[known, 1]
+            prob_N, figures = result.judged[source].prob_NK[known, 1], result.judged[source].test
             style = {"color": COLOURS[source], "lw": 2.2 if source == "encoder" else 1.3}
+            areas = "{auroc:.3f}, {auprc:.3f}".format(**figures.figures)
             x, y, _ = roc_curve(label_N, prob_N)
-            area = roc_auc_score(label_N, prob_N)
-            roc.plot(*_thinned(x, y), label=f"{NAMES[source]} {area:.3f}", **style)
+            roc.plot(*_thinned(x, y), label=f"{NAMES[source]} ({areas})", **style)
             precision, sensitivity, _ = precision_recall_curve(label_N, prob_N)
-            area = average_precision_score(label_N, prob_N)
             # Without the made-up last point (sensitivity 0, precision 1) that closes the curve.
-            recall.plot(
-                *_thinned(sensitivity[:-1], precision[:-1]),
-                label=f"{NAMES[source]} {area:.3f}",
-                **style,
-            )
+            recall.plot(*_thinned(sensitivity[:-1], precision[:-1]), **style)
+        handles, labels = roc.get_legend_handles_labels()
+        title = "area under the ROC curve, under the precision-recall curve:"
+        figure.legend(
+            handles[::-1],
+            labels[::-1],
+            title=title,
+            loc="outside lower left",
+            ncols=3,
+            fontsize=7.5,
+            title_fontsize=7.5,
+            frameon=False,
+            alignment="left",
+        )
     roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
     roc.set_xlabel("1 - specificity", fontsize=9)
     roc.set_ylabel("sensitivity", fontsize=9)
-    _title(roc, "ROC curve (AUROC)")
+    _title(roc, "ROC curve")
     recall.axhline(label_N.mean(), color=SOFT, lw=0.8, ls=":")
     recall.set_xlabel("sensitivity (recall)", fontsize=9)
     recall.set_ylabel("precision", fontsize=9)
     recall.set_ylim(0, 1.02)
-    _title(recall, "Precision-recall curve (AUPRC)")
-    for ax in (roc, recall):
-        handles, labels = ax.get_legend_handles_labels()
-        place = "lower right" if ax is roc else "upper right"
-        options = {"fontsize": 6.5, "framealpha": 0.85, "edgecolor": "none"}
-        ax.legend(handles[::-1], labels[::-1], loc=place, **options)
+    _title(recall, "Precision-recall curve")
     _draw_reliability(calibration, label_N, result.judged["encoder"].prob_NK[known, 1])
     return figure
 

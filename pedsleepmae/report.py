@@ -266,7 +266,8 @@ def _percent(share: float | None) -> str:
 # ------------------------------------------------------------------ pictures and tables
 def make_pictures(results: Results, space: EmbeddingMap) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of every picture, drawn one at a time."""
-    yield "overview", probe_pictures.draw_overview(results)
+    if results.chosen:
+        yield "overview", probe_pictures.draw_overview(results)
     for task, result in results.tasks.items():
         if "encoder" not in result.judged:
             continue

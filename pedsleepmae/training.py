@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pedsleepmae import data, machine
 from pedsleepmae.logbook import Logbook
+from pedsleepmae.memory import keep_freed_memory
 from pedsleepmae.model import flops_per_example
 from pedsleepmae.online_probe import PROBE_POOLING
 from pedsleepmae.store import ExampleIndex, write_whole
@@ -50,7 +51,7 @@ def pretrain(
     """
     device = machine.choose_device(settings.device)
     if device.type == "cpu":
-        machine.keep_freed_memory()
+        keep_freed_memory()
     with stop_on_signal() as stop_wanted:
         world = machine.join_world(device)
         try:

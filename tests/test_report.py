@@ -232,3 +232,13 @@ def test_one_night_split_in_time_is_called_so_everywhere(tmp_path, capsys):
     assert "patient_disjoint false" in page
     assert "pretrained on simulated recordings" in page
     assert "patient_disjoint: false" in capsys.readouterr().out
+
+
+def test_a_run_whose_only_task_cannot_be_fitted_still_ends_with_a_report(finished, tmp_path):
+    folder = finished[0]
+    argv = ["--tasks", "desaturation", "--pooling", "mean", "--baselines", "prevalence"]
+    assert script_3(*argv, *paths(tmp_path, folder / "batches", folder / "model.pt")) == 0
+    content = json.loads((tmp_path / "results" / "metrics.json").read_text(encoding="utf-8"))
+    assert content["tasks"]["desaturation"]["test"]["f1"] is None
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert "No probe for oxygen desaturation: the train patients show only class 0" in page
