@@ -34,11 +34,9 @@ def main() -> int:
     except (StoreError, RuntimeError, prepare.RecordingError) as error:
         print(f"1_prepare_dataset.py: {error}", file=sys.stderr)
     except OSError as error:
-        print(
-            f"1_prepare_dataset.py: {error.strerror or error} ({error.filename or 'writing'}); make "
-            "room or mend the disk and run it again: it goes on where it stopped",
-            file=sys.stderr,
-        )
+        what = f"{error.strerror or error} ({error.filename or 'while writing'})"
+        remedy = "make room or mend the disk and run it again: it goes on where it stopped"
+        print(f"1_prepare_dataset.py: {what}; {remedy}", file=sys.stderr)
     return config.EXIT_FAILED
 
 

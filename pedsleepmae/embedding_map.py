@@ -110,7 +110,7 @@ def _event_kinds(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray
 
 def _first_onset(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray:
     """Onset of the first example of each epoch's study, seconds, (n,)."""
-    studies, study_N = np.unique(index.study_ids, return_inverse=True)
-    first = np.full(len(studies), np.inf)
-    np.minimum.at(first, study_N, np.nan_to_num(index.onsets_s, nan=0.0))
-    return first[study_N[positions]]
+    night_N = index.nights()
+    first = np.full(night_N.max() + 1, np.inf)
+    np.minimum.at(first, night_N, np.nan_to_num(index.onsets_s, nan=0.0))
+    return first[night_N[positions]]

@@ -15,13 +15,12 @@ import pandas as pd
 from pedsleepmae import metrics, probes, store
 from pedsleepmae.embeddings import FeatureTable
 from pedsleepmae.probes import N_CLASSES, STAGES, Chosen, FitSettings
+from pedsleepmae.splits import AGE_BANDS, age_band
 
 if TYPE_CHECKING:
     from pedsleepmae.config import ProbeSettings
 
-# Age bands in completed years: name and the first age above the band.
-AGE_BANDS = (("<1", 1), ("1-2", 3), ("3-5", 6), ("6-12", 13), ("13-18", 19), ("older", np.inf))
-DAYS_PER_YEAR = 365.25
+NIGHT = ["patient_id", "study_id"]  # what a night is known by
 EPOCH_MINUTES = 0.5
 MIN_SLEEP_HOURS = 0.25  # an index per hour of sleep means nothing on less
 INDICES = {  # index of a night -> the task whose epochs it counts
@@ -98,7 +97,7 @@ def compare(
     """Fit, choose and judge every source of features.
 
     ``tables``: source ("encoder", "untrained", "handmade") -> name -> table; of several tables of
-    a source the best on val stands for it. ``people``: study_id, age_days, sex; None: unknown.
+    a source the best on val stands for it. ``people``: as of read_people.
     """
     probes.check_index(index)
     labels = {task: probes.task_labels(index, task) for task in settings.tasks}
@@ -272,29 +271,22 @@ def _score_row(source: str, name: str, table: FeatureTable, chosen: Mapping[str,
 
 # ------------------------------------------------------------------ subgroups
 def read_people(batches_dir: Path) -> pd.DataFrame | None:
-    """Age and sex of the studies (study_id, age_days, sex) from studies.csv; None when unknown."""
+    """Age and sex from studies.csv (patient_id, study_id, age_days, sex); None when unknown."""
     path = Path(batches_dir) / "studies.csv"
     if not path.exists():
         return None
     table = pd.read_csv(path)
-    if not {"study_id", "age_days", "sex"} <= set(table.columns):
+    if not {*NIGHT, "age_days", "sex"} <= set(table.columns):
         return None
-    people = table.dropna(subset=["study_id"]).drop_duplicates("study_id")
-    people = people[["study_id", "age_days", "sex"]]
+    people = table.dropna(subset=NIGHT).drop_duplicates(NIGHT)
+    people = people[[*NIGHT, "age_days", "sex"]]
     return None if people[["age_days", "sex"]].isna().all(axis=None) else people
-
-
-def age_band(age_days: float) -> str | None:
-    """Band of AGE_BANDS that an age in days falls into; None when it is unknown."""
-    if not np.isfinite(age_days):
-        return None
-    years = int(age_days / DAYS_PER_YEAR)
-    return next(name for name, below in AGE_BANDS if years < below)
 
 
 def _subgroups(settings, index, rows, test_label_N, scored, judged, people) -> dict:
     """The encoder's test figures within each age band and sex."""
-    known = people.set_index("study_id").reindex(index.study_ids[rows])
+    nights = pd.MultiIndex.from_arrays([index.patient_ids[rows], index.study_ids[rows]])
+    known = people.set_index(NIGHT).reindex(nights)
     bands = np.array([age_band(float(a)) for a in known["age_days"].fillna(np.nan)], object)
     sexes = known["sex"].astype(object).where(known["sex"].notna(), None).to_numpy()
     one, result = judged["encoder"], {}
@@ -353,14 +345,15 @@ def night_table(
     stage_N = probes.task_labels(index, "sleep")[test]
     sleep = tasks["sleep"].judged.get("encoder") if "sleep" in tasks else None
     rows = []
-    for study in np.unique(index.study_ids[test]):
-        here = np.flatnonzero((index.study_ids[test] == study) & (stage_N >= 0))
+    night_N = index.nights()[test]
+    for night in np.unique(night_N):
+        here = np.flatnonzero((night_N == night) & (stage_N >= 0))
         if not len(here):
             continue
         scored_K = np.bincount(stage_N[here], minlength=5) * EPOCH_MINUTES
         row = {
             "patient_id": int(index.patient_ids[test[here[0]]]),
-            "study_id": int(study),
+            "study_id": int(index.study_ids[test[here[0]]]),
             "epochs": len(here),
             "sleep_min_scored": scored_K[1:].sum(),
         }

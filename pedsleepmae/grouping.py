@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae.prepare import Outcome
-from pedsleepmae.splits import SPLITS, split_blocks, split_hash, split_patients
+from pedsleepmae.splits import SPLITS, age_band, split_blocks, split_hash, split_patients
 from pedsleepmae.store import (
     BATCH_EXAMPLES,
     batch_path,
@@ -29,7 +29,6 @@ from pedsleepmae.store import (
     write_whole,
 )
 
-AGE_BANDS = ((1, "<1"), (3, "1-2"), (6, "3-5"), (13, "6-12"), (19, "13-18"), (np.inf, "older"))
 GROUPING_VERSION = 1
 
 
@@ -104,12 +103,6 @@ def assign_patients(
         keep=read_splits(batches_dir) if split.by == "patient" else None,
         strata=bands,
     )
-
-
-def age_band(age_days: float) -> str:
-    """Age band of an age in days: <1, 1-2, 3-5, 6-12, 13-18, older (completed years)."""
-    years = int(age_days / 365.25)
-    return next(name for below, name in AGE_BANDS if years < below)
 
 
 def is_grouped(plan: Grouping, batches_dir: Path) -> bool:

@@ -244,10 +244,13 @@ def draw_failures(results: Results, positions: Sequence[tuple[int, str]]) -> Fig
 
 
 # ------------------------------------------------------------------ whole nights
-def draw_hypnogram(results: Results, study: int, title: str) -> Figure:
-    """One night: scored and predicted stages, probabilities of the stages and of the events."""
+def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
+    """One night: scored and predicted stages, probabilities of the stages and of the events.
+
+    ``night`` is a number of index.nights().
+    """
     index, test = results.index, results.test
-    here = np.flatnonzero(index.study_ids[test] == study)
+    here = np.flatnonzero(index.nights()[test] == night)
     onsets_s = index.onsets_s[test[here]]
     if np.isnan(onsets_s).any():
         onsets_s = np.arange(len(here)) * EPOCH_S

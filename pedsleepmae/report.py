@@ -102,7 +102,7 @@ def render(
             split: {
                 "epochs": len(index.rows(split)),
                 "patients": len(np.unique(index.patient_ids[index.rows(split)])),
-                "nights": len(np.unique(index.study_ids[index.rows(split)])),
+                "nights": len(np.unique(index.nights()[index.rows(split)])),
             }
             for split in ("train", "val", "test")
         },
@@ -281,9 +281,9 @@ def make_pictures(results: Results, space: EmbeddingMap) -> Iterator[tuple[str, 
             yield f"{task}_subgroups", probe_pictures.draw_subgroups(result)
     if results.chosen:
         part = "" if results.index.patient_disjoint else ", its test blocks"
-        for number, study in enumerate(longest_nights(results), start=1):
+        for number, night in enumerate(longest_nights(results), start=1):
             title = f"night {number}{part}"
-            yield f"night_{number}", probe_pictures.draw_hypnogram(results, study, title)
+            yield f"night_{number}", probe_pictures.draw_hypnogram(results, night, title)
     if any(figures["n"] for figures in results.agreement.values()):
         yield "agreement", probe_pictures.draw_agreement(results.nights, results.agreement)
     yield "map", probe_pictures.draw_map(space)
@@ -316,14 +316,14 @@ def _surest(candidates: np.ndarray, sure_N: np.ndarray, n: int) -> list[int]:
 
 
 def longest_nights(results: Results) -> list[int]:
-    """Studies of the test nights with most epochs, one of each patient as long as there are."""
+    """The test nights with most epochs (numbers of index.nights()), one of each patient."""
     index, test = results.index, results.test
-    studies, first, counts = np.unique(index.study_ids[test], return_index=True, return_counts=True)
+    nights, first, counts = np.unique(index.nights()[test], return_index=True, return_counts=True)
     order, taken, patients = np.argsort(-counts, kind="stable"), [], set()
     for i in order:
         patient = int(index.patient_ids[test[first[i]]])
         if patient not in patients and len(taken) < N_NIGHTS:
-            taken.append(int(studies[i]))
+            taken.append(int(nights[i]))
             patients.add(patient)
     return taken
 

@@ -1,11 +1,15 @@
 """Patients to train, val and test: the draw, its hash, and the refusal of an overlap."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+# Completed years: name of a band, and the age below which it ends.
+AGE_BANDS = (("<1", 1), ("1-2", 3), ("3-5", 6), ("6-12", 13), ("13-18", 19), ("older", math.inf))
+DAYS_PER_YEAR = 365.25
 
 
 def split_patients(
@@ -53,6 +57,14 @@ def _fill_empty_splits(
         in_train = [patient for patient in movable if assignment[patient] == "train"]
         if fractions[split] > 0 and split not in assignment.values() and len(in_train) > 1:
             assignment[in_train[-1]] = split
+
+
+def age_band(age_days: float) -> str | None:
+    """Band of AGE_BANDS that an age in days falls into; None when it is unknown (not finite)."""
+    if not math.isfinite(age_days):
+        return None
+    years = int(age_days / DAYS_PER_YEAR)
+    return next(name for name, below in AGE_BANDS if years < below)
 
 
 def split_hash(assignment: Mapping[int, str]) -> str:

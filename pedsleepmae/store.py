@@ -96,6 +96,14 @@ class ExampleIndex:
     def __len__(self) -> int:
         return len(self.file_of)
 
+    def nights(self) -> np.ndarray:
+        """A number for each example's night, (N,): one for each pair of patient and study.
+
+        NCH's study ids are unique by themselves; CHAT's and Sleep-EDF's are visits of a patient.
+        """
+        pairs = np.stack([self.patient_ids, self.study_ids])
+        return np.unique(pairs, axis=1, return_inverse=True)[1].ravel()
+
     def rows(self, split: str) -> np.ndarray:
         """Positions (sorted) of the examples in split "train", "val" or "test"."""
         return np.flatnonzero(self.split == SPLITS.index(split))

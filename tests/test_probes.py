@@ -313,7 +313,7 @@ def test_subgroups_are_scored_apart(tmp_path):
     x_NF = np.random.default_rng(11).standard_normal((len(index), 2))
     x_NF[:, 0] += 2.5 * index.labels["eeg"] * girl_N
     patients = np.unique(index.patient_ids)
-    people = pd.DataFrame({"study_id": patients * 10})
+    people = pd.DataFrame({"patient_id": patients, "study_id": patients * 10})
     people["sex"] = np.where(patients % 2 == 0, "F", "M")
     people["age_days"] = np.where(patients == patients[-1], np.nan, 365.25 * (patients % 5) + 1)
     results = run(settings_for("arousal"), index, {"encoder": {"x": x_NF}}, tmp_path, people)
@@ -321,17 +321,6 @@ def test_subgroups_are_scored_apart(tmp_path):
     assert groups["sex"]["F"]["auroc"] > 0.85 > 0.6 > groups["sex"]["M"]["auroc"]
     assert list(groups["age"]) == ["<1", "1-2", "3-5"]
     assert sum(g["n_patients"] for g in groups["age"].values()) == PATIENTS["test"] - 1
-
-
-@pytest.mark.parametrize(
-    ("years", "band"),
-    [
-        *((0.99, "<1"), (1.01, "1-2"), (2.99, "1-2"), (3.01, "3-5"), (12.99, "6-12")),
-        *((13.01, "13-18"), (18.99, "13-18"), (19.01, "older"), (np.nan, None)),
-    ],
-)
-def test_age_bands_are_completed_years(years, band):
-    assert evaluation.age_band(years * 365.25) == band
 
 
 def test_a_night_with_perfect_probabilities_has_its_scored_sleep_and_indices(tmp_path):

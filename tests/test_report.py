@@ -58,7 +58,8 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     """The results folder of a run on a small simulated cohort, and what the script printed."""
     folder = tmp_path_factory.mktemp("run")
     batches = write_cohort(folder / "batches")
-    studies = pd.DataFrame({"study_id": [p * 10 for p in range(500, 509)]})
+    studies = pd.DataFrame({"patient_id": range(500, 509)})
+    studies["study_id"] = studies["patient_id"] * 10
     studies["age_days"] = 365.25 * np.arange(1, 10)
     studies["sex"] = ["F", "M", ""] * 3
     studies.to_csv(batches / "studies.csv", index=False)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pedsleepmae.splits import split_blocks, split_hash, split_patients
+from pedsleepmae.splits import age_band, split_blocks, split_hash, split_patients
 
 
 def draw(n, seed=0, **options):
@@ -64,3 +64,14 @@ def test_blocks_of_a_night_have_their_shares():
     numbers = split_blocks(50, val_fraction=0.2, test_fraction=0.2, seed=3)
     assert np.bincount(numbers).tolist() == [30, 10, 10]
     assert (np.diff(numbers) != 0).sum() > 15  # spread over the night, not three pieces
+
+
+@pytest.mark.parametrize(
+    ("years", "band"),
+    [
+        *((0.99, "<1"), (1.01, "1-2"), (2.99, "1-2"), (3.01, "3-5"), (12.99, "6-12")),
+        *((13.01, "13-18"), (18.99, "13-18"), (19.01, "older"), (np.nan, None)),
+    ],
+)
+def test_age_bands_are_completed_years(years, band):
+    assert age_band(years * 365.25) == band
