@@ -1,10 +1,10 @@
 """Linear probes on the frozen encoder: how much of sleep and breathing its embeddings hold.
 
-    .venv/bin/python 3_train_classifier.py --config configs/probe.yaml
+    python 3_train_classifier.py --config configs/probe.yaml
 
 Embeddings are computed once and kept below paths.output_dir; on several GPUs, start with torchrun:
 
-    .venv/bin/torchrun --nproc_per_node 4 3_train_classifier.py --config configs/probe.yaml
+    torchrun --nproc_per_node 4 3_train_classifier.py --config configs/probe.yaml
 
 Writes metrics.json, report.html, tables/, pictures/ and probes.npz, and prints the table of tasks.
 """

@@ -50,15 +50,17 @@ def choose_standard(
 def standardise(
     channel: Channel, x_NT: np.ndarray, center: float, scale: float, clip: float
 ) -> np.ndarray:
-    """Standardised float16 epochs of one channel, (N, T).
+    """Standardised float16 epochs of one channel, (N, T); ``x_NT`` (float32) is overwritten.
 
     ``clip`` (0: never) bounds the channels of arbitrary gain; beyond it lie artefacts only.
     Physical channels are not clipped, so that every sample can be undone.
     """
     bound = clip if clip and channel.scaling == "robust" else LARGEST_STANDARDISED
-    z_NT = x_NT - np.float32(center)
+    z_NT = np.subtract(x_NT, np.float32(center), out=x_NT)
     z_NT *= np.float32(1 / scale)
-    return np.clip(z_NT, -bound, bound, out=z_NT).astype(np.float16)
+    if z_NT.max() > bound or z_NT.min() < -bound:
+        np.clip(z_NT, -bound, bound, out=z_NT)
+    return z_NT.astype(np.float16)
 
 
 def standardise_epochs(
@@ -74,7 +76,7 @@ def standardise_epochs(
     for c, channel in enumerate(CHANNELS):
         rows = np.flatnonzero(present_NC[:, c])
         if len(rows):
-            x_NT = x_NCT[rows, c]
+            x_NT = x_NCT[rows, c].astype(np.float32)
             center, scale = choose_standard(channel, x_NT, scaling)
             signals_NCT[rows, c] = standardise(channel, x_NT, center, scale, clip)
             center_NC[rows, c], scale_NC[rows, c] = center, scale
