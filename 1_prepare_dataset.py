@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pedsleepmae import config, grouping, layouts, prepare
 from pedsleepmae.config import PrepareSettings, SettingsError, require_file, require_folder
 from pedsleepmae.prepare_report import describe_outcomes, inspect_recording, write_report
-from pedsleepmae.store import StoreError, example_folder
+from pedsleepmae.store import StoreError, example_folder, read_splits
 
 
 def main() -> int:
@@ -54,6 +54,9 @@ def run(settings: PrepareSettings) -> int:
                 f"paths.recordings_dir: no recording of layout {settings.layout} in "
                 f"{paths.recordings_dir}; give another folder, or another layout"
             )
+        refuse_to_overwrite(studies, paths.examples_dir)
+        if settings.split.by == "patient":
+            read_splits(paths.batches_dir)  # a bad splits.csv is told before the work, not after
         example_settings = prepare.ExampleSettings.of(settings)
         if settings.scaling == "fitted":
             example_settings = fit(studies, example_settings, settings, health)
@@ -70,18 +73,31 @@ def run(settings: PrepareSettings) -> int:
     return config.EXIT_SKIPPED if settings.strict and n_unusable else config.EXIT_DONE
 
 
+def refuse_to_overwrite(studies, examples_dir) -> None:
+    """Stop when a study's folder of examples, which is made anew, holds recordings."""
+    for study in studies:
+        folder = examples_dir.resolve() / study.key
+        if folder in study.edf.resolve().parents:
+            raise SettingsError(
+                f"paths.examples_dir: {folder} holds recordings, which the examples would replace; "
+                "give a folder of its own"
+            )
+
+
 def read_health(settings: PrepareSettings):
     """Ages and sexes from the health data, None when there are none."""
-    folder = settings.paths.health_dir
+    given = settings.paths.health_dir
+    folder = given or layouts.find_health_dir(settings.paths.recordings_dir)
     if folder is None:
-        folder = layouts.find_health_dir(settings.paths.recordings_dir)
-        if folder is None:
-            return None
+        return None
     require_folder(folder, "paths.health_dir", "give NCH's Health_Data folder")
     try:
         return layouts.read_health(folder)
     except ValueError as error:
-        raise SettingsError(f"paths.health_dir: {error}") from error
+        if given:
+            raise SettingsError(f"paths.health_dir: {error}") from error
+        print(f"ages stay unknown: {error}", file=sys.stderr)
+        return None
 
 
 def fit(studies, example_settings, settings: PrepareSettings, health):
@@ -108,7 +124,10 @@ def prepare_all(studies, example_settings, settings: PrepareSettings, health):
             done[study] = outcome
     if len(done) == len(studies):  # nothing changed: are the batch files all there is to do?
         plan = make_plan(list(done.values()), settings, health)
-        if grouping.is_grouped(plan, paths.batches_dir):
+        complete = not settings.keep_examples or all(
+            prepare.has_examples(outcome, paths.examples_dir) for outcome in done.values()
+        )
+        if complete and grouping.is_grouped(plan, paths.batches_dir):
             return list(done.values()), plan
     done = {s: o for s, o in done.items() if prepare.has_examples(o, paths.examples_dir)}
     todo = [study for study in studies if study not in done]

@@ -19,6 +19,7 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S
 
 UNSCORED = -1
+ROUNDING_S = 1e-6  # onsets are decimal text: sums of them are off by less than this
 LONGEST_ROW_S = 48 * 3600.0  # a longer stage run or event is a writing error
 STAGE_NAMES = ("W", "N1", "N2", "N3", "R")
 
@@ -125,7 +126,7 @@ def read_tsv(path: Path) -> Scoring:
         raise AnnotationError(f"{Path(path).name}: the file holds {what}; fetch it again")
     rows, unreadable = [], 0
     for number, line in enumerate(re.split(r"\r\n|\n|\r", _decode(raw))):
-        fields = line.strip("\0").split("\t", 2)
+        fields = line.strip("\0").split("\t")
         is_header = number == 0 and fields[0].strip().lower() == "onset"
         if is_header or not line.strip("\0 \t"):
             continue
@@ -153,7 +154,7 @@ def _tsv_row(fields: list[str]) -> tuple[float, float, str] | None:
         duration_s = float(fields[1]) if len(fields) > 1 and fields[1].strip() else 0.0
     except ValueError:
         return None
-    return onset_s, duration_s, fields[2] if len(fields) > 2 else ""
+    return onset_s, duration_s, fields[2].strip(' "') if len(fields) > 2 else ""
 
 
 def read_nsrr_xml(path: Path) -> Scoring:
@@ -188,13 +189,14 @@ def scoring_from_rows(
 ) -> Scoring:
     """Scoring of (onset_s, duration_s, description) rows in any order.
 
-    Exact duplicates count once. A stage row longer than 30 s is a run of epochs. Two stage rows
-    at one onset that disagree are both left out, for neither can be trusted.
+    Exact duplicates count once. A stage row longer than 30 s is a run of epochs, which a row of its
+    own at one of their onsets overrules. Where two stage rows at one onset disagree, a scored one
+    goes before `?`; two scored ones are both left out, for neither can be trusted.
     """
     remarks = Counter()
     if unreadable:
         remarks["rows without a numeric onset and duration left out"] = unreadable
-    stage_rows, found_events = {}, []
+    stage_rows, run_rows, found_events = {}, {}, []
     for onset_s, duration_s, description in dict.fromkeys(rows):
         name = " ".join(description.lower().split())
         if name not in stages and name not in events:
@@ -202,10 +204,15 @@ def scoring_from_rows(
         if not (math.isfinite(onset_s) and 0 <= duration_s <= LONGEST_ROW_S):
             remarks["stage or event rows with an impossible time left out"] += 1
         elif name in stages:
-            for i in range(max(1, int(duration_s / EPOCH_S + 1e-6))):
-                stage_rows.setdefault(onset_s + i * EPOCH_S, set()).add(stages[name])
+            stage_rows.setdefault(onset_s, set()).add(stages[name])
+            for i in range(1, int(duration_s / EPOCH_S + ROUNDING_S)):
+                run_rows.setdefault(onset_s + i * EPOCH_S, set()).add(stages[name])
         else:
             found_events.append(Event(onset_s, duration_s, *events[name]))
+    stage_rows = {
+        onset_s: scored - {UNSCORED} or scored
+        for onset_s, scored in (run_rows | stage_rows).items()
+    }
     conflicts = [onset_s for onset_s, scored in stage_rows.items() if len(scored) > 1]
     if conflicts:
         remarks["epochs scored twice and differently left out"] = len(conflicts)
@@ -247,7 +254,7 @@ def label_epochs(
                 continue
             start_s = onsets_s[epoch]
             overlap_s = min(end_s, start_s + EPOCH_S) - max(event.onset_s, start_s)
-            marks = overlap_s > min_overlap_s or event.duration_s == 0
+            marks = overlap_s > min_overlap_s + ROUNDING_S or event.duration_s == 0
             if marks and overlap_s > longest_s[event.kind][epoch]:
                 longest_s[event.kind][epoch] = overlap_s
                 codes[event.kind][epoch] = event.code

@@ -269,17 +269,24 @@ def _source(channel, signals, plus, minus, sign, prefix) -> Source | Absent:
     )
 
 
+def unit_in_volts(unit: str) -> float | None:
+    """Volts of a header's unit, None when it is no voltage; the micro sign in any encoding."""
+    # Micro sign and Greek mu, as themselves and as UTF-8 bytes that were read as latin-1.
+    for micro in ("\u00c2\u00b5", "\u00ce\u00bc", "\u00b5", "\u03bc"):
+        unit = unit.replace(micro, "u")
+    return {name.lower(): factor for name, factor in VOLTS.items()}.get(unit.strip().lower())
+
+
 def _to_volts(signal: SignalInfo) -> tuple[float, str] | None:
     """(factor to volts, remark) of a signal's unit; None when it is no voltage.
 
     A blank unit is read off the physical range: amplifiers digitise some +-100 uV to +-10 mV, so
     the number tells which of uV, mV and V it counts.
     """
-    unit = signal.unit.replace("\u00c2", "").replace("\u00b5", "u").replace("\u03bc", "u").strip()
-    for name, factor in VOLTS.items():
-        if unit.lower() == name.lower():
-            return factor, ""
-    if unit:
+    factor = unit_in_volts(signal.unit)
+    if factor is not None:
+        return factor, ""
+    if signal.unit.strip():
         return None
     largest = max(abs(signal.physical_min), abs(signal.physical_max))
     name = "uV" if largest > 50 else "mV" if largest > 0.05 else "V"

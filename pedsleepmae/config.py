@@ -15,6 +15,8 @@ from typing import Literal
 
 import jsonargparse
 
+from pedsleepmae.channels import CHANNEL_NAMES, canonical_label
+
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_SKIPPED = 0, 1, 2, 3
 
@@ -188,6 +190,23 @@ class PrepareSettings:
     scale."""
 
     def check(self) -> None:
+        for key, value, low, high in (
+            ("split.val_fraction", self.split.val_fraction, 0, 1),
+            ("split.test_fraction", self.split.test_fraction, 0, 1),
+            ("split.block_minutes", self.split.block_minutes, 0.5, 1440),
+            ("min_channels", self.min_channels, 1, 16),
+            ("wake_margin_min", self.wake_margin_min or 0, 0, 1440),
+            ("clip", self.clip, 0, 60_000),
+            ("seed", self.seed, 0, 2**32 - 1),
+        ):
+            if not low <= value <= high:
+                raise SettingsError(f"{key} is {value:g}; give a number from {low:g} to {high:g}")
+        for name in self.stand_ins:
+            if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
+                raise SettingsError(
+                    f"stand_ins: {name!r} is none of the 16 channels; they are "
+                    f"{', '.join(CHANNEL_NAMES)}"
+                )
         if not 0 <= self.split.val_fraction + self.split.test_fraction < 1:
             raise SettingsError(
                 f"split.val_fraction + split.test_fraction is "

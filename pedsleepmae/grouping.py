@@ -5,7 +5,6 @@ Which example stands where is drawn from the seed alone; memory holds one batch 
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -120,9 +119,11 @@ def write_batches(plan: Grouping, examples_dir: Path, batches_dir: Path) -> Iter
     first. Until the last one is there the folder counts as unfinished, and readers refuse it.
     """
     if read_grouping_state(batches_dir).get("fingerprint") != plan.fingerprint:
+        _write_state(batches_dir, "", complete=False)  # from here on the old files count no more
         for name in SPLITS:
-            shutil.rmtree(Path(batches_dir) / name, ignore_errors=True)
-        _write_state(batches_dir, plan, complete=False)
+            for path in (Path(batches_dir) / name).glob("combined_*.hdf5"):
+                path.unlink()
+        _write_state(batches_dir, plan.fingerprint, complete=False)
     todo = [(path, rows) for path, rows in _files(plan, batches_dir) if not path.exists()]
     run = joblib.Parallel(return_as="generator_unordered")
     facts = {
@@ -134,7 +135,7 @@ def write_batches(plan: Grouping, examples_dir: Path, batches_dir: Path) -> Iter
         joblib.delayed(_write_batch)(path, _example_paths(plan, rows, examples_dir), facts)
         for path, rows in todo
     )
-    _write_state(batches_dir, plan, complete=True)
+    _write_state(batches_dir, plan.fingerprint, complete=True)
 
 
 def _files(plan: Grouping, batches_dir: Path) -> Iterator[tuple[Path, np.ndarray]]:
@@ -158,9 +159,9 @@ def _write_batch(path: Path, example_paths: list[Path], facts: dict) -> int:
     return len(example_paths)
 
 
-def _write_state(batches_dir: Path, plan: Grouping, *, complete: bool) -> None:
+def _write_state(batches_dir: Path, fingerprint: str, *, complete: bool) -> None:
     with write_whole(grouping_state_path(batches_dir)) as temporary:
-        state = {"fingerprint": plan.fingerprint, "complete": complete}
+        state = {"fingerprint": fingerprint, "complete": complete}
         temporary.write_text(json.dumps(state), encoding="utf-8")
 
 

@@ -6,8 +6,9 @@ SC4001EC-Hypnogram.edf. Names are checked before anything is made of them: the i
 and only integers reach an output path.
 """
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,8 +38,7 @@ class Study:
 
 def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
     """Every recording below a folder, sorted by patient and study; unusable ones with a problem."""
-    files = [path for path in Path(recordings_dir).rglob("*") if path.is_file()]
-    files = sorted(path for path in files if not path.name.startswith("."))
+    files = sorted(_walk(Path(recordings_dir)))
     studies = {"nch": _nch, "nsrr": _nsrr, "sleep_edf": _sleep_edf}[layout](files)
     seen: dict[str, Path] = {}
     for i, study in enumerate(studies):
@@ -50,6 +50,23 @@ def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
         seen.setdefault(study.key, study.edf)
     last = 1 << 62  # files without ids come last
     return sorted(studies, key=lambda s: (s.patient_id or last, s.study_id or last, s.edf))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder, linked folders included; OSError for one that cannot be listed."""
+
+    def refuse(error: OSError):
+        raise error
+
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above or seen before
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
 def read_scoring(study: Study, layout: str) -> Scoring:

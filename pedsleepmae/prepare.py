@@ -26,11 +26,11 @@ from pedsleepmae.channels import (
     EPOCH_S,
     EPOCH_SAMPLES,
     N_CHANNELS,
-    VOLTS,
     Absent,
     Channel,
     Source,
     resolve_channels,
+    unit_in_volts,
 )
 from pedsleepmae.layouts import Study, read_scoring
 from pedsleepmae.memory import keep_freed_memory
@@ -124,15 +124,17 @@ class Outcome:
         return len(self.onsets_s)
 
 
+# One recording's own failures beside the named ones; a defect of ours may hide behind them.
+UNFORESEEN = (OSError, MemoryError, ValueError, ArithmeticError, LookupError, TypeError)
+
+
 class UnusableRecording(ValueError):
     """A recording that can be read but gives no examples; the message is the reason."""
 
 
 # ------------------------------------------------------------------ one recording
-def read_study(
-    study: Study, settings: ExampleSettings
-) -> tuple[Recording, EpochLabels, list[Source | Absent]]:
-    """A study's recording, the labels of its epochs, and where its channels come from.
+def read_study(study: Study, settings: ExampleSettings) -> tuple[Recording, EpochLabels]:
+    """A study's recording and the labels of its epochs.
 
     Raises RecordingError, AnnotationError or UnusableRecording with the reason.
     """
@@ -155,22 +157,22 @@ def read_study(
             f"no scored 30-s epoch inside the recording ({n_scored} scored stage rows, "
             f"{recording.duration_s:.0f} s recorded)"
         )
-    return recording, labels, resolve_channels(recording.signals, settings.stand_ins)
+    return recording, labels
 
 
 def read_channel(
-    recording: Recording, channel: Channel, source: Source
+    recording: Recording, channel: Channel, source: Source, span: slice = slice(None)
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """A channel of the whole night in its unit, (n_native,) float32, and its quality.
+    """A channel in its unit, (n,) float32, and its quality; ``span``: of its native samples.
 
     Raises UnusableRecording when an oximeter's numbers do not read as %.
     """
     digital = recording.read_digital(source.plus)
-    x = recording.read_source(source, digital)
+    x = recording.read_source(source, digital)[span]
+    digital = digital[span]
     signal = recording.signals[source.plus]
     if channel.kind == "percent":
-        volts = next((f for unit, f in VOLTS.items() if unit.lower() == source.unit.lower()), None)
-        factor = percent_factor(x, volts)
+        factor = percent_factor(x, unit_in_volts(source.unit))
         if factor is None:
             low, high = np.percentile(x, (5, 95))
             raise UnusableRecording(
@@ -196,11 +198,11 @@ def cut_channel(
 
     Raises UnusableRecording when the channel holds no signal.
     """
-    x, quality = read_channel(recording, channel, source)
     start = grid_start(float(onsets_s[0]), source.rate_hz)
     end = int((onsets_s[-1] + EPOCH_S + FILTER_TAIL_S) * source.rate_hz)
+    x, quality = read_channel(recording, channel, source, slice(start, end))
     is_code = channel.kind == "percent"
-    night = resample(x[start:end], source.rate_hz, step_hold=is_code)
+    night = resample(x, source.rate_hz, step_hold=is_code)
     x_NT = cut_epochs(night, start / source.rate_hz, onsets_s)
     if not is_code and x_NT.min() == x_NT.max():
         label = recording.signals[source.plus].label
@@ -208,26 +210,43 @@ def cut_channel(
     return x_NT, quality
 
 
+def cut_first_usable(
+    recording: Recording, c: int, onsets_s: np.ndarray, stand_ins: Mapping[str, list[str]]
+) -> tuple[Source, np.ndarray, dict[str, float]] | Absent:
+    """Channel ``c`` from the first of its sources that holds a signal: source, epochs, quality.
+
+    Which source that is shows only when its samples are read: of two signals with one label the
+    first may be flat, an oximeter may count nonsense.
+    """
+    signals, reasons = list(recording.signals), []
+    source = resolve_channels(signals, stand_ins)[c]
+    while isinstance(source, Source):
+        try:
+            return source, *cut_channel(recording, CHANNELS[c], source, onsets_s)
+        except UnusableRecording as error:
+            reasons.append(str(error))
+            signals[source.plus] = replace(signals[source.plus], problem="holds no signal")
+            source = resolve_channels(signals, stand_ins)[c]
+    return Absent("; ".join(reasons) or source.reason)
+
+
 def build_examples(study: Study, settings: ExampleSettings) -> tuple[Examples, Outcome]:
     """A study's standardised examples and what is to be told of it.
 
     Raises RecordingError, AnnotationError or UnusableRecording with the reason.
     """
-    recording, labels, sources = read_study(study, settings)
+    recording, labels = read_study(study, settings)
     n = len(labels.onsets_s)
     signals_NCT = np.zeros((n, N_CHANNELS, EPOCH_SAMPLES), np.float16)
     center, scale = np.zeros(N_CHANNELS), np.ones(N_CHANNELS)
     present = np.zeros(N_CHANNELS, bool)
     origins, absent, quality = {}, {}, {}
-    for c, (channel, source) in enumerate(zip(CHANNELS, sources, strict=True)):
-        if isinstance(source, Absent):
-            absent[channel.name] = source.reason
+    for c, channel in enumerate(CHANNELS):
+        found = cut_first_usable(recording, c, labels.onsets_s, settings.stand_ins)
+        if isinstance(found, Absent):
+            absent[channel.name] = found.reason
             continue
-        try:
-            x_NT, quality[channel.name] = cut_channel(recording, channel, source, labels.onsets_s)
-        except UnusableRecording as error:
-            absent[channel.name] = str(error)
-            continue
+        source, x_NT, quality[channel.name] = found
         center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, settings.fitted)
         signals_NCT[:, c] = standardise(channel, x_NT, center[c], scale[c], settings.clip)
         origins[channel.name] = source.how
@@ -276,20 +295,19 @@ def prepare_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
 
     Only a full or read-only disk is raised (OSError): every further recording would fail too.
     """
+    if study.problem:  # it may name the study of another, good recording: touch nothing
+        return _unusable(study, study.problem)
     keep_freed_memory()
-    mark = fingerprint(study, settings)
+    mark = ""  # what may pass (a failing disk, a full memory) is tried again by the next run
     try:
+        mark = fingerprint(study, settings)
         examples, outcome = build_examples(study, settings)
     except (RecordingError, AnnotationError, UnusableRecording) as error:
         outcome = _unusable(study, str(error))
-    except OSError as error:
-        outcome = _unusable(study, f"{study.edf.name}: cannot be read ({error.strerror})")
-    except (ValueError, ArithmeticError, LookupError, MemoryError) as error:
+    except UNFORESEEN as error:
         # What nobody foresaw in one of 4,000 recordings must not cost the other 3,999.
-        outcome = _unusable(study, f"unforeseen {type(error).__name__}: {error}; please report it")
-    outcome = Outcome(**(asdict(outcome) | {"fingerprint": mark}))
-    if outcome.patient_id is None:
-        return outcome
+        mark, outcome = "", _unusable(study, _describe_unforeseen(study, error))
+    outcome = replace(outcome, fingerprint=mark)
     state = _state_path(examples_dir, outcome.key)
     state.unlink(missing_ok=True)
     folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
@@ -299,6 +317,13 @@ def prepare_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
     with write_whole(state) as temporary:
         temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     return outcome
+
+
+def _describe_unforeseen(study: Study, error: Exception) -> str:
+    if isinstance(error, OSError):
+        name = Path(error.filename).name if error.filename else study.edf.name
+        return f"{name}: cannot be read ({error.strerror})"
+    return f"unforeseen {type(error).__name__}: {error}; please report it"
 
 
 def _unusable(study: Study, reason: str) -> Outcome:
@@ -328,25 +353,27 @@ def measure_study(
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["fingerprint"] == mark:
             return stored["moments"]
-    moments = {}
     try:
-        recording, labels, sources = read_study(study, settings)
-        for channel, source in zip(CHANNELS, sources, strict=True):
-            if isinstance(source, Source):
-                moments[channel.name] = _moments(recording, channel, source, labels.onsets_s)
-    except (RecordingError, AnnotationError, UnusableRecording, ValueError, OSError):
+        moments = _moments(study, settings)
+    except (RecordingError, AnnotationError, UnusableRecording):
         moments = {}  # prepare_study says why, in studies.csv
+    except UNFORESEEN:
+        return {}
     with write_whole(path) as temporary:
         temporary.write_text(json.dumps({"fingerprint": mark, "moments": moments}))
     return moments
 
 
-def _moments(recording, channel, source, onsets_s) -> tuple[int, float, float]:
-    try:
-        x_NT, _ = cut_channel(recording, channel, source, onsets_s)
-    except UnusableRecording:
-        return 0, 0.0, 0.0
-    return x_NT.size, float(x_NT.sum(dtype=np.float64)), float((x_NT.astype(float) ** 2).sum())
+def _moments(study: Study, settings: ExampleSettings) -> dict[str, tuple[int, float, float]]:
+    """Moments of a study that prepare_study will use, {} of one with too few channels."""
+    recording, labels = read_study(study, settings)
+    moments = {}
+    for c, channel in enumerate(CHANNELS):
+        found = cut_first_usable(recording, c, labels.onsets_s, settings.stand_ins)
+        if not isinstance(found, Absent):
+            x_NT = found[1].astype(np.float64)
+            moments[channel.name] = (x_NT.size, float(x_NT.sum()), float((x_NT**2).sum()))
+    return moments if len(moments) >= settings.min_channels else {}
 
 
 def fit_standard(all_moments: Iterable[Mapping[str, tuple[int, float, float]]]) -> dict:
@@ -376,13 +403,16 @@ def fingerprint(study: Study, settings: ExampleSettings) -> str:
 
 def finished_outcome(study: Study, settings: ExampleSettings, examples_dir: Path) -> Outcome | None:
     """What an earlier run made of a study, None when it has to be made (anew)."""
-    if study.patient_id is None:
-        return None
+    if study.problem:
+        return _unusable(study, study.problem)
     path = _state_path(examples_dir, study.key)
     if not path.exists():
         return None
     outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    return outcome if outcome.fingerprint == fingerprint(study, settings) else None
+    try:
+        return outcome if outcome.fingerprint == fingerprint(study, settings) else None
+    except OSError:  # a file is gone since the folder was listed
+        return None
 
 
 def has_examples(outcome: Outcome, examples_dir: Path) -> bool:
@@ -457,7 +487,10 @@ def only_run_in(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+                raise RuntimeError(
+                    f"{folder} is on a file system without locks ({error.strerror}); give a folder "
+                    "on a local disk, or on a network disk that is mounted with locks"
+                ) from error
             raise RuntimeError(
                 f"another run of script 1 is writing to {folder}; wait for its end, or name "
                 "another folder"

@@ -15,8 +15,8 @@ import numpy as np
 
 from pedsleepmae.channels import SignalInfo, Source
 
-# What edfio raises on headers that are none; a record duration of 0 leaves it with an unset name.
-_HEADER_ERRORS = (ValueError, OSError, ArithmeticError, IndexError, TypeError, UnboundLocalError)
+# What edfio raises on headers that are none.
+_HEADER_ERRORS = (ValueError, OSError, ArithmeticError, IndexError, TypeError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
 SIMULATED_MARK = "SIMULATED"  # in the recording field of the header of simulated files
@@ -74,7 +74,8 @@ def open_edf(path: Path) -> Recording:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            edf = edfio.read_edf(path, header_encoding=_HEADER_ENCODING)
+            source, header_remarks = _mended(path)
+            edf = edfio.read_edf(source, header_encoding=_HEADER_ENCODING)
             record_s = float(edf.data_record_duration)
             n_records = int(edf.num_data_records)
             discontinuous = edf.reserved.startswith("EDF+D")
@@ -88,16 +89,43 @@ def open_edf(path: Path) -> Recording:
         )
     if not edf.signals or n_records < 1:
         raise RecordingError(f"{path.name}: holds no {'samples' if edf.signals else 'signals'}")
-    if not record_s > 0:
-        raise RecordingError(f"{path.name}: its record duration is {record_s:g} s; cannot be timed")
     return Recording(
         name=path.name,
         duration_s=n_records * record_s,
         signals=[_signal_info(signal, record_s) for signal in edf.signals],
         read_digital=lambda i: edf.signals[i].get_digital_slice(0, n_records * record_s),
         simulated=SIMULATED_MARK in recording_field,
-        remarks=[_one_line(warning.message) for warning in caught],
+        remarks=header_remarks + [_one_line(warning.message) for warning in caught],
     )
+
+
+def _mended(path: Path) -> tuple[Path | memoryview, list[str]]:
+    """The file, or a copy of its bytes with those header fields put right that can be known.
+
+    The size of the header follows from the number of signals, and -1 is EDF's own way to say that
+    the number of records is not known; a file with wrong ones would be read from a wrong place or
+    not at all. Raises ValueError for a record without a duration.
+    """
+    with open(path, "rb") as file:
+        header = file.read(256)
+    n_signals, record_s = int(header[252:256]), float(header[244:252])
+    if not record_s > 0:
+        raise ValueError(f"its record duration is {record_s:g} s: the samples cannot be timed")
+    mended, remarks = {}, []
+    if header[184:192].strip() != str(256 * (n_signals + 1)).encode():
+        mended[slice(184, 192)] = str(256 * (n_signals + 1)).encode().ljust(8)
+        remarks.append("header size field was wrong and is taken from the number of signals")
+    try:
+        int(header[236:244])
+    except ValueError:
+        mended[slice(236, 244)] = b"-1".ljust(8)
+        remarks.append("record count was missing and is taken from the size of the file")
+    if not mended:
+        return path, []
+    content = bytearray(path.read_bytes())
+    for place, text in mended.items():
+        content[place] = text
+    return memoryview(content), remarks
 
 
 def read_edf_annotations(path: Path) -> list[tuple[float, float, str]]:

@@ -42,7 +42,8 @@ def grid_start(onset_s: float, rate_hz: float) -> int:
     first with the least remainder is taken. What lies before it is never cut (NCH records an hour
     before the first scored epoch), so it need not be resampled.
     """
-    last = int(max(onset_s, 0) * rate_hz)
+    # Rates without a common grid leave the least remainder at the onset itself: keep a second.
+    last = int(max(onset_s - 1, 0) * rate_hz) or int(max(onset_s, 0) * rate_hz)
     first = max(0, int((onset_s - _LEAD_S) * rate_hz))
     shifts = np.arange(first, min(first + _LARGEST_SHIFT, last) + 1)
     position = (onset_s - shifts / rate_hz) * RATE_HZ
