@@ -113,18 +113,18 @@ def _mended(path: Path) -> tuple[Path | memoryview, list[str]]:
         raise ValueError(f"its record duration is {record_s:g} s: the samples cannot be timed")
     mended, remarks = {}, []
     if header[184:192].strip() != str(256 * (n_signals + 1)).encode():
-        mended[slice(184, 192)] = str(256 * (n_signals + 1)).encode().ljust(8)
+        mended[184, 192] = str(256 * (n_signals + 1)).encode().ljust(8)
         remarks.append("header size field was wrong and is taken from the number of signals")
     try:
         int(header[236:244])
     except ValueError:
-        mended[slice(236, 244)] = b"-1".ljust(8)
+        mended[236, 244] = b"-1".ljust(8)
         remarks.append("record count was missing and is taken from the size of the file")
     if not mended:
         return path, []
     content = bytearray(path.read_bytes())
-    for place, text in mended.items():
-        content[place] = text
+    for (start, end), text in mended.items():
+        content[start:end] = text
     return memoryview(content), remarks
 
 

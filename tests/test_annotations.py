@@ -303,3 +303,26 @@ def test_the_25_real_nights_are_labelled_as_the_slow_reference_says():
         assert labels.events["hypop"].tolist() == slow["hypop"], path.name
         n_apnea += np.count_nonzero(labels.events["apnea"])
     assert n_apnea > 500  # the nights hold 695 scored apneas: the test is not vacuous
+
+
+def test_rounding_of_onsets_marks_no_neighbour():
+    # On the 1/400-s grid the sum of onset and duration exceeds the next epoch's start by 4e-12.
+    rows = [(17546.0575, 30.0, "Sleep stage N2"), (17576.0575, 30.0, "Sleep stage N2")]
+    labels = label([*rows, (17556.29, 19.7675, "EEG arousal")])
+    assert labels.events["eeg"].tolist() == [1, 0]
+
+
+def test_a_scored_row_goes_before_an_unscored_one_at_the_same_onset():
+    scoring = scoring_from_rows([*stage_rows(0, "2?"), (30.0, 30.0, "Sleep stage R")])
+    assert scoring.stages.tolist() == [2, 4]
+
+
+def test_a_row_of_its_own_overrules_a_run():
+    scoring = scoring_from_rows([(0.0, 90.0, "Sleep stage 2"), (30.0, 30.0, "Sleep stage R")])
+    assert scoring.stages.tolist() == [2, 4, 2]
+
+
+def test_further_columns_and_quotes_do_not_hide_a_label(tmp_path):
+    path = tmp_path / "1_2.tsv"
+    path.write_text('onset\tduration\tdescription\n0\t30\t"Sleep stage N2"\tcomment\n')
+    assert read_tsv(path).stages.tolist() == [2]

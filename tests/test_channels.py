@@ -170,6 +170,7 @@ def test_a_stand_in_for_an_unknown_channel_is_an_error():
         ("uV", (8711.0, -8711.0), 1e-6),
         ("µV", (-200.0, 200.0), 1e-6),
         ("Â\u00b5V", (-200.0, 200.0), 1e-6),  # UTF-8 bytes read as latin-1
+        ("\u00ce\u00bcV", (-200.0, 200.0), 1e-6),
         ("mV", (-3.2, 3.2), 1e-3),
         ("V", (-0.0032, 0.0032), 1.0),
         ("", (-8711.0, 8711.0), 1e-6),  # blank: by the range

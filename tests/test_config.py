@@ -93,6 +93,12 @@ def test_an_unknown_key_in_a_file_names_file_key_value_and_remedy(capsys, tmp_pa
         (["--split.val_fraction", "0.7", "--split.test_fraction", "0.4"], ["1.1", "below 1"]),
         (["--n_worker", "3"], ["n_worker", "did you mean n_workers"]),
         (["stray"], ["stray"]),
+        (["--clip", "-5"], ["clip", "-5"]),
+        (["--seed", "-1"], ["seed", "-1"]),
+        (["--min_channels", "17"], ["min_channels", "1 to 16"]),
+        (["--split.block_minutes", "0"], ["split.block_minutes"]),
+        (["--split.val_fraction", "-0.1"], ["split.val_fraction"]),
+        (["--stand_ins", '{"EEG C3-MX": ["a"]}'], ["stand_ins", "EEG C3-MX"]),
     ],
 )
 def test_a_bad_call_is_one_sentence_with_exit_code_2(capsys, argv, words):

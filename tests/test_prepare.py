@@ -262,6 +262,58 @@ def test_the_same_study_twice_is_used_once(tmp_path):
     assert problems == ["", "same patient and study as a/5_6.edf"]
 
 
+def test_a_duplicate_recording_does_not_touch_the_good_ones_examples(tmp_path):
+    nch_study(tmp_path / "a", "5_6")
+    nch_study(tmp_path / "b", "5_6")
+    studies = layouts.find_studies(tmp_path, "nch")
+    for study in studies:  # the duplicate comes last
+        prepare_study(study, SETTINGS, tmp_path / "examples")
+    assert len(list((tmp_path / "examples" / "5_6").iterdir())) == 5
+    again = prepare.finished_outcome(studies[0], SETTINGS, tmp_path / "examples")
+    assert again.usable
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    nch_study(tmp_path / "disk", "5_6")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "Sleep_Data").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
+    assert [study.problem for study in layouts.find_studies(tmp_path / "data", "nch")] == [""]
+
+
+def test_of_two_signals_with_one_label_the_one_that_holds_a_signal_is_taken(tmp_path):
+    file = nch_file(seconds=120, labels=[*CHANNEL_NAMES[:6], "EEG C3-M2"])
+    file.signals[0].digital[:] = 0
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "222"))
+    examples, _ = build_examples(only_study(tmp_path), SETTINGS)
+    assert examples.present[0, 0]
+    assert examples.signals[:, 0].any()
+
+
+def test_an_oximeter_is_judged_where_the_night_is_scored(tmp_path):
+    file = nch_file(seconds=600)
+    file.signals[8].digital[: 480 * 256] = -32768  # off until the child sleeps
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(500.0, "222"))
+    examples, _ = build_examples(only_study(tmp_path), SETTINGS)
+    assert examples.present[0, 8]
+
+
+def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
+    nch_study(tmp_path, "5_6")
+    study = only_study(tmp_path)
+
+    def fail(*args):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "build_examples", fail)
+        outcome = prepare_study(study, SETTINGS, tmp_path / "examples")
+    assert "Input/output error" in outcome.reason
+    assert prepare.finished_outcome(study, SETTINGS, tmp_path / "examples") is None
+
+
 def test_annotations_without_a_recording_are_listed(tmp_path):
     write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "2"))
     assert only_study(tmp_path).problem == "annotations without a recording"
@@ -447,6 +499,27 @@ def test_more_workers_give_the_same_files(prepared, tmp_path):
     folder = cohort(tmp_path / "cohort")
     assert run_script(folder, "--n_workers", "2").returncode == 0
     assert contents(folder) == contents(prepared[0])
+
+
+def test_example_files_that_were_removed_are_made_again(prepared, tmp_path):
+    folder = copied(prepared, tmp_path)
+    wanted = contents(folder)
+    shutil.rmtree(folder / "examples" / "1_11")
+    assert run_script(folder).returncode == 0
+    assert contents(folder) == wanted
+
+
+def test_folders_that_hold_recordings_are_never_replaced(tmp_path):
+    nch_study(tmp_path / "recordings" / "5_6", "5_6")
+    before = sorted((tmp_path / "recordings").rglob("*"))
+    command = [sys.executable, str(ROOT / "1_prepare_dataset.py")]
+    for kind, name in (("recordings", "recordings"), ("examples", "recordings")):
+        command += [f"--paths.{kind}_dir", str(tmp_path / name)]
+    command += ["--paths.batches_dir", str(tmp_path / "batches")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "holds recordings" in run.stderr
+    assert [p for p in before if not p.exists()] == []
 
 
 def test_9_a_second_run_in_the_same_folder_stops_with_a_sentence(prepared):

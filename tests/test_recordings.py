@@ -171,3 +171,21 @@ def test_a_real_night_is_read_as_edfio_reads_it():
 def test_a_real_hypnogram_is_read():
     rows = read_edf_annotations(SHARED / "psg" / "sleep_edf_SC4001" / "SC4001EC-Hypnogram.edf")
     assert rows[:2] == [(0.0, 30630.0, "Sleep stage W"), (30630.0, 120.0, "Sleep stage 1")]
+
+
+@pytest.mark.parametrize("count", ["", "NA", "x"])
+def test_0_8_a_missing_record_count_is_taken_from_the_size(tmp_path, count):
+    file, digital = simple(n_records=10)
+    file.n_records = count
+    recording = open_edf(file.write(tmp_path / "1_2.edf"))
+    np.testing.assert_array_equal(recording.read_digital(0), digital)
+    assert "record count was missing" in recording.remarks[0]
+
+
+@pytest.mark.parametrize("size", [b"256", b"6656", b"0", b""])
+def test_a_wrong_header_size_moves_no_sample(tmp_path, size):
+    file, digital = simple()
+    file.header = {"header_bytes": size}
+    recording = open_edf(file.write(tmp_path / "1_2.edf"))
+    np.testing.assert_array_equal(recording.read_digital(0), digital)
+    assert "header size" in recording.remarks[0]

@@ -214,3 +214,10 @@ def test_5_absent_channels_are_zero():
     assert not signals[:, absent].any()
     assert (center[:, absent] == 0).all()
     assert (scale[:, absent] == 1).all()
+
+
+def test_0_3_a_rate_without_a_common_grid_keeps_a_second_before_the_first_epoch():
+    rate_hz = 921 / 3.59766
+    for native in (80_000, 80_001, 81_234):
+        onset_s = native / rate_hz
+        assert onset_s - grid_start(onset_s, rate_hz) / rate_hz >= 1
