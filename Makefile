@@ -2,6 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed
+export TQDM_MININTERVAL := 1
 
 .PHONY: demo test lint clean
 

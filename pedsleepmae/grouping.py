@@ -23,6 +23,7 @@ from pedsleepmae.store import (
     read_examples,
     read_grouping_state,
     read_splits,
+    remove_partial,
     write_batch,
     write_table,
     write_whole,
@@ -124,6 +125,7 @@ def write_batches(plan: Grouping, examples_dir: Path, batches_dir: Path) -> Iter
             for path in (Path(batches_dir) / name).glob("combined_*.hdf5"):
                 path.unlink()
         _write_state(batches_dir, plan.fingerprint, complete=False)
+    remove_partial(Path(batches_dir), "*/.combined_*.partial")
     todo = [(path, rows) for path, rows in _files(plan, batches_dir) if not path.exists()]
     run = joblib.Parallel(return_as="generator_unordered")
     facts = {

@@ -49,6 +49,7 @@ from pedsleepmae.store import (
     ExampleWriter,
     example_folder,
     example_path,
+    remove_partial,
     write_whole,
 )
 
@@ -441,6 +442,7 @@ def measure_studies(
 
 def _in_parallel(work: Callable, studies: Iterable[Study], settings, examples_dir: Path):
     Path(examples_dir).mkdir(parents=True, exist_ok=True)
+    remove_partial(Path(examples_dir), ".*.partial", ".prepared/.*.partial")
     run = joblib.Parallel(return_as="generator_unordered")
     return run(
         joblib.delayed(_with_study)(work, study, settings, examples_dir) for study in studies

@@ -47,7 +47,8 @@ def kind_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_configuration_file_is_one_of_its_script(path):
-    load(kind_of(path), "--config", str(path))
+    kind = kind_of(path)
+    assert isinstance(load(kind, "--config", str(path)), CLASSES[kind])
 
 
 def test_overrides_are_typed_and_win_over_the_file(tmp_path):

@@ -559,6 +559,19 @@ def test_9_killed_at_any_moment_it_goes_on_to_the_same_outcome(prepared, tmp_pat
     assert contents(folder) == wanted
 
 
+def test_what_a_killed_run_left_half_written_is_removed(prepared, tmp_path):
+    folder = copied(prepared, tmp_path)
+    left = [folder / "batches" / "train" / ".combined_0.hdf5.abc.partial"]
+    left += [folder / "examples" / ".prepared" / ".1_11.json.abc.partial"]
+    left += [folder / "examples" / ".1_11.partial" / "1_11_sample_0.hdf5"]
+    left[2].parent.mkdir()
+    for path in left:
+        path.write_bytes(b"half")
+    write_tsv(folder / "Sleep_Data" / "1_11.tsv", stage_rows(10.25, "RRR"))
+    assert run_script(folder).returncode == 0
+    assert [path for path in left if path.exists()] == []
+
+
 def test_9_a_full_disk_stops_with_a_sentence_and_loses_nothing(prepared, tmp_path):
     folder = cohort(tmp_path / "cohort")
     # A limit on the size of a file is what a process can be given; it fails like a full disk.
