@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from pedsleepmae.prepare import Outcome
+from pedsleepmae.prepare import Outcome, holder
 from pedsleepmae.splits import SPLITS, age_band, split_blocks, split_hash, split_patients
 from pedsleepmae.store import (
     BATCH_EXAMPLES,
@@ -127,6 +127,7 @@ def write_batches(plan: Grouping, examples_dir: Path, batches_dir: Path) -> Iter
         _write_state(batches_dir, plan.fingerprint, complete=False)
     remove_partial(Path(batches_dir), "*/.combined_*.partial")
     todo = [(path, rows) for path, rows in _files(plan, batches_dir) if not path.exists()]
+    holding = holder(batches_dir)
     run = joblib.Parallel(return_as="generator_unordered")
     facts = {
         "split_hash": plan.split_hash,
@@ -134,7 +135,9 @@ def write_batches(plan: Grouping, examples_dir: Path, batches_dir: Path) -> Iter
         "simulated": plan.simulated,
     }
     yield from run(
-        joblib.delayed(_write_batch)(path, _example_paths(plan, rows, examples_dir), facts)
+        joblib.delayed(_write_batch)(
+            path, _example_paths(plan, rows, examples_dir), facts, batches_dir, holding
+        )
         for path, rows in todo
     )
     _write_state(batches_dir, plan.fingerprint, complete=True)
@@ -156,8 +159,12 @@ def _example_paths(plan: Grouping, rows: np.ndarray, examples_dir: Path) -> list
     return paths
 
 
-def _write_batch(path: Path, example_paths: list[Path], facts: dict) -> int:
-    write_batch(path, read_examples(example_paths), **facts)
+def _write_batch(
+    path: Path, example_paths: list[Path], facts: dict, batches_dir: Path, run: str
+) -> int:
+    examples = read_examples(example_paths)
+    if holder(batches_dir) == run:  # else this worker's run was killed and another holds the folder
+        write_batch(path, examples, **facts)
     return len(example_paths)
 
 

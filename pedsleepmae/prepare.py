@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -50,6 +52,7 @@ from pedsleepmae.store import (
     example_folder,
     example_path,
     remove_partial,
+    umask,
     write_whole,
 )
 
@@ -291,10 +294,13 @@ def _count_codes(codes: np.ndarray) -> dict[str, int]:
     }
 
 
-def prepare_study(study: Study, settings: ExampleSettings, examples_dir: Path) -> Outcome:
+def prepare_study(
+    study: Study, settings: ExampleSettings, examples_dir: Path, run: str = ""
+) -> Outcome:
     """Write a study's example files, whole folder or none, and its state; never stops the run.
 
     Only a full or read-only disk is raised (OSError): every further recording would fail too.
+    ``run``: the holder of the folder (see only_run_in) for whom this is done.
     """
     if study.problem:  # it may name the study of another, good recording: touch nothing
         return _unusable(study, study.problem)
@@ -309,6 +315,8 @@ def prepare_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
         # What nobody foresaw in one of 4,000 recordings must not cost the other 3,999.
         mark, outcome = "", _unusable(study, _describe_unforeseen(study, error))
     outcome = replace(outcome, fingerprint=mark)
+    if holder(examples_dir) != run:
+        return outcome  # a worker whose run was killed: another run holds the folder by now
     state = _state_path(examples_dir, outcome.key)
     state.unlink(missing_ok=True)
     folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
@@ -332,9 +340,11 @@ def _unusable(study: Study, reason: str) -> Outcome:
 
 
 def _write_folder(folder: Path, examples: Examples) -> None:
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(
+        tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial")
+    )
+    partial.chmod(0o777 & ~umask())
     writer = ExampleWriter()
     for k in range(len(examples)):
         writer.write(partial / example_path(folder, k).name, examples, k)
@@ -428,7 +438,8 @@ def prepare_studies(
     studies: Iterable[Study], settings: ExampleSettings, examples_dir: Path
 ) -> Iterator[tuple[Study, Outcome]]:
     """Prepare studies in parallel, in any order, by the workers in force."""
-    return _in_parallel(prepare_study, studies, settings, examples_dir)
+    run = holder(examples_dir)
+    return _in_parallel(prepare_study, studies, settings, examples_dir, run)
 
 
 def measure_studies(
@@ -440,12 +451,12 @@ def measure_studies(
     return ((study.key, moments) for study, moments in results)
 
 
-def _in_parallel(work: Callable, studies: Iterable[Study], settings, examples_dir: Path):
+def _in_parallel(work: Callable, studies: Iterable[Study], settings, examples_dir: Path, *more):
     Path(examples_dir).mkdir(parents=True, exist_ok=True)
     remove_partial(Path(examples_dir), ".*.partial", ".prepared/.*.partial")
     run = joblib.Parallel(return_as="generator_unordered")
     return run(
-        joblib.delayed(_with_study)(work, study, settings, examples_dir) for study in studies
+        joblib.delayed(_with_study)(work, study, settings, examples_dir, *more) for study in studies
     )
 
 
@@ -481,10 +492,11 @@ def _state_path(examples_dir: Path, key: str) -> Path:
 def only_run_in(folder: Path) -> Iterator[None]:
     """Hold a folder for this process; RuntimeError when another run of script 1 holds it.
 
-    The lock is the system's and ends with the process, however it ends.
+    The lock is the system's and ends with the process, however it ends. Its workers may outlive
+    it for the recording in hand: the file names the holder, so that they see that it is another.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / ".lock", "w") as lock:
+    with open(Path(folder) / ".lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -497,4 +509,13 @@ def only_run_in(folder: Path) -> Iterator[None]:
                 f"another run of script 1 is writing to {folder}; wait for its end, or name "
                 "another folder"
             ) from error
+        lock.truncate(0)
+        lock.write(uuid.uuid4().hex)
+        lock.flush()
         yield
+
+
+def holder(folder: Path) -> str:
+    """The run that holds a folder, "" when none ever did."""
+    path = Path(folder) / ".lock"
+    return path.read_text(encoding="ascii") if path.exists() else ""

@@ -125,7 +125,7 @@ def write_whole(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -141,7 +141,8 @@ def remove_partial(folder: Path, *patterns: str) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Permissions that this process takes from new files."""
     current = os.umask(0)
     os.umask(current)
     return current

@@ -300,6 +300,22 @@ def test_an_oximeter_is_judged_where_the_night_is_scored(tmp_path):
     assert examples.present[0, 8]
 
 
+def test_a_worker_whose_run_was_killed_replaces_nothing(tmp_path):
+    nch_study(tmp_path, "5_6")
+    study, examples_dir = only_study(tmp_path), tmp_path / "examples"
+    with prepare.only_run_in(examples_dir):
+        first = prepare.holder(examples_dir)
+    with prepare.only_run_in(examples_dir):
+        second = prepare.holder(examples_dir)
+        assert first != second
+        prepare_study(study, SETTINGS, examples_dir, second)
+        wanted = contents(examples_dir)
+        other = replace(SETTINGS, scaling="original")
+        prepare_study(study, other, examples_dir, first)  # the orphan, late
+    assert contents(examples_dir) == wanted
+    assert prepare.finished_outcome(study, SETTINGS, examples_dir) is not None
+
+
 def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
     nch_study(tmp_path, "5_6")
     study = only_study(tmp_path)
