@@ -59,6 +59,7 @@ OBJECTIVES = {  # name -> what differs in model.* and optim.*
     "channel, 1-s spans, 50 %": {"mask_span": SECOND},
     "channel, 1-s spans, 80 %": {"mask_span": SECOND, "mask_ratio": 0.8},
     "channel, lean": {"mask_ratio": 0.75, "decoder_emb_dim": 4},
+    "channel, whole channels hidden": {"mask_channels": 0.3},
     "channel, plain squared error": {"optim.balance_channels": False},
 }
 SEEDS = (0, 1, 2)
