@@ -19,7 +19,12 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn on torch tensors; 
 import torch
 
 from pedsleepmae import config, embeddings, evaluation, machine, probes, report, store
-from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, load_model
+from pedsleepmae.checkpoints import (
+    CheckpointError,
+    file_sha256,
+    load_checkpoint,
+    load_model,
+)
 from pedsleepmae.config import ProbeSettings
 
 
@@ -83,7 +88,7 @@ def read_checkpoint(path: Path) -> tuple[dict, torch.nn.Module]:
     checkpoint = load_checkpoint(path)
     facts = {
         "checkpoint": str(path),
-        "checkpoint_sha256": embeddings.file_sha256(path),
+        "checkpoint_sha256": file_sha256(path),
         "checkpoint_step": checkpoint["step"],
         "checkpoint_simulated": checkpoint["simulated"],
         "checkpoint_split_hash": checkpoint["split_hash"],

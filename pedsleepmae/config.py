@@ -230,8 +230,9 @@ class PretrainPaths:
     """Folder of batch files from script 1 (or the original authors' combined_*.hdf5)."""
     run_dir: Path = Path("runs/m15p8")
     """Written: checkpoints, metrics.jsonl, settings, pictures."""
-    init_from: Path | None = None
-    """Checkpoint whose weights to start from (the optimiser starts anew)."""
+    publish_to: Path | None = None
+    """Written at the end of the schedule: the best checkpoint as it ships, weights in bfloat16,
+    the decoder in a file beside it where one would be too large, and SHA256SUMS; none: nothing."""
 
 
 @dataclass
@@ -299,6 +300,10 @@ class PretrainSettings:
     paths: PretrainPaths = field(default_factory=PretrainPaths)
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    init_from: Path | None = None
+    """Checkpoint whose weights to start from, such as checkpoint/m15p8_checkpoint.pt. The shape of
+    the model (patch_size to decoder_num_layer, token_layout) is the checkpoint's; masks, loss and
+    optimiser are those of these settings, and the optimiser starts anew."""
     max_steps: int = 100_000
     """Length of the schedule, optimiser steps."""
     stop_at_step: int | None = None

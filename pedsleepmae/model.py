@@ -326,6 +326,10 @@ class MaskedAutoencoder(nn.Module):
         )
         self.reset_parameters()
 
+    def drop_decoder(self, why: str) -> None:
+        """Keep the encoder alone; ``why`` is told to whoever asks for a reconstruction."""
+        self.decoder, self.no_decoder = None, why
+
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew (``generator`` None: from torch's global one).
@@ -436,8 +440,10 @@ class MaskedAutoencoder(nn.Module):
 
         ``visible_indices`` (B, 16, K): numbers of the patches that the model may see, sorted;
         None: all of them. In the layout "channel" K must be a multiple of 16; "moment" was
-        trained with the same patches visible in all channels.
+        trained with the same patches visible in all channels. ValueError without a decoder.
         """
+        if self.decoder is None:
+            raise ValueError(f"this model has no decoder ({self.no_decoder}); it can only embed")
         x_BCT, present_BC = self._checked(x_BCT, present)
         keep_BCK = self._checked_indices(visible_indices, x_BCT)
         x_BCSP = self._patches(x_BCT, present_BC)

@@ -406,7 +406,7 @@ class Trainer:
         if "optimizer" not in content:
             raise PretrainError(
                 f"{path}: holds the weights alone and cannot be resumed; give it as "
-                "paths.init_from, or start anew with --resume false"
+                "init_from, or start anew with --resume false"
             )
         if self.averaged is not None and "training_weights" in content:
             checkpoints.load_weights(self.averaged, content["state_dict"], str(path))
@@ -423,10 +423,10 @@ class Trainer:
         layout = content["model"]["token_layout"]
         if layout != self.settings.model.token_layout:
             raise CheckpointError(
-                f"paths.init_from {path}: its model.token_layout is {layout}, the settings say "
+                f"init_from {path}: its model.token_layout is {layout}, the settings say "
                 f"{self.settings.model.token_layout}; its weights mean nothing there, set it alike"
             )
-        checkpoints.load_weights(self.model, content["state_dict"], f"paths.init_from {path}")
+        checkpoints.load_weights(self.model, content["state_dict"], f"init_from {path}")
         if self.averaged is not None:
             self.averaged.load_state_dict(self.model.state_dict())
         self.patients_seen = sorted({*self.patients_seen, *(content["patients_seen"] or [])})

@@ -483,12 +483,27 @@ def test_weights_of_another_run_are_a_start_and_its_patients_are_remembered(batc
 )
 def test_weights_of_another_shape_are_no_start(batches_dir, tmp_path, model, message):
     train(settings_for(batches_dir, tmp_path / "first", max_steps=1))
-    paths = PretrainPaths(
-        batches_dir, tmp_path / "second", init_from=tmp_path / "first" / "checkpoint_last.pt"
-    )
+    start = tmp_path / "first" / "checkpoint_last.pt"
     with pytest.raises(CheckpointError, match=message):
-        train(settings_for(batches_dir, tmp_path, model=model, paths=paths))
+        train(settings_for(batches_dir, tmp_path / "second", model=model, init_from=start))
     assert not (tmp_path / "second").exists()
+
+
+def test_one_flag_goes_on_from_a_published_checkpoint_of_another_shape(
+    script, batches_dir, tmp_path, monkeypatch
+):
+    shipped = tmp_path / "checkpoint" / "m15p8_checkpoint.pt"
+    first = settings_for(batches_dir, tmp_path / "first", max_steps=2)
+    first.paths.publish_to = shipped
+    train(first)
+    monkeypatch.chdir(ROOT)
+    arguments = ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "run")]
+    arguments += ["--max_steps", "1", "--optim.batch_size", "4", "--precision", "float32"]
+    arguments += ["--optim.lr", "0", "--optim.warmup_steps", "0", "--probe_every", "0"]
+    assert script.main([*arguments, "--init_from", str(shipped)]) == 0
+    trained = load_checkpoint(tmp_path / "run" / "checkpoint_last.pt")
+    assert trained["model"] == load_checkpoint(shipped)["model"] | {"mask_span": 1}
+    assert_same(trained["state_dict"], load_checkpoint(shipped)["state_dict"])
 
 
 # ------------------------------------------------------------------ online probe
@@ -583,7 +598,7 @@ def script():
         (["--paths.batches_dir", "configs"], "no combined_<i>.hdf5"),
         (["--model.mask_ratio", "50"], "model.mask_ratio is 50.0"),
         (["--model.mask_channels", "30"], "model.mask_channels is 30.0"),
-        (["--paths.init_from", "nowhere.pt"], "paths.init_from: there is no file nowhere.pt"),
+        (["--init_from", "nowhere.pt"], "init_from: there is no file nowhere.pt"),
     ],
 )
 def test_bad_settings_end_the_script_with_code_2_and_one_sentence(
@@ -647,7 +662,7 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
     ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     two = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("training examples of") == 1
