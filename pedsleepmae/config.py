@@ -71,10 +71,15 @@ class SimulateSettings:
     """Share of recordings with NCH's montage B (OSAT, Resp Chest, 256 or 512 Hz)."""
     absent_channel_fraction: float = 0.2
     """Share of recordings that lack one or more of the 16 channels."""
+    absent_group_fraction: float = 0.0
+    """Share of recordings that lack whole groups: no EEG, nothing on the head, no respiration."""
     rates_hz: list[int] = field(default_factory=lambda: [256, 256, 256, 400])
     """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often."""
     event_dir: Path | None = None
     """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
+    first_id: int = 900_001
+    """Number of the first patient and of the first study, above NCH's (patients to 20,830, studies
+    to 26,278). Cohorts that meet in one evaluation need ranges of their own."""
     val_fraction: float = 0.15
     """With batches_dir: share of the patients in val."""
     test_fraction: float = 0.15
@@ -85,7 +90,12 @@ class SimulateSettings:
     """Everything is drawn from it."""
 
     def check(self) -> None:
-        for key, least in (("n_patients", 1), ("n_workers", 1), ("n_repeat_studies", 0)):
+        for key, least in (
+            ("n_patients", 1),
+            ("n_workers", 1),
+            ("n_repeat_studies", 0),
+            ("first_id", 1),
+        ):
             if getattr(self, key) < least:
                 raise SettingsError(f"{key} is {getattr(self, key)}; give {least} or more")
         if self.n_repeat_studies > self.n_patients:
@@ -95,7 +105,7 @@ class SimulateSettings:
             )
         if not 0.25 <= self.hours <= 14:
             raise SettingsError(f"hours is {self.hours:g}; give 0.25 (15 minutes) to 14")
-        for key in ("montage_b_fraction", "absent_channel_fraction"):
+        for key in ("montage_b_fraction", "absent_channel_fraction", "absent_group_fraction"):
             if not 0 <= getattr(self, key) <= 1:
                 raise SettingsError(f"{key} is {getattr(self, key):g}; give a share from 0 to 1")
         if not self.rates_hz or any(rate % 4 or not 100 <= rate <= 2048 for rate in self.rates_hz):
