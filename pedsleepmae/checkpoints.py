@@ -133,6 +133,19 @@ def load_weights(model: MaskedAutoencoder, state_dict: Mapping[str, Any], where:
     )
 
 
+def hash_encoder(model: MaskedAutoencoder) -> str:
+    """SHA-256 of the encoder's weights and of how it makes tokens, hexadecimal.
+
+    Two checkpoint files with the same encoder (with and without optimiser, say) have the same one.
+    """
+    heads = [block.attn.num_head for block in model.encoder.transformer]
+    digest = hashlib.sha256(repr((model.token_layout, model.patch_size, heads)).encode())
+    for name, weight in sorted(model.encoder.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 # ------------------------------------------------------------------ the original's files
 def _read_original(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Content of an original checkpoint (epoch, state_dict, optimizer, loss) under our names."""
