@@ -48,6 +48,9 @@ def main(argv: list[str]) -> int:
         problem = f"{error}; --use_annotations false passes the annotations over"
     except (RecordingError, OSError) as error:
         problem = str(error)
+    except prepare.UNFORESEEN as error:  # of a file that nobody foresaw
+        name = settings.recording.name
+        problem = f"{name}: unforeseen {type(error).__name__}: {error}; please report it"
     print(f"4_score_recording.py: {problem}", file=sys.stderr)
     return config.EXIT_FAILED
 

@@ -332,19 +332,22 @@ def examples_to_score(
 
     Raises RecordingError when the recording gives none.
     """
+    remedy = ""
     try:
         if scoring is not None:
+            remedy = "; set use_annotations to false to pass the annotations over"
             labels = choose_epochs(recording, scoring, settings)
+            remedy = ""
         else:
             labels = grid_labels(recording.duration_s, grid_offset_s)
-            if not len(labels.onsets_s):
-                raise UnusableRecording(
-                    f"no whole 30-s epoch from second {grid_offset_s:g} on "
-                    f"({recording.duration_s:g} s recorded)"
-                )
+        if not len(labels.onsets_s):
+            raise UnusableRecording(
+                f"no whole 30-s epoch from second {grid_offset_s:g} on "
+                f"({recording.duration_s:g} s recorded)"
+            )
         return make_examples(recording, labels, settings)
     except UnusableRecording as error:
-        raise RecordingError(f"{recording.name}: {error}") from error
+        raise RecordingError(f"{recording.name}: {error}{remedy}") from error
 
 
 def prepare_study(

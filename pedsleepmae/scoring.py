@@ -253,6 +253,7 @@ def night_quantities(scorer: Scorer, night: Night) -> list[dict]:
     efficiency = {
         way: None if k is None else float(100 * k[1:].sum() / k.sum()) for way, k in by_way.items()
     }
+    rests_on = _rests_on(scorer, "sleep", "sleep_efficiency")
     rows.append(_quantity("sleep_efficiency", "% of the analysed time", rests_on, **efficiency))
     for k, stage in enumerate(STAGES):
         minutes = {way: None if m is None else float(m[k]) for way, m in by_way.items()}
@@ -279,8 +280,12 @@ def _index(scorer: Scorer, night: Night, name: str, task: str, sleep_min: Mappin
     row = _quantity(
         name, "epochs with an event per hour of sleep", _rests_on(scorer, task, name), **per_hour
     )
-    if task in night.prob and "sleep" in night.prob and row["value"] is None:
-        row["reason"] = f"less than {60 * MIN_SLEEP_HOURS:g} minutes of sleep"
+    if row["value"] is None and task in night.prob:
+        row["reason"] = (
+            f"less than {60 * MIN_SLEEP_HOURS:g} minutes of sleep"
+            if "sleep" in night.prob
+            else "the probe file holds no probe for sleep, so no time of sleep is known"
+        )
     elif row["value"] is not None:
         short_s, long_s = EVENT_SECONDS[task]
         row["events_per_hour"] = [
@@ -288,7 +293,7 @@ def _index(scorer: Scorer, night: Night, name: str, task: str, sleep_min: Mappin
             row["value"] / (1 + short_s / EPOCH_S),
         ]
         row["events_per_hour_if"] = (
-            f"events of {long_s:g} to {short_s:g} s that do not share epochs: one of d seconds "
+            f"events of {short_s:g} to {long_s:g} s that do not share epochs: one of d seconds "
             "touches 1 + d/30 epochs; where events crowd, the true index is higher"
         )
     return row

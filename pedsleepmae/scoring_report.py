@@ -19,6 +19,7 @@ from pedsleepmae.probe_pictures import (
     LINE,
     SOFT,
     clean_axes,
+    counted,
     draw_stage_line,
     draw_stage_probabilities,
 )
@@ -49,6 +50,7 @@ def write_report(folder: Path, night: Night, summary: Mapping, examples: store.E
         minutes=[q for q in summary["quantities"] if not q["name"].endswith("_index")],
         indices=[q for q in summary["quantities"] if q["name"].endswith("_index")],
         name_of=quantity_name,
+        counted=counted,
         has_scored=night.scored is not None,
     )
     path = folder / "report.html"
@@ -67,8 +69,8 @@ def text_summary(summary: Mapping) -> str:
     rows = []
     for quantity in summary["quantities"]:
         row = {"": quantity_name(quantity["name"])}
-        for way in ("value", "called", "scored"):
-            row[way] = in_digits(quantity[way], 1)
+        for title, way in (("expected", "value"), ("called", "called"), ("scored", "scored")):
+            row[title] = in_digits(quantity[way], 1)
         rows.append(row | {"unit": quantity["unit"]})
     lines = [summary["notice"], pd.DataFrame(rows).to_string(index=False, justify="left")]
     far = summary["far"]
@@ -125,7 +127,7 @@ def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str
     return figure
 
 
-def spectrogram(x_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def power_density(x_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(frequencies (M,) Hz, power density (N, M) in the unit squared per Hz) of each epoch.
 
     Welch: Hann windows of 4 s, half overlapping, without their means.
@@ -147,7 +149,7 @@ def spectrogram(x_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _draw_spectrogram(figure, ax: Axes, hours: np.ndarray, examples: store.Examples, c: int):
     known = np.flatnonzero(examples.present[:, c])
     x_NT = _physical(examples, known, c) * 1e6
-    hz, power_NM = spectrogram(x_NT)
+    hz, power_NM = power_density(x_NT)
     shown = (hz >= SPECTRUM_HZ[0]) & (hz <= SPECTRUM_HZ[1])
     decibel_NM = 10 * np.log10(np.maximum(power_NM[:, shown], 1e-6))
     low, high = np.percentile(decibel_NM, (2, 98))

@@ -325,7 +325,7 @@ def test_a_file_that_is_no_edf_is_one_sentence(tmp_path, trained, capsys, conten
     [
         (24, [], "no whole 30-s epoch"),
         (120, ["--grid_offset_s", "500"], "second 500"),
-        (120, ["--min_channels", "16", "--stand_ins", "{}"], "min_channels is 16"),
+        (120, ["--min_channels", "16"], "min_channels is 16"),
     ],
 )
 def test_a_recording_that_gives_no_examples_is_one_sentence(
@@ -334,6 +334,39 @@ def test_a_recording_that_gives_no_examples_is_one_sentence(
     labels = ["EEG C4-M1", "EEG LOC-M2", "Resp Thoracic", "Resp Abdominal"]
     path = nch_file(seconds=seconds, labels=labels).write(tmp_path / "x.edf")
     assert words in one_sentence(capsys, script_4(trained, path, tmp_path / "out", *argv))
+
+
+def test_annotations_that_stage_nothing_are_one_sentence_with_the_remedy(tmp_path, trained, capsys):
+    path = nch_file(seconds=120).write(tmp_path / "1_2.edf")
+    write_tsv(
+        tmp_path / "1_2.tsv", [(10.0, 10.0, "Obstructive Apnea"), (0.0, 30.0, "Sleep stage ?")]
+    )
+    sentence = one_sentence(capsys, script_4(trained, path, tmp_path / "out"))
+    assert "no scored 30-s epoch" in sentence
+    assert "use_annotations" in sentence
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "recording: none given"),
+        (["nowhere.edf"], "nowhere.edf"),
+        (["a.edf", "--paths.annotations", "no.tsv"], "no.tsv"),
+        (["a.edf", "--far_share", "0"], "far_share is 0"),
+        (["a.edf", "--paths.probes", "a.edf"], "no probes"),
+    ],
+)
+def test_a_bad_call_is_one_sentence_with_exit_code_2(
+    tmp_path, trained, capsys, monkeypatch, argv, words
+):
+    monkeypatch.chdir(tmp_path)
+    nch_file(seconds=60).write(tmp_path / "a.edf")
+    given = ["--paths.checkpoint", trained / "model.pt"]
+    given += ["--paths.probes", trained / "results" / "probes.npz"]
+    with pytest.raises(SystemExit) as stopped:
+        run_script("4_score_recording.py", *given, *argv)
+    assert stopped.value.code == 2
+    assert words in one_sentence(capsys, stopped.value.code)
 
 
 def test_an_annotation_file_that_cannot_be_read_is_one_sentence_with_the_remedy(
@@ -474,6 +507,20 @@ def test_the_figures_of_a_night_by_hand(scorer):
     assert rows["arousal_index"]["value"] is None
 
 
+def test_a_figure_that_cannot_be_had_says_why(scorer):
+    no_sleep = make_night([0] * 40, apnea_hypopnea=[0.5] * 40)
+    rows = {row["name"]: row for row in scoring.night_quantities(scorer, no_sleep)}
+    assert rows["apnea_hypopnea_index"]["reason"] == "less than 15 minutes of sleep"
+    assert rows["desaturation_index"]["reason"] == "the probe file holds no probe for it"
+    events = {"apnea_hypopnea": no_sleep.prob["apnea_hypopnea"]}
+    called = {"apnea_hypopnea": no_sleep.called["apnea_hypopnea"]}
+    no_stages = Night(no_sleep.onsets_s, events, called, np.zeros(40), None)
+    rows = {row["name"]: row for row in scoring.night_quantities(scorer, no_stages)}
+    assert rows["sleep_min"]["reason"] == "the probe file holds no probe for it"
+    assert "no time of sleep" in rows["apnea_hypopnea_index"]["reason"]
+    assert len(scoring.annotation_rows(no_stages)) == 2
+
+
 def test_an_event_of_d_seconds_touches_one_plus_d_over_30_epochs():
     rng = np.random.default_rng(0)
     for seconds in (3.0, 10.0, 30.0, 60.0):
@@ -499,7 +546,7 @@ def test_a_night_unlike_the_training_data_is_cautioned_against():
 
 def test_a_sine_has_its_power_at_its_frequency():
     time_s = np.arange(EPOCH_SAMPLES) / RATE_HZ
-    hz, power_NM = scoring_report.spectrogram(20 * np.sin(2 * np.pi * 10 * time_s)[None])
+    hz, power_NM = scoring_report.power_density(20 * np.sin(2 * np.pi * 10 * time_s)[None])
     near = np.abs(hz - 10) <= 1
     step_hz = hz[1] - hz[0]
     assert power_NM[0, near].sum() * step_hz == pytest.approx(20**2 / 2, rel=0.01)
