@@ -1,10 +1,17 @@
 """PedSleepMAE: a masked autoencoder for pediatric polysomnography."""
 
+import importlib
+
+_MODULE_OF = {  # name -> the module that defines it
+    "load_model": "checkpoints",
+    "PedSleepEncoder": "estimator",
+    "examples_from_raw": "from_mne",
+    "annotate": "from_mne",
+}
+
 
 def __getattr__(name: str):
-    """``pedsleepmae.load_model``, imported on first use: torch takes seconds to load."""
-    if name == "load_model":
-        from pedsleepmae.checkpoints import load_model
-
-        return load_model
+    """The names above, imported on first use: torch takes seconds to load."""
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"pedsleepmae.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'pedsleepmae' has no attribute {name!r}")

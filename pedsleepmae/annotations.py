@@ -261,6 +261,16 @@ def label_epochs(
     return EpochLabels(onsets_s, stages, codes)
 
 
+def grid_labels(recording_s: float, offset_s: float = 0.0) -> EpochLabels:
+    """Unscored epochs back to back from ``offset_s`` on, as many as lie inside the recording."""
+    n = max(int((recording_s - offset_s + 1e-3) // EPOCH_S), 0)
+    return EpochLabels(
+        offset_s + EPOCH_S * np.arange(n),
+        np.full(n, UNSCORED),
+        {kind: np.zeros(n, np.int64) for kind in EVENT_KINDS},
+    )
+
+
 def trim_wake(labels: EpochLabels, margin_min: float) -> EpochLabels:
     """Without the wake that lies more than ``margin_min`` minutes from the sleep period.
 

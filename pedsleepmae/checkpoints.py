@@ -183,6 +183,19 @@ def load_weights(model: MaskedAutoencoder, state_dict: Mapping[str, Any], where:
     )
 
 
+def hash_encoder(model: MaskedAutoencoder) -> str:
+    """SHA-256 of the encoder's weights and of how it makes tokens, hexadecimal.
+
+    Two checkpoint files with the same encoder (with and without optimiser, say) have the same one.
+    """
+    heads = [block.attn.num_head for block in model.encoder.transformer]
+    digest = hashlib.sha256(repr((model.token_layout, model.patch_size, heads)).encode())
+    for name, weight in sorted(model.encoder.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 # ------------------------------------------------------------------ publishing
 def publish(source: Path, target: Path, largest_file: int = LARGEST_FILE) -> list[Path]:
     """Write what ships of a checkpoint of script 2; the files written, SHA256SUMS the last.

@@ -20,6 +20,8 @@ from pedsleepmae.channels import CHANNEL_NAMES, canonical_label
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_SKIPPED = 0, 1, 2, 3
 
+_TRUE_FALSE = ("true", "false", "yes", "no")  # what YAML reads as a switch
+
 TASKS = ("sleep", "apnea", "hypopnea", "apnea_hypopnea", "desaturation", "arousal")
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -211,12 +213,7 @@ class PrepareSettings:
         ):
             if not low <= value <= high:
                 raise SettingsError(f"{key} is {value:g}; give a number from {low:g} to {high:g}")
-        for name in self.stand_ins:
-            if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
-                raise SettingsError(
-                    f"stand_ins: {name!r} is none of the 16 channels; they are "
-                    f"{', '.join(CHANNEL_NAMES)}"
-                )
+        _check_stand_ins(self.stand_ins)
         if not 0 <= self.split.val_fraction + self.split.test_fraction < 1:
             raise SettingsError(
                 f"split.val_fraction + split.test_fraction is "
@@ -229,6 +226,16 @@ class PrepareSettings:
             )
         if self.n_workers < 1:
             raise SettingsError(f"n_workers is {self.n_workers}; give 1 or more")
+
+
+def _check_stand_ins(stand_ins: dict[str, list[str]]) -> None:
+    """Raise SettingsError for a stand-in for what is none of the 16 channels."""
+    for name in stand_ins:
+        if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
+            raise SettingsError(
+                f"stand_ins: {name!r} is none of the 16 channels; they are "
+                f"{', '.join(CHANNEL_NAMES)}"
+            )
 
 
 # ------------------------------------------------------------------ 2_pretrain_model.py
@@ -499,14 +506,88 @@ class ProbeSettings:
             raise SettingsError(f"memory_gb is {self.memory_gb:g}; give more than 0")
 
 
+# ------------------------------------------------------------------ 4_score_recording.py
+@dataclass
+class ScorePaths:
+    """Files and folders."""
+
+    checkpoint: Path = Path("checkpoint/m15p8_checkpoint.pt")
+    """Checkpoint of the encoder."""
+    probes: Path = Path("checkpoint/probes.npz")
+    """Probes that script 3 fitted on this very encoder."""
+    output_dir: Path = Path("results/scored")
+    """Written: a folder named after the recording with epochs.csv, summary.json, summary.csv,
+    annotations.edf and report.html."""
+    annotations: Path | None = None
+    """The recording's scoring (.tsv, -nsrr.xml or EDF+); none: looked for beside the recording and
+    in it."""
+
+
+@dataclass
+class ScoreSettings:
+    """One recording to stages, events and a night's summary; no medical device."""
+
+    recording: Path | None = None
+    """EDF file to score; may stand without its name, as in `4_score_recording.py FILE.edf`."""
+    paths: ScorePaths = field(default_factory=ScorePaths)
+    use_annotations: bool = True
+    """Score the epochs that a scorer scored, as script 1 cuts them, and show the agreement; false:
+    pass annotations over and cut a 30-s grid."""
+    grid_offset_s: float = 0.0
+    """Without annotations: start of the first 30-s epoch, seconds from recording start."""
+    stand_ins: dict[str, list[str]] = field(default_factory=dict)
+    """For each of the 16 channels, labels of other signals that may take its place when it is
+    absent, first choice first, such as {"EEG C3-M2": ["EEG Fpz-Cz"]}."""
+    min_channels: int = 4
+    """A recording with fewer of the 16 channels is refused."""
+    wake_margin_min: float | None = None
+    """With annotations: keep at most this much wake before the first and after the last sleep
+    epoch, minutes; none: keep all that is scored."""
+    scaling: Literal["policy", "original"] = "policy"
+    """Standardisation, as the encoder's training data had it (see script 1)."""
+    clip: float = 20.0
+    """Standardised values are clipped to +- this (0: never); arbitrary-gain channels only."""
+    far_share: float = 0.01
+    """An epoch is flagged when its embedding lies farther from the training data than this share of
+    the validation epochs did."""
+    batch_size: int = 64
+    """Epochs embedded at a time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder; auto: the one in which the probes' embeddings were computed."""
+
+    def check(self) -> None:
+        for key, low, high in (
+            ("grid_offset_s", 0, 1e6),
+            ("min_channels", 1, 16),
+            ("clip", 0, 60_000),
+            ("far_share", 0.001, 0.5),
+            ("batch_size", 1, 1e6),
+        ):
+            value = getattr(self, key)
+            if not low <= value <= high:
+                raise SettingsError(f"{key} is {value:g}; give a number from {low:g} to {high:g}")
+        if not 0 <= (self.wake_margin_min or 0) <= 1440:
+            raise SettingsError(f"wake_margin_min is {self.wake_margin_min:g}; give 0 to 1440")
+        _check_stand_ins(self.stand_ins)
+
+
 # ------------------------------------------------------------------ reading
-def load_settings(settings_class: type, default_config: str, doc: str, argv: list[str]):
+def load_settings(
+    settings_class: type,
+    default_config: str,
+    doc: str,
+    argv: list[str],
+    positional: str | None = None,
+):
     """Settings of a script from its command line; exits with 2 and one sentence when they are bad.
 
     ``default_config`` is a file name in ``configs/``, read when ``--config`` is not given; ``doc``
     is what ``--help`` shows. Values: the class's defaults, then the file, then the overrides.
+    ``positional`` names the setting whose value may stand without ``--name``.
     """
-    argv = _complete_argv(argv, settings_class)
+    argv = _complete_argv(argv, settings_class, positional)
     if not any(arg == "--config" or arg.startswith("--config=") for arg in argv):
         argv = ["--config", str(CONFIG_DIR / default_config), *argv]
     parser = _parser(settings_class, doc)
@@ -587,19 +668,32 @@ def _build(parser: jsonargparse.ArgumentParser, settings_class: type, argv: list
     return settings_class(**values)
 
 
-def _complete_argv(argv: list[str], settings_class: type) -> list[str]:
-    """Spell out short forms: ``--strict`` is ``--strict true``; ``--tasks a b`` is a list."""
+def _complete_argv(
+    argv: list[str], settings_class: type, positional: str | None = None
+) -> list[str]:
+    """Spell out short forms: ``--strict`` is ``--strict true``; ``--tasks a b`` is a list.
+
+    A value that belongs to no ``--name`` is that of the setting ``positional``.
+    """
     types = setting_types(settings_class)
     complete, rest = [], list(argv)
     while rest:
         arg = rest.pop(0)
-        hint = types.get(arg.removeprefix("--")) if arg.startswith("--") else None
+        if not arg.startswith("-"):
+            complete += [arg] if positional is None else [f"--{positional}", arg]
+            continue
+        name = arg.removeprefix("--")
+        hint = types.get(name)
         is_list = typing.get_origin(hint) is list
         if hint is not bool and not is_list:
             complete.append(arg)
+            if (hint is not None or name == "config") and rest:
+                complete.append(rest.pop(0))
             continue
         values = []
         while rest and not rest[0].startswith("--") and (is_list or not values):
+            if hint is bool and positional is not None and rest[0].lower() not in _TRUE_FALSE:
+                break
             values.append(rest.pop(0))
         if is_list and values and not values[0].startswith("["):
             values = [f"[{', '.join(values)}]"]

@@ -90,12 +90,6 @@ def embed_files(
     model = model.to(device).eval()
     parts = sorted({part for pooling in poolings for part in pooling.split("+")})
 
-    def embed(x_BCT: np.ndarray, present_BC: np.ndarray) -> dict[str, np.ndarray]:
-        x_BCT, present_BC = (torch.from_numpy(a).to(device) for a in (x_BCT, present_BC))
-        with machine.autocast(device, dtype):
-            features = model.embed_many(x_BCT, parts, present=present_BC)
-        return {name: as_float16(values.float().cpu().numpy()) for name, values in features.items()}
-
     todo = _files_to_do(index, folder, parts)
     world.any(False, device)  # all have looked before anyone writes: they share the same list
     mine = todo[world.rank :: world.size]
@@ -104,12 +98,51 @@ def embed_files(
         for i in mine:
             pieces = []
             for x_BCT, present_BC in _prefetched(_read_file(index, i, batch_size)):
-                pieces.append(embed(x_BCT, present_BC))
+                features = embed_batch(model, x_BCT, present_BC, parts, device, dtype)
+                pieces.append({name: as_float16(values) for name, values in features.items()})
                 bar.update(len(x_BCT))
             features = {name: np.concatenate([piece[name] for piece in pieces]) for name in parts}
             write_features(folder, index, i, features)
     world.any(False, device)  # wait for the others
     return len(mine)
+
+
+def embed_batch(
+    model: nn.Module,
+    x_BCT: np.ndarray,
+    present_BC: np.ndarray,
+    poolings: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, np.ndarray]:
+    """Features of one batch by pooling, each (B, F) float32; ``model`` is on ``device``."""
+    x_BCT, present_BC = (torch.from_numpy(a).to(device) for a in (x_BCT, present_BC))
+    with machine.autocast(device, dtype):
+        features = model.embed_many(x_BCT, poolings, present=present_BC)
+    return {name: values.float().cpu().numpy() for name, values in features.items()}
+
+
+def embed_arrays(
+    model: nn.Module,
+    signals_NCT: np.ndarray,
+    present_NC: np.ndarray,
+    pooling: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    title: str | None = None,
+) -> np.ndarray:
+    """Features of examples in memory, (N, F) float32; with a ``title`` under a progress bar."""
+    model, pieces = model.to(device).eval(), []
+    with tqdm(total=len(signals_NCT), desc=title, unit="epoch", disable=title is None) as bar:
+        for start in range(0, len(signals_NCT), batch_size):
+            rows = slice(start, start + batch_size)
+            x_BCT = np.array(signals_NCT[rows], np.float32)
+            features = embed_batch(model, x_BCT, present_NC[rows], [pooling], device, dtype)
+            pieces.append(features[pooling])
+            bar.update(len(x_BCT))
+    return np.concatenate(pieces)
 
 
 def compute_handmade(index: store.ExampleIndex, folder: Path, n_workers: int) -> int:

@@ -388,6 +388,42 @@ def night_agreement(nights: pd.DataFrame) -> dict[str, dict]:
     return agreement
 
 
+# ------------------------------------------------------------------ for scoring a recording later
+def probe_facts(results: Results, content: Mapping, encoder_sha256: str) -> dict:
+    """What stands with the saved probes: whose encoder, which patients, figures on val and test.
+
+    ``content`` is that of metrics.json.
+    """
+    index = results.index
+    copied = ["checkpoint", "checkpoint_sha256", "checkpoint_simulated", "precision", "simulated"]
+    copied += ["split_hash", "patient_disjoint"]
+    return {
+        "encoder_sha256": encoder_sha256,
+        "n_features": results.best_table.n_features,
+        **{name: content[name] for name in copied},
+        "n_patients": {
+            split: len(np.unique(index.patient_ids[index.rows(split)])) for split in store.SPLITS
+        },
+        "tasks": {
+            task: {
+                "calibration_slope": one.slope,
+                "n_val": content["tasks"][task]["n_val"],
+                "val": content["tasks"][task]["val"],
+                "test": {
+                    name: content["tasks"][task]["test"][name]
+                    for name in (*_headline_figures(task), "ci95")
+                },
+            }
+            for task, one in results.chosen.items()
+        },
+        "nights": content["nights"],
+    }
+
+
+def _headline_figures(task: str) -> tuple[str, str]:
+    return ("kappa", "weighted_auroc") if task == "sleep" else ("auroc", "auprc")
+
+
 # ------------------------------------------------------------------ metrics.json
 def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
     """Content of metrics.json; ``facts`` (checkpoint, simulated, …) stand beside the tasks."""

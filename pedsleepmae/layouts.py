@@ -76,6 +76,45 @@ def read_scoring(study: Study, layout: str) -> Scoring:
     return {"nch": read_tsv, "nsrr": read_nsrr_xml}[layout](study.annotations)
 
 
+def find_annotations(recording: Path) -> Path | None:
+    """The annotation file beside a recording, by the names of the three layouts; else None."""
+    recording = Path(recording)
+    named = [recording.with_suffix(".tsv"), recording.with_name(f"{recording.stem}-nsrr.xml")]
+    if recording.name.endswith("-PSG.edf"):
+        wanted = recording.name[:7]
+        beside = sorted(path.name for path in recording.parent.iterdir())
+        named += [
+            recording.with_name(name)
+            for name in beside
+            if name.startswith(wanted) and name.endswith("-Hypnogram.edf")
+        ]
+    return next((path for path in named if path.is_file()), None)
+
+
+def read_annotations(path: Path) -> Scoring:
+    """Scoring of an annotation file, its format by its suffix: .tsv, .xml (NSRR) or EDF+.
+
+    Raises AnnotationError or RecordingError when it cannot be read.
+    """
+    path = Path(path)
+    readers = {".tsv": read_tsv, ".xml": read_nsrr_xml}
+    if path.suffix.lower() in readers:
+        return readers[path.suffix.lower()](path)
+    return scoring_from_rows(read_edf_annotations(path))
+
+
+def find_scoring(recording: Path, annotations: Path | None = None) -> Scoring | None:
+    """Scoring of one recording: from the file given, the one beside it, or its own EDF+ rows.
+
+    None when there is none. Raises AnnotationError or RecordingError for one that cannot be read.
+    """
+    annotations = annotations or find_annotations(recording)
+    if annotations is not None:
+        return read_annotations(annotations)
+    scoring = scoring_from_rows(read_edf_annotations(recording))
+    return scoring if (scoring.stages >= 0).any() else None
+
+
 # ------------------------------------------------------------------ one function a layout
 def _nch(files: list[Path]) -> list[Study]:
     return _pair(

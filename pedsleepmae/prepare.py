@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING
 import joblib
 import numpy as np
 
-from pedsleepmae.annotations import AnnotationError, EpochLabels, label_epochs, trim_wake
+from pedsleepmae.annotations import (
+    AnnotationError,
+    EpochLabels,
+    Scoring,
+    grid_labels,
+    label_epochs,
+    trim_wake,
+)
 from pedsleepmae.channels import (
     CHANNELS,
     EPOCH_S,
@@ -68,16 +75,16 @@ PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "
 
 @dataclass(frozen=True)
 class ExampleSettings:
-    """Those settings of script 1 on which the examples depend; their meaning is in config."""
+    """Those settings of script 1 on which the examples depend; meaning and defaults: config."""
 
-    layout: str
-    stand_ins: Mapping[str, list[str]]
-    min_channels: int
-    min_overlap_s: float
-    keep_unscored: bool
-    wake_margin_min: float | None
-    scaling: str
-    clip: float
+    layout: str = "nch"
+    stand_ins: Mapping[str, list[str]] = field(default_factory=dict)
+    min_channels: int = 4
+    min_overlap_s: float = 0.0
+    keep_unscored: bool = False
+    wake_margin_min: float | None = None
+    scaling: str = "policy"
+    clip: float = 20.0
     fitted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
@@ -145,7 +152,14 @@ def read_study(study: Study, settings: ExampleSettings) -> tuple[Recording, Epoc
     if study.problem:
         raise UnusableRecording(study.problem)
     recording = open_edf(study.edf)
-    scoring = read_scoring(study, settings.layout)
+    return recording, choose_epochs(recording, read_scoring(study, settings.layout), settings)
+
+
+def choose_epochs(recording: Recording, scoring: Scoring, settings: ExampleSettings) -> EpochLabels:
+    """Labels of the scored epochs that are kept; remarks on the scoring go to the recording's.
+
+    Raises UnusableRecording when there are none.
+    """
     recording.remarks.extend(scoring.remarks)
     labels = label_epochs(
         scoring,
@@ -161,7 +175,7 @@ def read_study(study: Study, settings: ExampleSettings) -> tuple[Recording, Epoc
             f"no scored 30-s epoch inside the recording ({n_scored} scored stage rows, "
             f"{recording.duration_s:.0f} s recorded)"
         )
-    return recording, labels
+    return labels
 
 
 def read_channel(
@@ -240,6 +254,20 @@ def build_examples(study: Study, settings: ExampleSettings) -> tuple[Examples, O
     Raises RecordingError, AnnotationError or UnusableRecording with the reason.
     """
     recording, labels = read_study(study, settings)
+    return make_examples(recording, labels, settings, study.patient_id, study.study_id)
+
+
+def make_examples(
+    recording: Recording,
+    labels: EpochLabels,
+    settings: ExampleSettings,
+    patient_id: int = 0,
+    study_id: int = 0,
+) -> tuple[Examples, Outcome]:
+    """Standardised examples of a recording at the onsets of ``labels``, in memory.
+
+    Raises UnusableRecording with the reason.
+    """
     n = len(labels.onsets_s)
     signals_NCT = np.zeros((n, N_CHANNELS, EPOCH_SAMPLES), np.float16)
     center, scale = np.zeros(N_CHANNELS), np.ones(N_CHANNELS)
@@ -264,17 +292,17 @@ def build_examples(study: Study, settings: ExampleSettings) -> tuple[Examples, O
     examples = Examples(
         signals=signals_NCT,
         labels=codes,
-        patient_ids=np.full(n, study.patient_id),
-        study_ids=np.full(n, study.study_id),
+        patient_ids=np.full(n, patient_id),
+        study_ids=np.full(n, study_id),
         onsets_s=labels.onsets_s,
         present=np.tile(present, (n, 1)),
         center=np.tile(center, (n, 1)),
         scale=np.tile(scale, (n, 1)),
     )
     outcome = Outcome(
-        patient_id=study.patient_id,
-        study_id=study.study_id,
-        recording=study.edf.name,
+        patient_id=patient_id,
+        study_id=study_id,
+        recording=recording.name,
         onsets_s=labels.onsets_s.tolist(),
         duration_s=recording.duration_s,
         rates_hz=sorted({round(signal.rate_hz, 5) for signal in recording.signals}),
@@ -292,6 +320,34 @@ def _count_codes(codes: np.ndarray) -> dict[str, int]:
     return {
         str(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)
     }
+
+
+def examples_to_score(
+    recording: Recording,
+    scoring: Scoring | None,
+    settings: ExampleSettings,
+    grid_offset_s: float = 0.0,
+) -> tuple[Examples, Outcome]:
+    """Examples of a recording with a scoring, or without: then on a 30-s grid from an offset.
+
+    Raises RecordingError when the recording gives none.
+    """
+    remedy = ""
+    try:
+        if scoring is not None:
+            remedy = "; set use_annotations to false to pass the annotations over"
+            labels = choose_epochs(recording, scoring, settings)
+            remedy = ""
+        else:
+            labels = grid_labels(recording.duration_s, grid_offset_s)
+        if not len(labels.onsets_s):
+            raise UnusableRecording(
+                f"no whole 30-s epoch from second {grid_offset_s:g} on "
+                f"({recording.duration_s:g} s recorded)"
+            )
+        return make_examples(recording, labels, settings)
+    except UnusableRecording as error:
+        raise RecordingError(f"{recording.name}: {error}{remedy}") from error
 
 
 def prepare_study(

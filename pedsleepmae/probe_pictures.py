@@ -43,7 +43,7 @@ MAX_CURVE_POINTS = 1000
 SHOWN_CHANNELS = (0, 4, 5, 13, 14, 15, 8, 9, 10, 12, 7)  # enough to see what a scorer looks at
 
 
-def _axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndarray:
+def clean_axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndarray:
     """Axes without frame above and to the right."""
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
@@ -71,7 +71,7 @@ def draw_overview(results: Results) -> Figure:
     sources = [name for name in sources if name != "prevalence"]  # always at the dotted line
     step = 1 / (len(sources) + 1.5)
     figure = Figure(figsize=(8.4, 0.9 + 0.22 * len(sources) * len(tasks)), layout="constrained")
-    ax = _axes(figure)[0, 0]
+    ax = clean_axes(figure)[0, 0]
     for row, result in enumerate(tasks):
         name = "weighted_auroc" if result.task == "sleep" else "auroc"
         for k, source in enumerate(s for s in sources if s in result.judged):
@@ -101,7 +101,7 @@ def draw_event(result: TaskResult) -> Figure:
     known = result.label_N >= 0
     label_N = result.label_N[known]
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
-    roc, recall, calibration = _axes(figure, 1, 3)[0]
+    roc, recall, calibration = clean_axes(figure, 1, 3)[0]
     if 0 < label_N.sum() < len(label_N):
         for source in reversed([name for name in COLOURS if name in result.judged]):
             prob_N, figures = result.judged[source].prob_NK[known, 1], result.judged[source].test
@@ -161,7 +161,7 @@ def draw_stages(result: TaskResult) -> Figure:
     label_N, one = result.label_N[known], result.judged["encoder"]
     prob_NK = one.prob_NK[known]
     figure = Figure(figsize=(10.5, 3.5), layout="constrained")
-    matrix, roc, calibration = _axes(figure, 1, 3)[0]
+    matrix, roc, calibration = clean_axes(figure, 1, 3)[0]
     counts = one.test.confusion
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     matrix.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -199,7 +199,7 @@ def draw_subgroups(result: TaskResult) -> Figure:
         for label, entry in groups.items()
     ]
     figure = Figure(figsize=(6.5, 0.8 + 0.26 * len(rows)), layout="constrained")
-    ax = _axes(figure)[0, 0]
+    ax = clean_axes(figure)[0, 0]
     whole = result.judged["encoder"].test.figures[name]
     if whole is not None:
         ax.axvline(whole, color=COLOURS["encoder"], lw=0.9, ls=":")
@@ -221,7 +221,7 @@ def draw_failures(results: Results, positions: Sequence[tuple[int, str]]) -> Fig
     """Signals of epochs that the probe is surest of and wrong; (position, caption) of each."""
     columns = len(positions)
     figure = Figure(figsize=(3.6 * columns, 5.2), layout="constrained")
-    axes = _axes(figure, 1, columns)[0]
+    axes = clean_axes(figure, 1, columns)[0]
     index = results.index
     signals = store.read_signals(index, np.array([position for position, _ in positions]))
     seconds = np.arange(signals.shape[2]) * EPOCH_S / signals.shape[2]
@@ -260,13 +260,13 @@ def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
     has_sleep = sleep is not None and "encoder" in sleep.judged
     heights = [1.3, 1.3, 1.0] * has_sleep + [0.5] * len(events)
     figure = Figure(figsize=(10.5, 0.5 + 0.85 * sum(heights)), layout="constrained")
-    axes = list(_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
+    axes = list(clean_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
     _title(axes[0], title)
     if has_sleep:
         one = sleep.judged["encoder"]
-        _draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
-        _draw_stage_line(axes.pop(0), hours, one.decided_N[here], "predicted", COLOURS["encoder"])
-        _draw_stage_probabilities(axes.pop(0), hours, one.prob_NK[here])
+        draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
+        draw_stage_line(axes.pop(0), hours, one.decided_N[here], "predicted", COLOURS["encoder"])
+        draw_stage_probabilities(axes.pop(0), hours, one.prob_NK[here])
     for ax, result in zip(axes, events, strict=True):
         prob_N = result.judged["encoder"].prob_NK[here, 1]
         threshold = result.judged["encoder"].chosen.threshold
@@ -283,7 +283,8 @@ def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
     return figure
 
 
-def _draw_stage_line(ax: Axes, hours: np.ndarray, stage_N: np.ndarray, name: str, colour: str):
+def draw_stage_line(ax: Axes, hours: np.ndarray, stage_N: np.ndarray, name: str, colour: str):
+    """Hypnogram of epochs that start at ``hours``, REM thick; gaps between epochs stay gaps."""
     height = np.full(6, np.nan)
     height[list(HYPNOGRAM_ORDER)] = -np.arange(5)
     gap = np.append(np.diff(hours) > 1.5 * EPOCH_S / 3600, False)
@@ -300,7 +301,7 @@ def _draw_stage_line(ax: Axes, hours: np.ndarray, stage_N: np.ndarray, name: str
     ax.set_ylabel(name, fontsize=9)
 
 
-def _draw_stage_probabilities(ax: Axes, hours: np.ndarray, prob_NK: np.ndarray) -> None:
+def draw_stage_probabilities(ax: Axes, hours: np.ndarray, prob_NK: np.ndarray) -> None:
     """Stacked bars, so that a gap between blocks stays a gap."""
     below = np.zeros(len(hours))
     for k in (3, 2, 1, 4, 0):
@@ -328,7 +329,7 @@ def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figur
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.5 * columns, 2.3 * rows), layout="constrained")
-    axes = _axes(figure, rows, columns)
+    axes = clean_axes(figure, rows, columns)
     for ax, name in zip(axes.flat, names, strict=False):
         predicted, scored = nights[f"{name}_predicted"], nights[f"{name}_scored"]
         ax.plot((predicted + scored) / 2, predicted - scored, "o", color=COLOURS["encoder"], ms=4)
@@ -357,7 +358,7 @@ def quantity_in_words(name: str) -> str:
 def draw_map(result: EmbeddingMap) -> Figure:
     """The same map coloured by stage, event, patient and time of night."""
     figure = Figure(figsize=(10.5, 8.6), layout="constrained")
-    axes = _axes(figure, 2, 2).flat
+    axes = clean_axes(figure, 2, 2).flat
     x, y = result.xy.T
     for ax, (name, value_N) in zip(axes, result.colourings.items(), strict=True):
         ax.set_xticks([])

@@ -7,7 +7,9 @@ patients. The val patients choose the strength of regularisation, the pooling, t
 and the threshold; the test patients are read once, for what has been chosen.
 """
 
+import json
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,7 @@ from pedsleepmae import metrics, solvers, store
 from pedsleepmae.checkpoints import hash_patient
 from pedsleepmae.embeddings import FeatureTable, column_moments
 from pedsleepmae.model import POOLINGS
+from pedsleepmae.out_of_distribution import TrainingDensity
 
 STAGES = ("W", "N1", "N2", "N3", "R")
 N_CLASSES = {
@@ -39,7 +42,7 @@ N_CLASSES = {
 }
 MAX_STEPS = 1000
 COPIES_IN_MEMORY = 3  # features as read, scaled, and the solver's work (or the next chunk)
-PROBE_FILE_VERSION = 1
+PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
 
 
 class ProbeError(ValueError):
@@ -287,11 +290,31 @@ def predict(
     """Logits (n, classes) of every probe at these positions, by the probes' keys; one reading."""
     if not probes:
         return {}
-    first = next(iter(probes.values()))  # probes on one table share its standardisation
-    weight_FK = np.concatenate([probe.weight_FK for probe in probes.values()], axis=1)
+    weight_FK = _all_weights(probes)
     output_NK = np.empty((len(rows), weight_FK.shape[1]))
     for piece, x_NF in table.chunks(rows, how.chunk_rows(table.n_features)):
-        output_NK[piece] = scale_features(x_NF, first.mean_F, first.scale_F) @ weight_FK
+        output_NK[piece] = _scaled(x_NF, probes) @ weight_FK
+    return _logits_by_key(output_NK, probes)
+
+
+def predict_features(x_NF: np.ndarray, probes: Mapping) -> dict[object, np.ndarray]:
+    """Logits (N, classes) of every probe on features in memory, as :func:`predict` has them."""
+    if not probes:
+        return {}
+    output_NK = (_scaled(x_NF, probes) @ _all_weights(probes)).astype(np.float64)
+    return _logits_by_key(output_NK, probes)
+
+
+def _all_weights(probes: Mapping) -> np.ndarray:
+    return np.concatenate([probe.weight_FK for probe in probes.values()], axis=1)
+
+
+def _scaled(x_NF: np.ndarray, probes: Mapping) -> np.ndarray:
+    first = next(iter(probes.values()))  # probes on one table share its standardisation
+    return scale_features(x_NF, first.mean_F, first.scale_F)
+
+
+def _logits_by_key(output_NK: np.ndarray, probes: Mapping) -> dict[object, np.ndarray]:
     outputs, column = {}, 0
     for key, probe in probes.items():
         columns = slice(column, column := column + probe.weight_FK.shape[1])
@@ -389,9 +412,27 @@ def choose(
 
 
 # ------------------------------------------------------------------ probes on disk
-def save_probes(path: Path, pooling: str, chosen: Mapping[str, Chosen]) -> None:
+@dataclass(frozen=True)
+class Basis:
+    """What probes rest on: ``facts`` for those who read their scores, and the training density.
+
+    ``facts`` (plain values, see evaluation.probe_facts) name the encoder, how many patients chose
+    and judged what, whether these were simulated, and the figures on val and test.
+    """
+
+    facts: dict
+    density: TrainingDensity
+
+
+def save_probes(path: Path, pooling: str, chosen: Mapping[str, Chosen], basis: Basis) -> None:
     """Write probes as plain arrays (.npz, no pickle), so that a recording can be scored later."""
-    arrays = {"version": np.array(PROBE_FILE_VERSION), "pooling": np.array(pooling)}
+    facts = json.dumps(basis.facts, sort_keys=True, allow_nan=False)
+    arrays = {
+        "version": np.array(PROBE_FILE_VERSION),
+        "pooling": np.array(pooling),
+        "facts": np.array(facts),
+    }
+    arrays |= {f"density/{name}": values for name, values in basis.density.as_arrays().items()}
     for task, one in chosen.items():
         threshold = np.nan if one.threshold is None else one.threshold
         arrays |= {
@@ -414,9 +455,8 @@ def load_probes(path: Path) -> tuple[str, dict[str, Chosen]]:
 
     With ``x = model.embed(...)``: ``probe.probabilities(probe.probe.logits(x))``, then ``decide``.
     """
+    arrays = _read_arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
         pooling = str(arrays["pooling"])
         chosen = {}
         for task in [name for name in N_CLASSES if f"{name}/weight" in arrays]:
@@ -435,6 +475,36 @@ def load_probes(path: Path) -> tuple[str, dict[str, Chosen]]:
                 val_score=None,
                 val_logit_NK=np.zeros((0, len(probe.classes))),
             )
-    except (OSError, KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise ProbeError(f"{path}: no probes of script 3 ({error}); run script 3 again") from error
     return pooling, chosen
+
+
+def load_basis(path: Path) -> Basis:
+    """What the probes of a file rest on; ProbeError for a file that does not say it."""
+    arrays = _read_arrays(path)
+    try:
+        density = TrainingDensity.from_arrays(
+            {name.removeprefix("density/"): values for name, values in arrays.items()}
+        )
+        return Basis(json.loads(str(arrays["facts"])), density)
+    except (KeyError, ValueError) as error:
+        raise ProbeError(
+            f"{path}: does not say which encoder its probes belong to ({error}; file version "
+            f"{arrays.get('version', 'unknown')}); run script 3 again"
+        ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        version = int(arrays["version"])
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ProbeError(f"{path}: no probes of script 3 ({error}); run script 3 again") from error
+    if version > PROBE_FILE_VERSION:
+        raise ProbeError(
+            f"{path}: version {version}, this code reads up to {PROBE_FILE_VERSION}; update the "
+            "code"
+        )
+    return arrays

@@ -9,16 +9,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import edfio
 import numpy as np
 
-from pedsleepmae.channels import SignalInfo, Source
+from pedsleepmae.channels import EPOCH_S, SignalInfo, Source
+
+if TYPE_CHECKING:
+    import mne
 
 # What edfio raises on headers that are none.
 _HEADER_ERRORS = (ValueError, OSError, ArithmeticError, IndexError, TypeError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
+# MNE has no digital range: one far beyond every value, so that a step is 1 and nothing is clipped.
+_MNE_RANGE = (-1e9, 1e9)
 SIMULATED_MARK = "SIMULATED"  # in the recording field of the header of simulated files
 
 
@@ -138,6 +144,37 @@ def read_edf_annotations(path: Path) -> list[tuple[float, float, str]]:
     except _HEADER_ERRORS as error:
         raise RecordingError(f"{path.name}: no readable EDF+ file ({_one_line(error)})") from error
     return [(row.onset, row.duration or 0.0, row.text) for row in annotations]
+
+
+def open_raw(raw: "mne.io.BaseRaw") -> Recording:
+    """Recording of an MNE Raw; its values are in volts, or in the file's unit where MNE left it.
+
+    MNE has brought all channels to one rate; preload the Raw, or each channel reads the file anew.
+    """
+    low, high = _MNE_RANGE
+    rate_hz = float(raw.info["sfreq"])
+    names = [Path(name).name for name in raw.filenames if name is not None]
+    return Recording(
+        name=names[0] if names else "raw",
+        duration_s=raw.n_times / rate_hz,
+        signals=[SignalInfo(label, "V", rate_hz, low, high, low, high) for label in raw.ch_names],
+        read_digital=lambda i: raw.get_data(picks=[i])[0],
+    )
+
+
+def read_raw_annotations(raw: "mne.io.BaseRaw") -> list[tuple[float, float, str]]:
+    """(onset_s, duration_s, text) rows of an MNE Raw's annotations, from its first sample on.
+
+    Cropping cuts the row that it meets: what is left of a 30-s stage row is no epoch, left out.
+    """
+    rows = []
+    for row in raw.annotations:
+        onset_s = float(row["onset"] - raw.first_time)
+        text, duration_s = str(row["description"]), float(row["duration"])
+        is_rest = raw.first_samp > 0 and onset_s < 1 / raw.info["sfreq"] and duration_s < EPOCH_S
+        if not (is_rest and text.lower().startswith("sleep stage")):
+            rows.append((onset_s, duration_s, text))
+    return rows
 
 
 def _signal_info(signal: edfio.EdfSignal, record_s: float) -> SignalInfo:

@@ -72,16 +72,8 @@ def render(
     results: Results, content: Mapping, space: EmbeddingMap, pictures: Mapping[str, str]
 ) -> str:
     """The page, with all pictures inside and nothing fetched from anywhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"fig": in_digits, "ci": interval_in_words, "signed": signed_in_words}
     index = results.index
-    return environment.get_template(TEMPLATE).render(
+    return page_template(TEMPLATE).render(
         content=content,
         tasks=content["tasks"],
         events=[task for task in content["tasks"] if task != "sleep"],
@@ -107,6 +99,19 @@ def render(
             for split in ("train", "val", "test")
         },
     )
+
+
+def page_template(name: str) -> jinja2.Template:
+    """A template of this package with the filters for figures."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"fig": in_digits, "ci": interval_in_words, "signed": signed_in_words}
+    return environment.get_template(name)
 
 
 def to_png(figure: Figure) -> bytes:

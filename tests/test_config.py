@@ -15,12 +15,14 @@ CLASSES = {
     "prepare": config.PrepareSettings,
     "pretrain": config.PretrainSettings,
     "probe": config.ProbeSettings,
+    "score": config.ScoreSettings,
 }
 SCRIPTS = {
     "0_simulate_cohort.py": "simulate",
     "1_prepare_dataset.py": "prepare",
     "2_pretrain_model.py": "pretrain",
     "3_train_classifier.py": "probe",
+    "4_score_recording.py": "score",
 }
 
 
@@ -73,6 +75,18 @@ def test_a_switch_means_what_it_says(argv, strict):
 )
 def test_a_list_can_be_given_in_each_usual_form(argv):
     assert load("probe", *argv).tasks == ["apnea", "sleep"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["NIGHT.edf", "--far_share", "0.05"], ["--far_share", "0.05", "NIGHT.edf"],
+     ["--use_annotations", "NIGHT.edf", "--far_share=0.05"],
+     ["--recording", "NIGHT.edf", "--far_share", "0.05"]],
+)  # fmt: skip
+def test_the_recording_may_stand_without_its_name_anywhere(argv):
+    settings = config.load_settings(CLASSES["score"], "score.yaml", "doc", argv, "recording")
+    assert (settings.recording, settings.far_share) == (Path("NIGHT.edf"), 0.05)
+    assert settings.use_annotations is True
 
 
 def test_an_unknown_key_in_a_file_names_file_key_value_and_remedy(capsys, tmp_path):

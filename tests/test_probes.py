@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from pedsleepmae import config, embeddings, evaluation, probes, solvers
 from pedsleepmae.checkpoints import hash_patients
+from pedsleepmae.out_of_distribution import fit_density
 from pedsleepmae.probes import FitSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -383,7 +384,9 @@ def test_probes_come_back_from_disk_as_they_were(tmp_path):
     x_NF = np.random.default_rng(16).standard_normal((len(index), 6))
     x_NF[:, 0] += 2 * index.labels["eeg"]
     results = run(settings_for("sleep", "arousal"), index, {"encoder": {"x": x_NF}}, tmp_path)
-    probes.save_probes(tmp_path / "probes.npz", results.pooling, results.chosen)
+    density = fit_density(results.best_table, results.index.rows("train"), results.test)
+    basis = probes.Basis({"encoder_sha256": "0123"}, density)
+    probes.save_probes(tmp_path / "probes.npz", results.pooling, results.chosen, basis)
     pooling, loaded = probes.load_probes(tmp_path / "probes.npz")
     assert pooling == "x"
     rows = results.test
@@ -393,5 +396,9 @@ def test_probes_come_back_from_disk_as_they_were(tmp_path):
         judged = results.tasks[task].judged["encoder"]
         assert prob_NK == pytest.approx(judged.prob_NK, abs=1e-5)
         assert (one.decide(judged.prob_NK) == judged.decided_N).all()
+    again = probes.load_basis(tmp_path / "probes.npz")
+    assert again.facts == basis.facts
+    x_NF = features_NF[:5]
+    assert (again.density.distance(x_NF) == density.distance(x_NF)).all()
     with pytest.raises(probes.ProbeError, match="run script 3"):
         probes.load_probes(tmp_path / "train" / "combined_0.hdf5")

@@ -1,6 +1,5 @@
 """Script 3 from batch files to metrics.json and a report that stands alone."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,46 +10,9 @@ import pytest
 import torch
 from planted import write_cohort
 from sklearn.metrics import roc_auc_score
+from small_probes import paths, save_model, script_3
 
 from pedsleepmae import checkpoints, report, store
-from pedsleepmae.model import MaskedAutoencoder
-
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = {"patch_size": 240, "emb_dim": 4, "num_layer": 1, "num_head": 2}
-
-
-def save_model(path: Path, patients_seen) -> Path:
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(**MODEL)
-    checkpoints.save_checkpoint(
-        path,
-        {
-            "state_dict": model.state_dict(),
-            "model": MODEL,
-            "settings": {},
-            "step": 12,
-            "val_loss": None,
-            "split_hash": "feedfacefeedface",
-            "patients_seen": checkpoints.hash_patients(patients_seen),
-            "simulated": True,
-            "data": {},
-        },
-    )
-    return path
-
-
-def script_3(*argv: str) -> int:
-    spec = importlib.util.spec_from_file_location("script_3", ROOT / "3_train_classifier.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.main(["--config", str(ROOT / "configs/demo/probe.yaml"), *map(str, argv)])
-
-
-def paths(folder: Path, batches: Path, checkpoint: Path) -> list[str]:
-    return [
-        *("--paths.batches_dir", str(batches), "--paths.checkpoint", str(checkpoint)),
-        *("--paths.output_dir", str(folder / "results"), "--bootstrap_draws", "200"),
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,565 @@
+"""One recording to stages and events: the same scores whatever the file, nothing hidden or told."""
+
+import json
+import warnings
+from pathlib import Path
+
+import edfio
+import mne
+import numpy as np
+import pandas as pd
+import pytest
+from edf_files import nch_file, stage_rows, write_tsv
+from planted import write_cohort
+from sklearn.metrics import confusion_matrix, f1_score
+from small_probes import paths, run_script, save_model, script_3
+
+import pedsleepmae
+from pedsleepmae import probes, scoring, scoring_files, scoring_report, store
+from pedsleepmae.channels import EPOCH_SAMPLES, RATE_HZ
+from pedsleepmae.layouts import find_scoring
+from pedsleepmae.out_of_distribution import TrainingDensity, fit_density
+from pedsleepmae.prepare import ExampleSettings, examples_to_score
+from pedsleepmae.recordings import RecordingError, open_edf
+from pedsleepmae.scoring import Night
+
+OUTPUTS = ["epochs.csv", "summary.json", "summary.csv", "annotations.edf", "report.html"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with model.pt, batches/ and what script 3 made of them in results/."""
+    folder = tmp_path_factory.mktemp("trained")
+    batches = write_cohort(folder / "batches", n_epochs=48)
+    checkpoint = save_model(folder / "model.pt", range(500, 504))
+    argv = [*paths(folder, batches, checkpoint), "--pooling", "time_abs", "--context", "0"]
+    assert script_3(*argv, "--baselines", "[]") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scorer(trained) -> scoring.Scorer:
+    return scoring.load_scorer(trained / "model.pt", trained / "results" / "probes.npz")
+
+
+def script_4(trained: Path, recording: Path, output_dir: Path, *argv) -> int:
+    return run_script(
+        "4_score_recording.py", recording, "--paths.checkpoint", trained / "model.pt",
+        "--paths.probes", trained / "results" / "probes.npz", "--paths.output_dir", output_dir,
+        *argv,
+    )  # fmt: skip
+
+
+def stored_examples(trained: Path, split: str) -> store.Examples:
+    """The examples of a split as script 3 reads them."""
+    index = store.load_index(trained / "batches")
+    rows = index.rows(split)
+    return store.Examples(
+        signals=store.read_signals(index, rows),
+        labels={name: codes[rows] for name, codes in index.labels.items()},
+        patient_ids=index.patient_ids[rows],
+        study_ids=index.study_ids[rows],
+        onsets_s=index.onsets_s[rows],
+        present=index.present[rows],
+        center=np.zeros((len(rows), 16)),
+        scale=np.ones((len(rows), 16)),
+    )
+
+
+def make_night(stages=(), **events) -> Night:
+    """A night on a 30-s grid whose probabilities are 1 for these stages and these for events."""
+    n = len(stages)
+    prob = {"sleep": np.eye(5)[list(stages)]}
+    for task, p in events.items():
+        prob[task] = np.stack([1 - np.array(p), np.array(p)], axis=1)
+    called = {task: (p[:, 1] >= 0.5).astype(int) for task, p in prob.items()}
+    called["sleep"] = np.array(stages)
+    return Night(30.0 * np.arange(n), prob, called, np.zeros(n), None)
+
+
+# ------------------------------------------------------------------ the same scores
+def test_epochs_that_script_3_scored_get_the_same_scores(trained, scorer):
+    examples = stored_examples(trained, "test")
+    night = scoring.score_examples(scorer, examples)
+    tasks = json.loads((trained / "results" / "metrics.json").read_text())["tasks"]
+    truth, called = night.scored["sleep"], night.called["sleep"]
+    known = truth >= 0
+    matrix = confusion_matrix(truth[known], called[known], labels=range(5))
+    assert matrix.tolist() == tasks["sleep"]["test"]["confusion_matrix"]
+    for task in ("apnea", "arousal"):
+        f1 = f1_score(night.scored[task], night.called[task])
+        assert f1 == pytest.approx(tasks[task]["test"]["f1"], abs=1e-12)
+        brier = ((night.prob[task][:, 1] - night.scored[task]) ** 2).mean()
+        assert brier == pytest.approx(tasks[task]["test"]["brier"], abs=1e-9)
+    agreement = scoring.stage_agreement(night)
+    assert agreement["kappa"] == pytest.approx(tasks["sleep"]["test"]["kappa"], abs=1e-9)
+
+
+def score_edf(scorer, path: Path) -> tuple[store.Examples, Night]:
+    scoring_of_it = find_scoring(path)
+    examples, _ = examples_to_score(open_edf(path), scoring_of_it, ExampleSettings())
+    return examples, scoring.score_examples(scorer, examples)
+
+
+def test_the_layout_of_the_file_changes_no_score(tmp_path, scorer):
+    first = nch_file(seconds=240, rate_hz=256, record_s=4)
+    second = nch_file(seconds=240, rate_hz=256, record_s=12)
+    spo2 = next(s for s in second.signals if s.label == "Spo2")
+    held = np.repeat(spo2.digital[:: 256 * 4], 256 * 4)
+    next(s for s in first.signals if s.label == "Spo2").digital = held
+    spo2.digital, spo2.per_record = held[::64], 4 * 12  # an oximeter of its own rate, 4 Hz
+    second.signals = second.signals[::-1]
+    for signal in second.signals:
+        signal.label = signal.label.replace("M1", "A1").upper()
+    one, one_night = score_edf(scorer, first.write(tmp_path / "a.edf"))
+    two, two_night = score_edf(scorer, second.write(tmp_path / "b.edf"))
+    np.testing.assert_array_equal(one.present, two.present)
+    np.testing.assert_array_equal(one.signals, two.signals)
+    for task in one_night.prob:
+        np.testing.assert_array_equal(one_night.prob[task], two_night.prob[task])
+    assert len(one_night) == 8
+
+
+def test_an_edf_file_and_its_mne_raw_score_alike(tmp_path, scorer):
+    file = nch_file(seconds=240, reserved="")
+    for signal in file.signals:
+        signal.physical = ("-8711", "8711") if signal.unit == "uV" else signal.physical
+    path = file.write(tmp_path / "a.edf")
+    write_tsv(tmp_path / "a.tsv", stage_rows(10.25, "W22R3"))
+    raw = mne.io.read_raw_edf(path, preload=True, verbose="error")
+    rows = stage_rows(10.25, "W22R3")
+    raw.set_annotations(mne.Annotations(*zip(*rows, strict=True)))
+    from_file, night = score_edf(scorer, path)
+    from_raw = pedsleepmae.examples_from_raw(raw)
+    assert (
+        from_raw.onsets_s.tolist()
+        == from_file.onsets_s.tolist()
+        == [10.25 + 30 * k for k in range(5)]
+    )
+    assert from_raw.labels["sleep"].tolist() == [0, 2, 2, 4, 3]
+    np.testing.assert_array_equal(from_raw.present, from_file.present)
+    np.testing.assert_allclose(
+        from_raw.signals.astype(float), from_file.signals.astype(float), atol=2e-3
+    )
+    other = scoring.score_examples(scorer, from_raw)
+    assert other.called["sleep"].tolist() == night.called["sleep"].tolist()
+    np.testing.assert_allclose(other.prob["sleep"], night.prob["sleep"], atol=2e-3)
+    cropped = pedsleepmae.examples_from_raw(raw.copy().crop(tmin=40.25))
+    assert cropped.onsets_s.tolist() == [0.0, 30.0, 60.0, 90.0]
+
+
+def test_predictions_come_back_as_mne_annotations(tmp_path, trained, scorer):
+    path = nch_file(seconds=240, reserved="").write(tmp_path / "a.edf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MNE on the file's inverted calibration
+        raw = mne.io.read_raw_edf(path, preload=True, verbose="error")
+    found = pedsleepmae.annotate(raw, trained / "model.pt", trained / "results" / "probes.npz")
+    night = scoring.score_examples(scorer, pedsleepmae.examples_from_raw(raw))
+    expected = scoring.annotation_rows(night)
+    rows = zip(found.onset, found.duration, found.description, strict=True)
+    assert sorted(map(tuple, rows)) == sorted(expected)
+    raw.set_annotations(found)
+    stages = [text for text in raw.annotations.description if text.startswith("Sleep stage")]
+    assert len(stages) == 8
+
+
+# ------------------------------------------------------------------ what is written
+def test_annotations_are_read_back_equal_by_edfio_and_by_mne(tmp_path):
+    night = make_night([0, 1, 2, 3, 4, 2], apnea=[0, 1, 1, 0, 1, 0], arousal=[0] * 6)
+    night = Night(
+        night.onsets_s + 10.9609375, night.prob, night.called, np.array([0, 2, 0, 0, 0, 0]), None
+    )
+    scoring_files.write_edf_annotations(tmp_path / "a.edf", night)
+    expected = sorted(
+        [(0.0, 0.0, scoring.NOTICE)]
+        + [
+            (10.9609375 + 30 * k, 30.0, f"Sleep stage {stage}")
+            for k, stage in enumerate(["W", "N1", "N2", "N3", "R", "N2"])
+        ]
+        + [(40.9609375, 60.0, "Apnea"), (130.9609375, 30.0, "Apnea")]
+        + [(40.9609375, 30.0, "Far from the training data")]
+    )
+    by_edfio = edfio.read_edf(tmp_path / "a.edf").annotations
+    assert sorted((row.onset, row.duration or 0.0, row.text) for row in by_edfio) == expected
+    by_mne = mne.read_annotations(tmp_path / "a.edf")
+    rows = zip(by_mne.onset, by_mne.duration, by_mne.description, strict=True)
+    assert sorted((float(a), float(b), str(c)) for a, b, c in rows) == expected
+
+
+def test_runs_join_adjoining_epochs_and_stop_at_gaps():
+    onsets_s = np.array([0.0, 30, 60, 90, 150, 180])
+    positive_N = np.array([1, 1, 0, 1, 1, 1], bool)
+    runs = scoring.find_runs(onsets_s, positive_N, "x")
+    assert runs == [(0.0, 60.0, "x"), (90.0, 30.0, "x"), (150.0, 60.0, "x")]
+
+
+@pytest.fixture(scope="module")
+def scored(trained, tmp_path_factory) -> Path:
+    """The output folder of a staged recording whose header names a patient."""
+    folder = tmp_path_factory.mktemp("scored")
+    header = {"patient": b"7654321 F 02-MAR-2011 Jane_Mustermann", "startdate": b"03.04.17"}
+    file = nch_file(seconds=1500, header=header, recording="Startdate 03-APR-2017 PSG99 Dr_Smith X")
+    file.write(folder / "9_8.edf")
+    rows = [*stage_rows(12.5, "WW1223R2222" + "2" * 35), (60.0, 20.0, "Obstructive Apnea")]
+    write_tsv(folder / "9_8.tsv", rows)
+    assert script_4(trained, folder / "9_8.edf", folder / "out") == 0
+    return folder / "out" / "9_8"
+
+
+def test_every_output_is_there_and_says_that_it_is_no_medical_device(scored):
+    assert sorted(path.name for path in scored.iterdir()) == sorted(OUTPUTS)
+    for name in OUTPUTS:
+        assert b"no medical device" in (scored / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "secret", ["Mustermann", "7654321", "MAR-2011", "PSG99", "Smith", "APR-2017", "03.04.17"]
+)
+def test_nothing_of_the_header_reaches_an_output(scored, secret):
+    for path in scored.iterdir():
+        assert secret.encode() not in path.read_bytes(), path.name
+
+
+def test_a_staged_recording_is_scored_at_its_epochs_beside_the_scorer(scored):
+    epochs = pd.read_csv(scored / "epochs.csv", keep_default_na=False)
+    assert epochs["onset_s"].tolist() == [12.5 + 30 * k for k in range(46)]
+    assert "".join(epochs["scored_stage"]).startswith("WWN1N2N2N3RN2")
+    # 60 to 80 s lies in the epochs from 42.5 and from 72.5.
+    assert np.flatnonzero(epochs["scored_apnea"]).tolist() == [1, 2]
+    columns = [f"p_{stage}" for stage in ("W", "N1", "N2", "N3", "R")]
+    np.testing.assert_allclose(epochs[columns].sum(axis=1), 1, atol=1e-9)
+    summary = json.loads((scored / "summary.json").read_text())
+    quantities = {row["name"]: row for row in summary["quantities"]}
+    assert quantities["sleep_min"]["scored"] == 22.0  # 44 epochs
+    assert quantities["sleep_efficiency"]["scored"] == pytest.approx(100 * 44 / 46)
+    assert quantities["apnea_hypopnea_index"]["scored"] == pytest.approx(2 / (22 / 60))
+    matching = (epochs["stage"] == epochs["scored_stage"]).mean()
+    assert summary["agreement"]["accuracy"] == pytest.approx(matching)
+
+
+def test_every_quantity_says_what_it_rests_on(scored, trained):
+    summary = json.loads((scored / "summary.json").read_text())
+    facts = probes.load_basis(trained / "results" / "probes.npz").facts
+    assert summary["checkpoint"]["file"] == "model.pt"
+    assert summary["probes"]["n_patients"] == {"train": 4, "val": 2, "test": 3}
+    assert any("simulated" in line for line in summary["cautions"])
+    rests_on = {row["name"]: row["rests_on"] for row in summary["quantities"]}
+    for name, task in (("sleep_min", "sleep"), ("apnea_hypopnea_index", "apnea_hypopnea")):
+        assert rests_on[name]["calibration_slope"] == facts["tasks"][task]["calibration_slope"]
+        assert rests_on[name]["n_val_patients"] == 2
+        assert rests_on[name]["simulated"] is True
+        assert rests_on[name]["error_on_test_nights"]["n"] == facts["nights"]["n"]
+    # Desaturations never happen in the training cohort, so there is no probe to count them.
+    assert rests_on["desaturation_index"] is None
+    table = pd.read_csv(scored / "summary.csv")
+    assert table["quantity"].tolist() == list(rests_on)
+
+
+def test_the_page_stands_alone(scored):
+    page = (scored / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    for loaded in ('src="http', 'href="http', "<script", "@import"):
+        assert loaded not in page
+
+
+# ------------------------------------------------------------------ any recording
+def test_without_annotations_epochs_lie_on_a_grid_from_the_offset(tmp_path, trained):
+    path = nch_file(seconds=200).write(tmp_path / "night.edf")
+    assert script_4(trained, path, tmp_path / "out", "--grid_offset_s", "7.5") == 0
+    epochs = pd.read_csv(tmp_path / "out" / "night" / "epochs.csv")
+    assert epochs["onset_s"].tolist() == [7.5, 37.5, 67.5, 97.5, 127.5, 157.5]
+    summary = json.loads((tmp_path / "out" / "night" / "summary.json").read_text())
+    assert summary["agreement"] is None
+    assert not [name for name in epochs if name.startswith("scored")]
+
+
+def test_a_recording_of_two_minutes_is_scored_without_indices(tmp_path, trained):
+    path = nch_file(seconds=120).write(tmp_path / "short.edf")
+    assert script_4(trained, path, tmp_path / "out") == 0
+    summary = json.loads((tmp_path / "out" / "short" / "summary.json").read_text())
+    assert summary["n_epochs"] == 4
+    index = next(q for q in summary["quantities"] if q["name"] == "apnea_hypopnea_index")
+    assert index["value"] is None
+    assert index["reason"] == "less than 15 minutes of sleep"
+
+
+def test_absent_channels_stop_nothing_and_are_told(tmp_path, trained):
+    labels = ["EEG C4-M1", "EEG LOC-M2", "Resp Thoracic", "SPO2", "Nonsense"]
+    path = nch_file(seconds=120, labels=labels).write(tmp_path / "few.edf")
+    assert script_4(trained, path, tmp_path / "out") == 0
+    summary = json.loads((tmp_path / "out" / "few" / "summary.json").read_text())
+    assert sorted(summary["channels"]) == sorted(
+        ["EEG C4-M1", "EOG LOC-M2", "RESP THORACIC", "SPO2"]
+    )
+    assert len(summary["absent"]) == 12
+
+
+def test_stages_in_the_edf_file_itself_are_found(tmp_path):
+    signal = edfio.EdfSignal(np.random.default_rng(0).normal(0, 30, 128 * 120), 128, label="C4-M1")
+    rows = [edfio.EdfAnnotation(30.0 * k, 30.0, f"Sleep stage {s}") for k, s in enumerate("WNR")]
+    edfio.Edf([signal], annotations=rows).write(tmp_path / "a.edf")
+    found = find_scoring(tmp_path / "a.edf")
+    assert found.stage_onsets_s.tolist() == [0.0, 60.0]  # "Sleep stage N" is no stage
+    edfio.Edf([signal]).write(tmp_path / "b.edf")
+    assert find_scoring(tmp_path / "b.edf") is None
+
+
+def one_sentence(capsys, code) -> str:
+    sentence = capsys.readouterr().err.strip()
+    assert code in (1, 2)
+    assert len(sentence.splitlines()) == 1
+    assert "Traceback" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("content", [b"", b"not an EDF file at all" * 100, b"\0" * 5000])
+def test_a_file_that_is_no_edf_is_one_sentence(tmp_path, trained, capsys, content):
+    (tmp_path / "x.edf").write_bytes(content)
+    sentence = one_sentence(capsys, script_4(trained, tmp_path / "x.edf", tmp_path / "out"))
+    assert "x.edf" in sentence
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "argv", "words"),
+    [
+        (24, [], "no whole 30-s epoch"),
+        (120, ["--grid_offset_s", "500"], "second 500"),
+        (120, ["--min_channels", "16"], "min_channels is 16"),
+    ],
+)
+def test_a_recording_that_gives_no_examples_is_one_sentence(
+    tmp_path, trained, capsys, seconds, argv, words
+):
+    labels = ["EEG C4-M1", "EEG LOC-M2", "Resp Thoracic", "Resp Abdominal"]
+    path = nch_file(seconds=seconds, labels=labels).write(tmp_path / "x.edf")
+    assert words in one_sentence(capsys, script_4(trained, path, tmp_path / "out", *argv))
+
+
+def test_annotations_that_stage_nothing_are_one_sentence_with_the_remedy(tmp_path, trained, capsys):
+    path = nch_file(seconds=120).write(tmp_path / "1_2.edf")
+    write_tsv(
+        tmp_path / "1_2.tsv", [(10.0, 10.0, "Obstructive Apnea"), (0.0, 30.0, "Sleep stage ?")]
+    )
+    sentence = one_sentence(capsys, script_4(trained, path, tmp_path / "out"))
+    assert "no scored 30-s epoch" in sentence
+    assert "use_annotations" in sentence
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "recording: none given"),
+        (["nowhere.edf"], "nowhere.edf"),
+        (["a.edf", "--paths.annotations", "no.tsv"], "no.tsv"),
+        (["a.edf", "--far_share", "0"], "far_share is 0"),
+        (["a.edf", "--paths.probes", "a.edf"], "no probes"),
+    ],
+)
+def test_a_bad_call_is_one_sentence_with_exit_code_2(
+    tmp_path, trained, capsys, monkeypatch, argv, words
+):
+    monkeypatch.chdir(tmp_path)
+    nch_file(seconds=60).write(tmp_path / "a.edf")
+    given = ["--paths.checkpoint", trained / "model.pt"]
+    given += ["--paths.probes", trained / "results" / "probes.npz"]
+    with pytest.raises(SystemExit) as stopped:
+        run_script("4_score_recording.py", *given, *argv)
+    assert stopped.value.code == 2
+    assert words in one_sentence(capsys, stopped.value.code)
+
+
+def test_an_annotation_file_that_cannot_be_read_is_one_sentence_with_the_remedy(
+    tmp_path, trained, capsys
+):
+    path = nch_file(seconds=120).write(tmp_path / "1_2.edf")
+    (tmp_path / "1_2.tsv").write_bytes(b"\0" * 100)
+    sentence = one_sentence(capsys, script_4(trained, path, tmp_path / "out"))
+    assert "1_2.tsv" in sentence
+    assert "--use_annotations false" in sentence
+    assert script_4(trained, path, tmp_path / "out", "--use_annotations", "false") == 0
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("10000_17728", "10000_17728"),
+        ("..", "recording"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("a b;rm -rf $HOME", "a_b_rm_-rf_HOME"),
+        (".hidden", "hidden"),
+        ("Ü", "recording"),
+        ("x" * 300, "x" * 100),
+    ],
+)
+def test_a_file_name_becomes_a_plain_folder_name(stem, name):
+    assert scoring_files.safe_name(stem) == name
+
+
+# ------------------------------------------------------------------ whose probes
+def test_probes_of_another_encoder_are_refused(tmp_path, trained, capsys):
+    other = save_model(tmp_path / "other.pt", [], seed=1)
+    probe_file = trained / "results" / "probes.npz"
+    with pytest.raises(probes.ProbeError, match="fitted on another encoder"):
+        scoring.load_scorer(other, probe_file)
+    path = nch_file(seconds=120).write(tmp_path / "x.edf")
+    with pytest.raises(SystemExit) as stopped:
+        script_4(trained, path, tmp_path / "out", "--paths.checkpoint", other)
+    assert "other.pt" in one_sentence(capsys, stopped.value.code)
+    again = save_model(tmp_path / "copy.pt", [], seed=0)  # another file, the same encoder
+    assert scoring.load_scorer(again, probe_file).pooling == "time_abs"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pooling": np.array("mean")}, "pooling mean"),
+        ({"facts": None}, "which encoder"),
+        ({"version": np.array(99)}, "update the code"),
+        ({"density/axes_KF": None}, "which encoder"),
+        ({"sleep/weight": np.zeros((3, 5))}, "reads 3 numbers"),
+    ],
+)
+def test_a_probe_file_that_does_not_fit_is_refused(tmp_path, trained, change, words):
+    with np.load(trained / "results" / "probes.npz") as file:
+        arrays = dict(file) | change
+    np.savez(tmp_path / "p.npz", **{name: a for name, a in arrays.items() if a is not None})
+    with pytest.raises(probes.ProbeError, match=words):
+        scoring.load_scorer(trained / "model.pt", tmp_path / "p.npz")
+
+
+def test_a_probe_file_holds_no_pickle(trained, tmp_path):
+    with np.load(trained / "results" / "probes.npz", allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file)
+    np.savez(tmp_path / "bad.npz", version=np.array([{}], dtype=object))
+    with pytest.raises(probes.ProbeError, match="no probes of script 3"):
+        probes.load_probes(tmp_path / "bad.npz")
+
+
+# ------------------------------------------------------------------ far from the training data
+def test_a_planted_example_is_flagged_and_hardly_any_other(trained, scorer):
+    examples = stored_examples(trained, "test")
+    usual = scoring.score_examples(scorer, examples, far_share=0.05)
+    assert 0 < usual.far_N.mean() <= 0.12  # 144 epochs of three new patients
+    examples.signals[7] = examples.signals[7, ::-1].copy()  # the channels in the wrong order
+    examples.signals[8] *= 20
+    examples.signals[9] = np.nan
+    examples.present[7:10] = True  # the last a defect: claimed as recorded
+    night = scoring.score_examples(scorer, examples, far_share=0.05)
+    assert night.far_N[7:10].all()
+    others = np.setdiff1d(np.arange(len(night)), [7, 8, 9])
+    np.testing.assert_array_equal(night.far_N[others], usual.far_N[others])
+
+
+class Drawn:
+    """A table of features in memory, with what fit_density asks of one."""
+
+    def __init__(self, x_NF):
+        self.x_NF = x_NF
+
+    def read(self, positions):
+        return self.x_NF[positions].astype(np.float32)
+
+    def chunks(self, positions, rows):
+        yield slice(0, len(positions)), self.read(positions)
+
+
+def test_the_flagged_share_of_new_draws_is_the_one_asked_for():
+    rng = np.random.default_rng(0)
+    spread = np.diag([5.0, 2, 1, 1, 1, 1]) @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    x_NF = 3 + rng.normal(size=(30_000, 6)) @ spread
+    density = fit_density(Drawn(x_NF), np.arange(4000), np.arange(4000, 24_000))
+    distance_N = density.distance(x_NF[24_000:])
+    for share in (0.01, 0.05, 0.2):
+        assert (distance_N > density.threshold(share)).mean() == pytest.approx(share, rel=0.25)
+
+
+def test_distance_is_counted_in_spreads_along_each_axis():
+    density = TrainingDensity(
+        mean_F=np.array([1.0, 0, 0, 0]),
+        scale_F=np.array([2.0, 1, 1, 1]),
+        axes_KF=np.array([[1.0, 0, 0, 0]]),
+        variance_K=np.array([9.0]),
+        rest_variance=np.array(0.25),
+        quantile_Q=np.array([0.0, 1.0, 4.0]),
+    )
+    x_NF = np.array([[1.0, 0, 0, 0], [13, 0, 0, 0], [1, 0, 2, 0], [np.nan, 0, 0, 0]])
+    # (13 - 1) / 2 = 6, which is 2 sd of 3; 2 is 4 sd of 0.5; over the root of four features.
+    np.testing.assert_allclose(density.distance(x_NF), [0, 1, 2, np.inf])
+    assert density.threshold(0.5) == 1.0
+    assert density.threshold(0.25) == 2.5
+
+
+# ------------------------------------------------------------------ figures of the night
+def test_the_figures_of_a_night_by_hand(scorer):
+    # 20 epochs awake, 40 in N2: 20 minutes of sleep; 8 epochs at 0.75, so 6 expected.
+    night = make_night([0] * 20 + [2] * 40, apnea_hypopnea=[0.75] * 8 + [0.0] * 52)
+    rows = {row["name"]: row for row in scoring.night_quantities(scorer, night)}
+    assert rows["analysed_min"]["value"] == 30.0
+    assert rows["sleep_min"]["value"] == rows["sleep_min"]["called"] == 20.0
+    assert rows["sleep_efficiency"]["value"] == pytest.approx(100 * 2 / 3)
+    assert rows["N2_min"]["value"] == 20.0
+    index = rows["apnea_hypopnea_index"]
+    assert index["value"] == pytest.approx(18.0)  # 6 epochs in a third of an hour
+    assert index["called"] == pytest.approx(24.0)
+    # Events of 30 s touch 2 epochs, of 10 s 4/3.
+    assert index["events_per_hour"] == pytest.approx([9.0, 13.5])
+    assert rows["arousal_index"]["value"] is None
+
+
+def test_a_figure_that_cannot_be_had_says_why(scorer):
+    no_sleep = make_night([0] * 40, apnea_hypopnea=[0.5] * 40)
+    rows = {row["name"]: row for row in scoring.night_quantities(scorer, no_sleep)}
+    assert rows["apnea_hypopnea_index"]["reason"] == "less than 15 minutes of sleep"
+    assert rows["desaturation_index"]["reason"] == "the probe file holds no probe for it"
+    events = {"apnea_hypopnea": no_sleep.prob["apnea_hypopnea"]}
+    called = {"apnea_hypopnea": no_sleep.called["apnea_hypopnea"]}
+    no_stages = Night(no_sleep.onsets_s, events, called, np.zeros(40), None)
+    rows = {row["name"]: row for row in scoring.night_quantities(scorer, no_stages)}
+    assert rows["sleep_min"]["reason"] == "the probe file holds no probe for it"
+    assert "no time of sleep" in rows["apnea_hypopnea_index"]["reason"]
+    assert len(scoring.annotation_rows(no_stages)) == 2
+
+
+def test_an_event_of_d_seconds_touches_one_plus_d_over_30_epochs():
+    rng = np.random.default_rng(0)
+    for seconds in (3.0, 10.0, 30.0, 60.0):
+        start_s = rng.uniform(0, 30, 100_000)
+        touched = np.ceil((start_s + seconds) / 30)
+        assert touched.mean() == pytest.approx(1 + seconds / 30, rel=0.01)
+
+
+def test_a_night_unlike_the_training_data_is_cautioned_against():
+    content = {
+        "probes": {"simulated": False, "patient_disjoint": True},
+        "checkpoint": {"simulated": False},
+        "recording_simulated": False,
+        "far": {"share": 0.4, "expected_share": 0.01},
+        "absent": [],
+        "epochs": "at the scored rows",
+    }
+    (line,) = scoring.cautions(content)
+    assert "do not rely" in line
+    content["far"]["share"] = 0.02
+    assert scoring.cautions(content) == []
+
+
+def test_a_sine_has_its_power_at_its_frequency():
+    time_s = np.arange(EPOCH_SAMPLES) / RATE_HZ
+    hz, power_NM = scoring_report.power_density(20 * np.sin(2 * np.pi * 10 * time_s)[None])
+    near = np.abs(hz - 10) <= 1
+    step_hz = hz[1] - hz[0]
+    assert power_NM[0, near].sum() * step_hz == pytest.approx(20**2 / 2, rel=0.01)
+    assert power_NM[0, ~near].sum() < 1e-3 * power_NM[0, near].sum()
+
+
+def test_recordings_of_mne_refuse_what_gives_no_examples():
+    info = mne.create_info(["EEG C4-M1", "nothing"], 128.0, "eeg")
+    raw = mne.io.RawArray(
+        np.random.default_rng(0).normal(0, 1e-5, (2, 128 * 60)), info, verbose="error"
+    )
+    with pytest.raises(RecordingError, match="only 1 channels"):
+        pedsleepmae.examples_from_raw(raw)
+    examples = pedsleepmae.examples_from_raw(raw, min_channels=1)
+    assert np.isnan(examples.signals[:, 0]).all()
+    assert np.isfinite(examples.signals[:, 4]).all()
