@@ -44,7 +44,9 @@ def main(argv: list[str]) -> int:
     try:
         config.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
         config.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
-        facts, model = read_checkpoint(paths.checkpoint)
+        if paths.compare_with is not None:
+            config.require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
+        facts, encoders = read_encoders(settings)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
         probes.check_index(index)
         poolings = probes.check_poolings(settings.pooling, settings.poolings)
@@ -61,16 +63,16 @@ def main(argv: list[str]) -> int:
     ) as error:
         config.exit_bad_settings(str(error))
     try:
-        return run(settings, index, model, facts, poolings, device)
+        return run(settings, index, encoders, facts, poolings, device)
     except (OSError, store.StoreError) as error:
         print(f"3_train_classifier.py: {error}; run it again: it goes on", file=sys.stderr)
         return config.EXIT_FAILED
 
 
-def run(settings: ProbeSettings, index, model, facts, poolings, device) -> int:
+def run(settings: ProbeSettings, index, encoders, facts, poolings, device) -> int:
     output_dir = settings.paths.output_dir
     world = machine.join_world(device)
-    tables = compute_features(settings, index, model, facts, poolings, device, world)
+    tables = compute_features(settings, index, encoders, facts, poolings, device, world)
     machine.leave_world(world)
     if not world.is_first:
         return config.EXIT_DONE
@@ -104,10 +106,36 @@ def save_probes(path: Path, settings: ProbeSettings, results, content: dict) -> 
     probes.save_probes(path, results.pooling, results.chosen, probes.Basis(facts, density))
 
 
-def read_checkpoint(path: Path) -> tuple[dict, torch.nn.Module]:
-    """What metrics.json says of a checkpoint, with the patients it has seen; and its model."""
+def read_encoders(settings: ProbeSettings) -> tuple[dict, dict]:
+    """What metrics.json says of the checkpoint, with the patients seen; and the encoders.
+
+    Encoders by source: (what it is, SHA-256 of its file, model).
+    """
+    paths = settings.paths
+    facts = describe_checkpoint(paths.checkpoint)
+    sha256 = facts["checkpoint_sha256"]
+    encoders = {"encoder": ("pretrained", sha256, load_model(paths.checkpoint))}
+    if "untrained" in settings.baselines:
+        untrained = load_model(paths.checkpoint)
+        untrained.reset_parameters(torch.Generator().manual_seed(settings.seed))
+        encoders["untrained"] = (f"untrained{settings.seed}", sha256, untrained)
+    if paths.compare_with is not None:
+        other = describe_checkpoint(paths.compare_with)
+        encoders["compared"] = (
+            "pretrained",
+            other["checkpoint_sha256"],
+            load_model(paths.compare_with),
+        )
+        facts["compared_with"] = other["checkpoint"]
+        known = None not in (facts["patients_seen"], other["patients_seen"])
+        facts["patients_seen"] = facts["patients_seen"] + other["patients_seen"] if known else None
+    return facts, encoders
+
+
+def describe_checkpoint(path: Path) -> dict:
+    """What metrics.json says of a checkpoint, with the hashed patients that it has seen."""
     checkpoint = load_checkpoint(path)
-    facts = {
+    return {
         "checkpoint": str(path),
         "checkpoint_sha256": file_sha256(path),
         "checkpoint_step": checkpoint["step"],
@@ -115,24 +143,16 @@ def read_checkpoint(path: Path) -> tuple[dict, torch.nn.Module]:
         "checkpoint_split_hash": checkpoint["split_hash"],
         "patients_seen": checkpoint["patients_seen"],
     }
-    return facts, load_model(path)
 
 
-def compute_features(settings, index, model, facts, poolings, device, world) -> dict:
-    """Tables of features by source and name: encoder, its untrained twin, hand-made."""
+def compute_features(settings, index, encoders, facts, poolings, device, world) -> dict:
+    """Tables of features by source and name: the encoders' and the hand-made."""
     folder = settings.paths.output_dir / "embeddings"
     dtype = machine.choose_dtype(settings.precision, device)
     facts["precision"] = str(dtype).removeprefix("torch.")
-    encoders = {"encoder": ("pretrained", model)}
-    if "untrained" in settings.baselines:
-        untrained = load_model(settings.paths.checkpoint)
-        untrained.reset_parameters(torch.Generator().manual_seed(settings.seed))
-        encoders["untrained"] = (f"untrained{settings.seed}", untrained)
     tables = {}
-    for source, (name, encoder) in encoders.items():
-        key = embeddings.embedding_key(
-            facts["checkpoint_sha256"], name, index.split_hash, facts["precision"]
-        )
+    for source, (name, sha256, encoder) in encoders.items():
+        key = embeddings.embedding_key(sha256, name, index.split_hash, facts["precision"])
         embeddings.embed_files(
             index,
             encoder,
@@ -141,7 +161,7 @@ def compute_features(settings, index, model, facts, poolings, device, world) -> 
             batch_size=settings.batch_size,
             device=device,
             dtype=dtype,
-            title=f"embeddings, {name}",
+            title=f"embeddings, {source}",
             world=world,
         )
         tables[source] = embeddings.open_tables(index, folder / key, poolings)

@@ -432,6 +432,8 @@ class ProbePaths:
     """Folder of batch files from script 1 (or the original authors' combined_*.hdf5)."""
     checkpoint: Path = Path("checkpoint/m15p8_checkpoint.pt")
     """Checkpoint whose frozen encoder is probed."""
+    compare_with: Path | None = None
+    """Another checkpoint, probed in the same way on the same patients; none: nothing."""
     output_dir: Path = Path("results/m15p8")
     """Written: metrics.json, report.html, tables (CSV), pictures (PNG), embeddings/."""
 

@@ -25,6 +25,7 @@ COLOURS = {
     "encoder": "#1f5c8b",
     "context": "#2a9d8f",
     "handmade": "#c77d1e",
+    "compared": "#7b5ea7",
     "untrained": "#8d99a6",
     "prevalence": "#c3cbd3",
 }
@@ -32,6 +33,7 @@ NAMES = {
     "encoder": "pretrained encoder",
     "context": "… with neighbouring epochs",
     "handmade": "hand-made features",
+    "compared": "compared checkpoint",
     "untrained": "untrained encoder",
     "prevalence": "prevalence alone",
 }

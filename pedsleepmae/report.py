@@ -169,6 +169,7 @@ def headlines(content: Mapping) -> list[str]:
     for baseline, words in (
         ("untrained", "the same encoder untrained"),
         ("handmade", "hand-made features"),
+        ("compared", f"the checkpoint {Path(content.get('compared_with') or '').name}"),
     ):
         verdicts = [_verdict(task, entry, baseline) for task, entry in tasks.items()]
         verdicts = [verdict for verdict in verdicts if verdict is not None]
@@ -242,6 +243,7 @@ def cautions(results: Results, content: Mapping) -> list[str]:
 def text_table(content: Mapping) -> str:
     """The tasks in lines for a terminal."""
     rows = []
+    baselines = ["untrained", "handmade"] + ["compared"] * ("compared_with" in content)
     for task, entry in content["tasks"].items():
         test = entry["test"]
         name = "weighted_auroc" if task == "sleep" else "auroc"
@@ -254,7 +256,7 @@ def text_table(content: Mapping) -> str:
             "AUPRC or kappa": f"{in_digits(test[second[0]])} {second[1]}",
             "F1": in_digits(test["weighted_f1" if task == "sleep" else "f1"]),
         }
-        for baseline in ("untrained", "handmade"):
+        for baseline in baselines:
             one = entry["baselines"].get(baseline)
             row[f"{baseline} AUROC"] = in_digits(one[name]) if one else "–"
         rows.append(row)

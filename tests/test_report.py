@@ -205,3 +205,33 @@ def test_a_run_whose_only_task_cannot_be_fitted_still_ends_with_a_report(finishe
     assert content["tasks"]["desaturation"]["test"]["f1"] is None
     page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
     assert "No probe for oxygen desaturation: the train patients show only class 0" in page
+
+
+def test_two_checkpoints_are_compared_on_the_same_patients(finished, tmp_path, capsys):
+    folder, _ = finished
+    other = save_model(tmp_path / "other.pt", [1, 2], seed=5)
+    argv = ["--poolings", "[time_abs]", "--paths.compare_with", str(other)]
+    argv += paths(tmp_path, folder / "batches", folder / "model.pt")
+    assert script_3(*argv) == 0
+    content = json.loads((tmp_path / "results" / "metrics.json").read_text(encoding="utf-8"))
+    assert content["compared_with"] == str(other)
+    alone = ["--poolings", "[time_abs]", *paths(tmp_path / "alone", folder / "batches", other)]
+    assert script_3(*alone) == 0
+    its_own = json.loads((tmp_path / "alone/results/metrics.json").read_text(encoding="utf-8"))
+    for task in ("sleep", "apnea"):
+        compared = content["tasks"][task]["baselines"]["compared"]
+        assert compared["kappa"] == its_own["tasks"][task]["test"]["kappa"]
+        gain = content["tasks"][task]["test"]["kappa"] - compared["kappa"]
+        assert compared["difference"]["kappa"]["value"] == pytest.approx(gain)
+    assert "Against the checkpoint other.pt" in (tmp_path / "results/report.html").read_text()
+    assert "compared AUROC" in capsys.readouterr().out
+
+
+def test_patients_that_the_compared_checkpoint_saw_stop_the_script_too(finished, tmp_path, capsys):
+    folder, _ = finished
+    other = save_model(tmp_path / "other.pt", [508])
+    argv = ["--paths.compare_with", str(other)]
+    with pytest.raises(SystemExit) as ended:
+        script_3(*argv, *paths(tmp_path, folder / "batches", folder / "model.pt"))
+    assert ended.value.code == 2
+    assert "saw" in capsys.readouterr().err
