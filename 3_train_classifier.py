@@ -83,8 +83,8 @@ def run(settings: ProbeSettings, index, encoders, facts, poolings, device) -> in
         device=device,
         array_api=device.type == "cuda",
     )
-    people = evaluation.read_people(settings.paths.batches_dir)
-    results = evaluation.compare(settings, index, tables, people, how)
+    studies = evaluation.read_studies(settings.paths.batches_dir)
+    results = evaluation.compare(settings, index, tables, studies, how)
     content = evaluation.as_metrics(results, facts)
     with store.write_whole(output_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")

@@ -106,11 +106,16 @@ class Scoring:
 
 @dataclass(frozen=True)
 class EpochLabels:
-    """Labels of the kept epochs: ``onsets_s`` (N,), and by kind (N,) codes, 0 where none."""
+    """Labels of the kept epochs: ``onsets_s`` (N,), and by kind (N,) codes, 0 where none.
+
+    ``n_events``: by kind, the scored events that begin in a kept epoch of sleep, which is what the
+    indices of a night (AHI, ODI, arousal index) count.
+    """
 
     onsets_s: np.ndarray
     sleep: np.ndarray
     events: dict[str, np.ndarray]
+    n_events: dict[str, int]
 
 
 # ------------------------------------------------------------------ readers
@@ -245,7 +250,11 @@ def label_epochs(
     onsets_s, stages = onsets_s[kept], stages[kept]
     codes = {kind: np.zeros(len(onsets_s), np.int64) for kind in EVENT_KINDS}
     longest_s = {kind: np.full(len(onsets_s), -1.0) for kind in EVENT_KINDS}
+    n_events = dict.fromkeys(EVENT_KINDS, 0)
     for event in scoring.events:
+        place = np.searchsorted(onsets_s, event.onset_s + ROUNDING_S, side="right") - 1
+        if place >= 0 and stages[place] > 0 and event.onset_s < onsets_s[place] + EPOCH_S:
+            n_events[event.kind] += 1
         end_s = event.onset_s + event.duration_s
         first = np.searchsorted(onsets_s, event.onset_s - EPOCH_S, side="right")
         last = np.searchsorted(onsets_s, end_s, side="left" if event.duration_s else "right")
@@ -258,7 +267,7 @@ def label_epochs(
             if marks and overlap_s > longest_s[event.kind][epoch]:
                 longest_s[event.kind][epoch] = overlap_s
                 codes[event.kind][epoch] = event.code
-    return EpochLabels(onsets_s, stages, codes)
+    return EpochLabels(onsets_s, stages, codes, n_events)
 
 
 def grid_labels(recording_s: float, offset_s: float = 0.0) -> EpochLabels:
@@ -268,6 +277,7 @@ def grid_labels(recording_s: float, offset_s: float = 0.0) -> EpochLabels:
         offset_s + EPOCH_S * np.arange(n),
         np.full(n, UNSCORED),
         {kind: np.zeros(n, np.int64) for kind in EVENT_KINDS},
+        dict.fromkeys(EVENT_KINDS, 0),
     )
 
 
@@ -285,4 +295,5 @@ def trim_wake(labels: EpochLabels, margin_min: float) -> EpochLabels:
         labels.onsets_s[kept],
         labels.sleep[kept],
         {kind: codes[kept] for kind, codes in labels.events.items()},
+        labels.n_events,  # the wake that goes holds none of them
     )

@@ -26,6 +26,7 @@ from pedsleepmae.splits import SPLITS, split_hash, split_patients
 from pedsleepmae.standardise import standardise_epochs
 from pedsleepmae.store import (
     BATCH_EXAMPLES,
+    EVENT_COUNTS,
     LABELS,
     Examples,
     batch_path,
@@ -217,15 +218,15 @@ def excerpt(
     )
 
 
-def visit_examples(visit: Visit, settings: "SimulateSettings") -> Examples:
-    """Standardised examples of a visit, simulated straight at 128 Hz."""
+def visit_examples(visit: Visit, settings: "SimulateSettings") -> tuple[Examples, dict[str, int]]:
+    """Standardised examples of a visit, simulated straight at 128 Hz; its events by kind."""
     present_C = np.array([name not in visit.absent for name in CHANNEL_NAMES])
     grid_s = round(visit.first_onset_s * RATE_HZ) / RATE_HZ
     night = visit_night(replace(visit, first_onset_s=grid_s), settings)
     rng = np.random.default_rng((*visit.stream, 2))
     x_NCT, labels, present_NC = simulate.simulate_examples(night, rng, present_C)
     signals_NCT, center_NC, scale_NC = standardise_epochs(x_NCT, present_NC)
-    return Examples(
+    examples = Examples(
         signals=signals_NCT,
         labels={"sleep": labels.sleep, **labels.events},
         patient_ids=np.full(len(x_NCT), visit.patient_id),
@@ -235,6 +236,7 @@ def visit_examples(visit: Visit, settings: "SimulateSettings") -> Examples:
         center=center_NC,
         scale=scale_NC,
     )
+    return examples, labels.n_events
 
 
 # ------------------------------------------------------------------ batch files
@@ -261,10 +263,10 @@ def write_batches(visits: list[Visit], settings: "SimulateSettings") -> Iterator
     facts = {"split_hash": split_hash(assignment), "patient_disjoint": True, "simulated": True}
     rng = np.random.default_rng((settings.seed, 3))
     waiting: dict[str, list[Examples]] = {name: [] for name in SPLITS}
-    n_files, n_examples = dict.fromkeys(SPLITS, 0), []
+    n_files, counts = dict.fromkeys(SPLITS, 0), []
     run = joblib.Parallel(n_jobs=settings.n_workers, return_as="generator")
     done = run(joblib.delayed(visit_examples)(visit, settings) for visit in visits)
-    for i, (visit, examples) in enumerate(zip(visits, done, strict=True), start=1):
+    for i, (visit, (examples, n_events)) in enumerate(zip(visits, done, strict=True), start=1):
         waiting[assignment[visit.patient_id]].append(examples)
         if i % VISITS_IN_MEMORY == 0 or i == len(visits):
             for name, parts in waiting.items():
@@ -272,14 +274,15 @@ def write_batches(visits: list[Visit], settings: "SimulateSettings") -> Iterator
                     batches_dir, name, parts, n_files, rng, facts, everything=i == len(visits)
                 )
                 waiting[name] = rest
-        n_examples.append(len(examples))
+        by_column = {column: n_events[kind] for kind, column in EVENT_COUNTS.items()}
+        counts.append({"n_examples": len(examples), **by_column})
         yield len(examples)
-    write_table(batches_dir / "studies.csv", _studies_table(visits, assignment, n_examples))
+    write_table(batches_dir / "studies.csv", _studies_table(visits, assignment, counts))
     _write_state(batches_dir, visits, complete=True)
 
 
 def _studies_table(
-    visits: list[Visit], assignment: dict[int, str], n_examples: list[int]
+    visits: list[Visit], assignment: dict[int, str], counts: list[dict[str, int]]
 ) -> pd.DataFrame:
     """A row for each visit, with those columns of script 1's studies.csv that it can fill."""
     return pd.DataFrame(
@@ -289,7 +292,7 @@ def _studies_table(
             "split": [assignment[visit.patient_id] for visit in visits],
             "status": "used",
             "reason": "",
-            "n_examples": n_examples,
+            **pd.DataFrame(counts),
             "rates": f"{RATE_HZ:g}",
             "n_channels": [N_CHANNELS - len(visit.absent) for visit in visits],
             "channels_absent": ["; ".join(visit.absent) for visit in visits],

@@ -28,6 +28,11 @@ INDICES = {  # index of a night -> the task whose epochs it counts
     "desaturation_index": "desaturation",
     "arousal_index": "arousal",
 }
+INDEX_EVENTS = {  # … and the columns of studies.csv whose events it counts
+    "apnea_hypopnea_index": ["n_apneas", "n_hypopneas"],
+    "desaturation_index": ["n_desaturations"],
+    "arousal_index": ["n_arousals"],
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Results:
     non_finite: dict[str, int]
     nights: pd.DataFrame
     agreement: dict[str, dict]
+    events_per_epoch: dict[str, float]
 
     @property
     def chosen(self) -> dict[str, Chosen]:
@@ -91,13 +97,13 @@ def compare(
     settings: "ProbeSettings",
     index: store.ExampleIndex,
     tables: Mapping[str, Mapping[str, FeatureTable]],
-    people: pd.DataFrame | None,
+    studies: pd.DataFrame | None,
     how: FitSettings,
 ) -> Results:
     """Fit, choose and judge every source of features.
 
     ``tables``: source ("encoder", "untrained", "handmade") -> name -> table; of several tables of
-    a source the best on val stands for it. ``people``: as of read_people.
+    a source the best on val stands for it. ``studies``: as of read_studies.
     """
     probes.check_index(index)
     labels = {task: probes.task_labels(index, task) for task in settings.tasks}
@@ -127,10 +133,11 @@ def compare(
     if "prevalence" in settings.baselines:
         chosen["prevalence"], logits["prevalence"] = _prevalence(index, labels, test)
     tasks = {
-        task: _judge_task(settings, index, test, task, labels[task], chosen, logits, people)
+        task: _judge_task(settings, index, test, task, labels[task], chosen, logits, studies)
         for task in settings.tasks
     }
-    nights = night_table(index, test, tasks)
+    per_epoch = events_per_epoch(index, studies)
+    nights = night_table(index, test, tasks, studies, per_epoch)
     return Results(
         index=index,
         test=test,
@@ -141,6 +148,7 @@ def compare(
         non_finite=non_finite,
         nights=nights,
         agreement=night_agreement(nights),
+        events_per_epoch=per_epoch,
     )
 
 
@@ -194,7 +202,7 @@ def _judge_task(
     label_N: np.ndarray,
     chosen: Mapping[str, Mapping[str, Chosen]],
     logits: Mapping[str, Mapping[str, np.ndarray]],
-    people: pd.DataFrame | None,
+    studies: pd.DataFrame | None,
 ) -> TaskResult:
     val_label_N = label_N[index.rows("val")]
     val_label_N = val_label_N[val_label_N >= 0]
@@ -237,8 +245,8 @@ def _judge_task(
         what = f"only class {shown[0]}" if len(shown) else "no scored epoch"
         reason = f"the train patients show {what}, so no probe can be fitted"
     subgroups = {}
-    if people is not None and "encoder" in judged:
-        subgroups = _subgroups(settings, index, rows, test_label_N, scored, judged, people)
+    if studies is not None and "encoder" in judged:
+        subgroups = _subgroups(settings, index, rows, test_label_N, scored, judged, studies)
     return TaskResult(
         task=task,
         label_N=test_label_N,
@@ -270,23 +278,28 @@ def _score_row(source: str, name: str, table: FeatureTable, chosen: Mapping[str,
 
 
 # ------------------------------------------------------------------ subgroups
-def read_people(batches_dir: Path) -> pd.DataFrame | None:
-    """Age and sex from studies.csv (patient_id, study_id, age_days, sex); None when unknown."""
+def read_studies(batches_dir: Path) -> pd.DataFrame | None:
+    """What studies.csv knows of each night, NaN where it does not; None without the file.
+
+    Indexed by patient and study: age_days, sex, and for each of INDICES the number of its events.
+    """
     path = Path(batches_dir) / "studies.csv"
     if not path.exists():
         return None
     table = pd.read_csv(path)
-    if not {*NIGHT, "age_days", "sex"} <= set(table.columns):
+    if not set(NIGHT) <= set(table.columns):
         return None
-    people = table.dropna(subset=NIGHT).drop_duplicates(NIGHT)
-    people = people[[*NIGHT, "age_days", "sex"]]
-    return None if people[["age_days", "sex"]].isna().all(axis=None) else people
+    studies = table.dropna(subset=NIGHT).drop_duplicates(NIGHT).set_index(NIGHT)
+    counts = studies.reindex(columns=list(store.EVENT_COUNTS.values()))
+    for name, columns in INDEX_EVENTS.items():
+        studies[name] = counts[columns].sum(axis=1, skipna=False)
+    return studies.reindex(columns=["age_days", "sex", *INDICES])
 
 
-def _subgroups(settings, index, rows, test_label_N, scored, judged, people) -> dict:
+def _subgroups(settings, index, rows, test_label_N, scored, judged, studies) -> dict:
     """The encoder's test figures within each age band and sex."""
     nights = pd.MultiIndex.from_arrays([index.patient_ids[rows], index.study_ids[rows]])
-    known = people.set_index(NIGHT).reindex(nights)
+    known = studies.reindex(nights)
     bands = np.array([age_band(float(a)) for a in known["age_days"].fillna(np.nan)], object)
     sexes = known["sex"].astype(object).where(known["sex"].notna(), None).to_numpy()
     one, result = judged["encoder"], {}
@@ -332,16 +345,44 @@ def prevalence(label_N: np.ndarray, n_classes: int) -> float | dict[str, float] 
 
 
 # ------------------------------------------------------------------ whole nights
+def events_per_epoch(index: store.ExampleIndex, studies: pd.DataFrame | None) -> dict[str, float]:
+    """For each of INDICES the scored events in sleep for one epoch that holds such an event.
+
+    From the scoring of the val nights: probes find epochs, and this turns their number into that
+    of events. Left out where studies.csv does not count events, and where the nights are split in
+    time, since then only parts of them are judged.
+    """
+    if studies is None or not index.patient_disjoint:
+        return {}
+    val = index.rows("val")
+    nights = pd.MultiIndex.from_arrays([index.patient_ids[val], index.study_ids[val]])
+    known = studies.reindex(nights.unique())
+    ratios = {}
+    for name, task in INDICES.items():
+        n_events = known[name].dropna()
+        counted = nights.isin(n_events.index)
+        n_epochs = (probes.task_labels(index, task)[val][counted] == 1).sum()
+        if n_epochs:
+            ratios[name] = float(n_events.sum() / n_epochs)
+    return ratios
+
+
 def night_table(
-    index: store.ExampleIndex, test: np.ndarray, tasks: Mapping[str, TaskResult]
+    index: store.ExampleIndex,
+    test: np.ndarray,
+    tasks: Mapping[str, TaskResult],
+    studies: pd.DataFrame | None = None,
+    per_epoch: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """One row for each test night: scored and predicted minutes of sleep, stages, and indices.
 
-    Predicted counts are sums of recalibrated probabilities. An index is the number of 30-s epochs
-    that hold such an event, per hour of sleep: batch files know epochs, not single events, so it
-    lies near the clinical index but is not the same. Without the sleep task the scored sleep time
-    serves both.
+    Predicted counts are sums of recalibrated probabilities. An index is the number of scored
+    events that begin in sleep, per hour of sleep; predicted, the number of epochs with such an
+    event times ``per_epoch`` of :func:`events_per_epoch`. Where single events are not known it is
+    the number of epochs on both sides, which lies near the clinical index but is not the same.
+    Without the sleep task the scored sleep time serves both.
     """
+    per_epoch = per_epoch or {}
     stage_N = probes.task_labels(index, "sleep")[test]
     sleep = tasks["sleep"].judged.get("encoder") if "sleep" in tasks else None
     rows = []
@@ -369,9 +410,12 @@ def night_table(
             judged = tasks[task].judged.get("encoder") if task in tasks else None
             if judged is None or hours["scored"] < MIN_SLEEP_HOURS:
                 continue
-            row[f"{name}_scored"] = tasks[task].label_N[here].sum() / hours["scored"]
-            hours_predicted = max(hours["predicted"], MIN_SLEEP_HOURS)
-            row[f"{name}_predicted"] = judged.prob_NK[here, 1].sum() / hours_predicted
+            n_scored = tasks[task].label_N[here].sum()
+            if name in per_epoch:
+                n_scored = studies[name].get((row["patient_id"], row["study_id"]), np.nan)
+            row[f"{name}_scored"] = n_scored / hours["scored"]
+            n_predicted = judged.prob_NK[here, 1].sum() * per_epoch.get(name, 1.0)
+            row[f"{name}_predicted"] = n_predicted / max(hours["predicted"], MIN_SLEEP_HOURS)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -439,7 +483,11 @@ def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
         "split_hash": results.index.split_hash,
         "patient_disjoint": results.index.patient_disjoint,
         "simulated": results.index.simulated,
-        "nights": {"n": len(results.nights), "agreement": results.agreement},
+        "nights": {
+            "n": len(results.nights),
+            "agreement": results.agreement,
+            "events_per_epoch": results.events_per_epoch,
+        },
     }
 
 

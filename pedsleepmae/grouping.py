@@ -16,6 +16,7 @@ from pedsleepmae.prepare import Outcome, holder
 from pedsleepmae.splits import SPLITS, age_band, split_blocks, split_hash, split_patients
 from pedsleepmae.store import (
     BATCH_EXAMPLES,
+    EVENT_COUNTS,
     batch_path,
     example_folder,
     example_path,
@@ -194,6 +195,7 @@ def studies_table(
                 "status": "used" if outcome.usable else "unusable",
                 "reason": outcome.reason,
                 "n_examples": outcome.n_examples,
+                **{name: outcome.event_counts.get(kind) for kind, name in EVENT_COUNTS.items()},
                 "rates": " ".join(f"{rate:g}" for rate in outcome.rates_hz),
                 "n_channels": len(outcome.channels),
                 "channels": "; ".join(f"{n} = {how}" for n, how in outcome.channels.items()),
@@ -206,7 +208,8 @@ def studies_table(
             }
         )
     table = pd.DataFrame(rows)
-    return table.astype({"patient_id": "Int64", "study_id": "Int64", "age_days": "Int64"})
+    whole = ["patient_id", "study_id", "age_days", *EVENT_COUNTS.values()]
+    return table.astype(dict.fromkeys(whole, "Int64"))
 
 
 def write_tables(

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from pedsleepmae.config import PrepareSettings
 
 # Raised when what is written for the same recording and settings changes.
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
 PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
@@ -104,7 +104,7 @@ class Outcome:
 
     ``channels``: for each of the 16, where it comes from ("" when absent) and why it is absent.
     ``quality``: by channel, the shares of signals.ChannelQuality. ``label_counts``: by label, the
-    number of epochs of each code.
+    number of epochs of each code. ``event_counts``: by kind, the scored events that begin in sleep.
     """
 
     patient_id: int | None
@@ -119,6 +119,7 @@ class Outcome:
     absent: dict[str, str] = field(default_factory=dict)
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    event_counts: dict[str, int] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     simulated: bool = False
 
@@ -310,6 +311,7 @@ def make_examples(
         absent=absent,
         quality=quality,
         label_counts={name: _count_codes(codes[name]) for name in LABELS},
+        event_counts=labels.n_events,
         remarks=recording.remarks,
         simulated=recording.simulated,
     )

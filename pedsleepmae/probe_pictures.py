@@ -4,7 +4,6 @@ import colorsys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -325,8 +324,9 @@ def draw_stage_probabilities(ax: Axes, hours: np.ndarray, prob_NK: np.ndarray) -
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False, reverse=True)
 
 
-def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figure:
+def draw_agreement(results: Results) -> Figure:
     """Bland-Altman: predicted minus scored against their mean, a point a night."""
+    nights, agreement = results.nights, results.agreement
     names = [name for name in agreement if agreement[name]["n"] > 0]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -340,7 +340,7 @@ def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figur
         for key, style in (("bias", "-"), ("lower", ":"), ("upper", ":")):
             if figures[key] is not None:
                 ax.axhline(figures[key], color=COLOURS["handmade"], lw=1.1, ls=style)
-        _title(ax, quantity_in_words(name))
+        _title(ax, quantity_in_words(name, results.events_per_epoch))
         ax.set_xlabel("mean of predicted and scored", fontsize=8)
         ax.set_ylabel("predicted - scored", fontsize=8)
     for ax in axes.flat[len(names) :]:
@@ -348,12 +348,13 @@ def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figur
     return figure
 
 
-def quantity_in_words(name: str) -> str:
-    """A column of the table of nights in words, with its unit."""
+def quantity_in_words(name: str, per_epoch: Mapping[str, float]) -> str:
+    """A column of the table of nights in words, with its unit; ``per_epoch``: Results' own."""
     if name.endswith("_min"):
         what = name.removesuffix("_min")
         return "total sleep, min" if what == "sleep" else f"stage {what}, min"
-    return f"{name.replace('_', ' ').replace('apnea hypopnea', 'apnea-hypopnea')}, epochs/h"
+    unit = "events/h" if name in per_epoch else "epochs/h"
+    return f"{name.replace('_', ' ').replace('apnea hypopnea', 'apnea-hypopnea')}, {unit}"
 
 
 # ------------------------------------------------------------------ the embedding space

@@ -292,7 +292,7 @@ def make_pictures(results: Results, space: EmbeddingMap) -> Iterator[tuple[str, 
             title = f"night {number}{part}"
             yield f"night_{number}", probe_pictures.draw_hypnogram(results, night, title)
     if any(figures["n"] for figures in results.agreement.values()):
-        yield "agreement", probe_pictures.draw_agreement(results.nights, results.agreement)
+        yield "agreement", probe_pictures.draw_agreement(results)
     yield "map", probe_pictures.draw_map(space)
 
 

@@ -33,6 +33,13 @@ LABELS = {  # label of an epoch -> (dataset in an example file, dataset in a bat
     "eeg": ("eeg_label", "eeg_labels"),
 }
 
+EVENT_COUNTS = {  # kind of event -> column of studies.csv: those that begin in sleep
+    "apnea": "n_apneas",
+    "hypop": "n_hypopneas",
+    "desat": "n_desaturations",
+    "eeg": "n_arousals",
+}
+
 
 # Every dataset of an example file, and (marked @) every attribute: shape and type.
 EXAMPLE_FIELDS = {

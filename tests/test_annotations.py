@@ -326,3 +326,19 @@ def test_further_columns_and_quotes_do_not_hide_a_label(tmp_path):
     path = tmp_path / "1_2.tsv"
     path.write_text('onset\tduration\tdescription\n0\t30\t"Sleep stage N2"\tcomment\n')
     assert read_tsv(path).stages.tolist() == [2]
+
+
+def test_indices_count_each_event_once_and_only_those_that_begin_in_sleep():
+    rows = [(0.0, 30.0, "Sleep stage W"), (30.0, 30.0, "Sleep stage N2")]
+    rows += [(60.0, 30.0, "Sleep stage N2"), (90.0, 30.0, "Sleep stage ?")]
+    rows += [
+        (20.0, 25.0, "Hypopnea"),  # begins in wake
+        (31.0, 5.0, "Central Apnea"),
+        (40.0, 5.0, "Obstructive Apnea"),  # two in one epoch
+        (55.0, 20.0, "Hypopnea"),  # one in two epochs
+        (60.0, 0.0, "EEG arousal"),
+        (95.0, 10.0, "Oxygen Desaturation"),  # not scored
+        (500.0, 10.0, "Oxygen Desaturation"),  # after the end
+    ]
+    labels = label_epochs(scoring_from_rows(rows), recording_s=120)
+    assert labels.n_events == {"apnea": 2, "hypop": 1, "desat": 0, "eeg": 1}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from planted import planted_index, planted_table
@@ -36,12 +37,12 @@ def settings_for(*tasks: str, **changes) -> config.ProbeSettings:
     return config.ProbeSettings(tasks=list(tasks), **changes)
 
 
-def run(settings, index, features: dict[str, dict], folder, people=None, how=HOW):
+def run(settings, index, features: dict[str, dict], folder, studies=None, how=HOW):
     tables = {
         source: planted_table(index, folder / source, **by_name)
         for source, by_name in features.items()
     }
-    return evaluation.compare(settings, index, tables, people, how)
+    return evaluation.compare(settings, index, tables, studies, how)
 
 
 # ------------------------------------------------------------------ known truth
@@ -307,8 +308,6 @@ def test_a_task_with_one_class_in_train_is_null_with_its_reason_and_the_run_goes
 
 def test_subgroups_are_scored_apart(tmp_path):
     """The feature works in girls alone; ages fall into bands by completed years."""
-    import pandas as pd
-
     index = planted_index(tmp_path, PATIENTS, n_epochs=60, seed=11)
     girl_N = index.patient_ids % 2 == 0
     x_NF = np.random.default_rng(11).standard_normal((len(index), 2))
@@ -317,7 +316,9 @@ def test_subgroups_are_scored_apart(tmp_path):
     people = pd.DataFrame({"patient_id": patients, "study_id": patients * 10})
     people["sex"] = np.where(patients % 2 == 0, "F", "M")
     people["age_days"] = np.where(patients == patients[-1], np.nan, 365.25 * (patients % 5) + 1)
-    results = run(settings_for("arousal"), index, {"encoder": {"x": x_NF}}, tmp_path, people)
+    people.to_csv(tmp_path / "studies.csv", index=False)
+    studies = evaluation.read_studies(tmp_path)
+    results = run(settings_for("arousal"), index, {"encoder": {"x": x_NF}}, tmp_path, studies)
     groups = results.tasks["arousal"].subgroups
     assert groups["sex"]["F"]["auroc"] > 0.85 > 0.6 > groups["sex"]["M"]["auroc"]
     assert list(groups["age"]) == ["<1", "1-2", "3-5"]
@@ -341,6 +342,33 @@ def test_a_night_with_perfect_probabilities_has_its_scored_sleep_and_indices(tmp
     assert abs(results.agreement["sleep_min"]["bias"]) < 0.5
     assert abs(results.agreement["arousal_index"]["bias"]) < 1
     assert results.agreement["sleep_min"]["n"] == PATIENTS["test"]
+    assert results.events_per_epoch == {}
+
+
+def test_indices_count_events_where_their_number_is_known(tmp_path):
+    """Every epoch with an arousal holds three of them, but for nights whose number is unknown."""
+    index = planted_index(tmp_path, PATIENTS, n_epochs=60, seed=12)
+    x_NF = np.concatenate([np.eye(5)[index.labels["sleep"]], index.labels["eeg"][:, None]], 1)
+    epochs = pd.DataFrame({"study_id": index.study_ids, "n": index.labels["eeg"]})
+    table = epochs.groupby("study_id", as_index=False).sum()
+    table["patient_id"], table["n_arousals"] = table["study_id"] // 10, 3.0 * table["n"]
+    val = np.unique(index.study_ids[index.rows("val")])
+    table.loc[table["study_id"] == val[0], "n_arousals"] = np.nan
+    table.to_csv(tmp_path / "studies.csv", index=False)
+    results = run(
+        settings_for("sleep", "arousal"),
+        index,
+        {"encoder": {"x": x_NF}},
+        tmp_path,
+        evaluation.read_studies(tmp_path),
+        FitSettings([100.0]),
+    )
+    assert results.events_per_epoch == {"arousal_index": pytest.approx(3)}
+    night = results.nights.iloc[0]
+    arousals = table.set_index("study_id").loc[night["study_id"], "n_arousals"]
+    hours = night["sleep_min_scored"] / 60
+    assert night["arousal_index_scored"] == pytest.approx(arousals / hours)
+    assert abs(results.agreement["arousal_index"]["bias"]) < 0.03 * arousals / hours
 
 
 # ------------------------------------------------------------------ guards
