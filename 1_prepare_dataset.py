@@ -61,12 +61,18 @@ def run(settings: PrepareSettings) -> int:
         if settings.scaling == "fitted":
             example_settings = fit(studies, example_settings, settings, health)
         outcomes, plan = prepare_all(studies, example_settings, settings, health)
-        write_batches(plan, settings)
+        if plan.studies:  # else the batch files of an earlier run stay, should there be any
+            write_batches(plan, settings)
     if not settings.keep_examples:
         for study in plan.studies:
             folder = example_folder(paths.examples_dir, study.patient_id, study.study_id)
             shutil.rmtree(folder, ignore_errors=True)
     report = write_report(outcomes, plan, health, paths.batches_dir)
+    if not plan.studies:
+        raise RuntimeError(
+            f"none of the {len(outcomes)} recordings found can be used; the reasons stand in "
+            f"{paths.batches_dir / 'studies.csv'} and {report} (the first: {outcomes[0].reason})"
+        )
     print(describe_outcomes(outcomes, plan))
     print(f"Tables and report: {paths.batches_dir / 'studies.csv'}, {report}")
     n_unusable = sum(not outcome.usable for outcome in outcomes)
@@ -158,11 +164,6 @@ def make_plan(outcomes, settings: PrepareSettings, health) -> grouping.Grouping:
         health,
     )
     grouping.write_tables(outcomes, assignment, settings.split.by, health, batches_dir)
-    if not usable:
-        raise RuntimeError(
-            f"none of the {len(outcomes)} recordings found can be used; the reasons stand in "
-            f"{batches_dir / 'studies.csv'} (the first: {outcomes[0].reason})"
-        )
     return grouping.Grouping(usable, assignment, settings.split, settings.seed)
 
 

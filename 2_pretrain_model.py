@@ -6,14 +6,19 @@ Several GPUs of one machine:
 
     torchrun --nproc_per_node 4 2_pretrain_model.py --paths.batches_dir data/batches
 
+From the checkpoint that ships instead of from random weights:
+
+    python 2_pretrain_model.py --init_from checkpoint/m15p8_checkpoint.pt
+
 The same command goes on where an interrupted run left off (SIGTERM and Ctrl-C write a checkpoint
 first). Written to paths.run_dir: checkpoint_last.pt, checkpoint_best.pt, metrics.jsonl,
 tensorboard/, pictures/ of reconstructions and the resolved settings.yaml.
 """
 
 import sys
+from dataclasses import replace
 
-from pedsleepmae.checkpoints import CheckpointError
+from pedsleepmae.checkpoints import CheckpointError, architecture
 from pedsleepmae.config import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -35,8 +40,9 @@ def main(argv: list[str]) -> int:
     paths = settings.paths
     try:
         require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
-        if paths.init_from is not None:
-            require_file(paths.init_from, "paths.init_from", "give a checkpoint of script 2")
+        if settings.init_from is not None:
+            require_file(settings.init_from, "init_from", "give a checkpoint of script 2")
+            settings.model = replace(settings.model, **architecture(settings.init_from))
         index = load_index(paths.batches_dir, seed=settings.seed)
         pretrain(settings, index, as_plain_dict(settings))
     except (SettingsError, StoreError, MachineError, PretrainError, CheckpointError) as error:

@@ -28,7 +28,13 @@ from pedsleepmae import (
     report,
     store,
 )
-from pedsleepmae.checkpoints import CheckpointError, hash_encoder, load_checkpoint, load_model
+from pedsleepmae.checkpoints import (
+    CheckpointError,
+    file_sha256,
+    hash_encoder,
+    load_checkpoint,
+    load_model,
+)
 from pedsleepmae.config import ProbeSettings
 
 
@@ -103,7 +109,7 @@ def read_checkpoint(path: Path) -> tuple[dict, torch.nn.Module]:
     checkpoint = load_checkpoint(path)
     facts = {
         "checkpoint": str(path),
-        "checkpoint_sha256": embeddings.file_sha256(path),
+        "checkpoint_sha256": file_sha256(path),
         "checkpoint_step": checkpoint["step"],
         "checkpoint_simulated": checkpoint["simulated"],
         "checkpoint_split_hash": checkpoint["split_hash"],

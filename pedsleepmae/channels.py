@@ -211,9 +211,13 @@ def _resolve_channel(channel, signals, named, stand_ins) -> Source | Absent:
 
 def _candidates(channel: Channel, named: dict[str, list[int]], stand_ins: Sequence[str]):
     """(plus, minus, sign, word for `how`) of every way to this channel, best first."""
-    electrodes = {}
+    electrodes, referential = {}, {}
     for label, places in named.items():
         electrodes.setdefault(_electrodes(label), []).extend(places)
+        if len(_electrodes(label)) == 1:  # its reference drops out of a difference if it is one
+            reference = _REFERENCE_WORD.search(label)
+            signals_of = referential.setdefault(_electrodes(label)[0], [])
+            signals_of.extend((place, reference and reference[1]) for place in places)
     for name in channel.names:
         for place in named.get(name, ()):
             yield place, None, 1, ""
@@ -223,9 +227,10 @@ def _candidates(channel: Channel, named: dict[str, list[int]], stand_ins: Sequen
         for place in electrodes.get((minus, plus), ()):
             yield place, None, -1, ""
     for plus, minus in channel.pairs:
-        for first in electrodes.get((plus,), ()):
-            for second in electrodes.get((minus,), ()):
-                yield first, second, 1, ""
+        for first, reference in referential.get(plus, ()):
+            for second, other_reference in referential.get(minus, ()):
+                if reference == other_reference or not (reference and other_reference):
+                    yield first, second, 1, ""
     for label in stand_ins:
         for place in named.get(canonical_label(label), ()):
             yield place, None, 1, "stand-in "

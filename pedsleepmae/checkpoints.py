@@ -12,6 +12,8 @@ val_loss           validation loss of these weights; None when they were not val
 split_hash         who is in which split (empty when unknown)
 patients_seen      sorted SHA-256 digests of the training patients, see :func:`hash_patient`
 simulated          True when the data are simulated
+decoder            name of the file beside this one that holds the decoder's weights (published
+                   checkpoints that would be too large in one file)
 data               counts and facts about the training data, in words and numbers
 progress           what resuming needs: counters and stream position (checkpoint_last.pt alone)
 optimizer          likewise
@@ -36,6 +38,19 @@ from pedsleepmae.store import write_whole
 FORMAT = "pedsleepmae"
 VERSION = 1
 PATIENT_SALT = "pedsleepmae-patient"
+SUMS_NAME = "SHA256SUMS"  # as sha256sum writes and checks it; beside published checkpoints
+LARGEST_FILE = 90_000_000  # bytes: what plain git hosts take without complaint, with a margin
+NOT_PUBLISHED = ("progress", "optimizer", "channel_weights", "training_weights")
+# What the weights' shapes and meaning depend on; the other settings of a model are of training.
+ARCHITECTURE = (
+    "patch_size",
+    "emb_dim",
+    "num_layer",
+    "num_head",
+    "decoder_emb_dim",
+    "decoder_num_layer",
+    "token_layout",
+)
 ORIGINAL_NUM_HEAD = 4  # cannot be read off the tensors; all of the original's models have 4
 
 
@@ -69,7 +84,8 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
 
     For a file of the original authors ``model`` is inferred from the tensors, ``original`` is
     True, ``patients_seen`` is None (unknown) and ``split_hash`` empty. CheckpointError names a
-    file that is not a checkpoint.
+    file that is not a checkpoint, or not the one that SHA256SUMS beside it lists. Of a checkpoint
+    in two files ``state_dict`` is the whole, or the encoder's alone where the decoder's is absent.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,6 +95,7 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
             f"{path}: not a whole checkpoint file; give one that script 2 or the original authors "
             "wrote"
         )
+    check_sum(path)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -99,21 +116,54 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
             f"{path}: format {content['format']!r} version {content.get('version')}, this code "
             f"reads {FORMAT!r} up to version {VERSION}; update the code"
         )
+    if "decoder" in content and content["decoder"] != path.name:
+        beside = path.parent / Path(content["decoder"]).name
+        if beside.is_file():
+            content["state_dict"] |= load_checkpoint(beside, device)["state_dict"]
     return content | {"original": False}
+
+
+def check_sum(path: Path) -> None:
+    """CheckpointError when SHA256SUMS beside a file lists it with another sum; else nothing."""
+    sums = path.with_name(SUMS_NAME)
+    if not sums.is_file():
+        return
+    listed = dict(line.split()[::-1] for line in sums.read_text("utf-8").splitlines() if line)
+    if path.name in listed and listed[path.name] != file_sha256(path):
+        raise CheckpointError(
+            f"{path}: its SHA-256 is not the one that {sums.name} beside it lists, so it was "
+            "changed or damaged; fetch it again"
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_model(path: Path | str, device: str | torch.device = "cpu") -> MaskedAutoencoder:
     """The model of a checkpoint (ours or the original authors'), in evaluation mode on ``device``.
 
     Weights are loaded strictly; CheckpointError when they do not fit the settings in the file.
+    Where the decoder's file is absent the model embeds all the same, and says so when it is asked
+    to reconstruct.
     """
     content = load_checkpoint(path, device)
     try:
         model = MaskedAutoencoder(**content["model"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its model settings do not make a model: {error}") from error
+    if "decoder" in content and not any(n.startswith("decoder.") for n in content["state_dict"]):
+        model.drop_decoder(f"{Path(path).with_name(content['decoder'])} is not there")
     load_weights(model, content["state_dict"], f"{path}")
     return model.to(device).eval()
+
+
+def architecture(path: Path | str) -> dict[str, Any]:
+    """Those settings of a checkpoint's model that its weights depend on (ARCHITECTURE)."""
+    model = load_checkpoint(path)["model"]
+    return {name: model[name] for name in ARCHITECTURE}
 
 
 def load_weights(model: MaskedAutoencoder, state_dict: Mapping[str, Any], where: str) -> None:
@@ -144,6 +194,38 @@ def hash_encoder(model: MaskedAutoencoder) -> str:
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+# ------------------------------------------------------------------ publishing
+def publish(source: Path, target: Path, largest_file: int = LARGEST_FILE) -> list[Path]:
+    """Write what ships of a checkpoint of script 2; the files written, SHA256SUMS the last.
+
+    Weights in bfloat16, nothing that only resuming needs; the decoder in a file of its own beside
+    ``target`` when the whole would be larger than ``largest_file`` bytes.
+    """
+    content = {k: v for k, v in load_checkpoint(source).items() if k not in NOT_PUBLISHED}
+    del content["original"]
+    weights = {name: value.bfloat16() for name, value in content["state_dict"].items()}
+    n_bytes = sum(2 * value.numel() for value in weights.values())
+    beside = target.with_name(f"{target.stem}.decoder{target.suffix}")
+    files = {target: content | {"state_dict": weights}}
+    if n_bytes > largest_file:
+        of_decoder = {name: v for name, v in weights.items() if name.startswith("decoder.")}
+        of_encoder = {name: v for name, v in weights.items() if name not in of_decoder}
+        files = {
+            beside: content | {"state_dict": of_decoder, "decoder": beside.name},
+            target: content | {"state_dict": of_encoder, "decoder": beside.name},
+        }
+    else:
+        beside.unlink(missing_ok=True)
+    sums = target.with_name(SUMS_NAME)
+    sums.unlink(missing_ok=True)  # it lists other files' sums until the end
+    for path, its_content in files.items():
+        save_checkpoint(path, its_content)
+    with write_whole(sums) as temporary:
+        lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(files)]
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return [*files, sums]
 
 
 # ------------------------------------------------------------------ the original's files

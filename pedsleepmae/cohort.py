@@ -20,7 +20,7 @@ import pandas as pd
 
 from pedsleepmae import simulate
 from pedsleepmae.annotations import EPOCH_S, Scoring, read_tsv
-from pedsleepmae.channels import CHANNEL_NAMES, N_CHANNELS, RATE_HZ
+from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, N_CHANNELS, RATE_HZ
 from pedsleepmae.simulate import Child, Night
 from pedsleepmae.splits import SPLITS, split_hash, split_patients
 from pedsleepmae.standardise import standardise_epochs
@@ -39,8 +39,6 @@ from pedsleepmae.store import (
 if TYPE_CHECKING:
     from pedsleepmae.config import SimulateSettings
 
-# Ids lie above NCH's (patients to 20,830, studies to 26,278), so that nobody mixes them up.
-FIRST_PATIENT_ID, FIRST_STUDY_ID = 900_001, 900_001
 VISITS_IN_MEMORY = 16  # nights whose examples are mixed at a time when batch files are written
 # What a recording may lack: all of a group at once, as when a sensor was not put on.
 ABSENT_GROUPS = (
@@ -52,6 +50,14 @@ ABSENT_GROUPS = (
     ("EOG LOC-M2", "EOG ROC-M1"),
     ("RESP THORACIC", "RESP ABDOMINAL"),
     ("EEG CZ-O1",),
+)
+# Of CHANNEL_GROUPS: what is absent whole, as in a polygraphy (no head) or an EEG study.
+ABSENT_WHOLE = (
+    ("EEG",),
+    ("EEG", "EOG", "EMG"),
+    ("EOG", "EMG"),
+    ("effort", "flow", "snore", "CO2"),
+    ("effort", "flow", "snore", "CO2", "SpO2"),
 )
 
 
@@ -140,23 +146,33 @@ def _plan_visit(
     first_onset_s = 20 + rng.uniform(0.01, 0.04) * duration_s
     lacks = (study + 1) * settings.absent_channel_fraction % 1 < settings.absent_channel_fraction
     groups = rng.choice(len(ABSENT_GROUPS), 1 + int(rng.random() < 0.3), replace=False)
-    absent = sorted(name for group in groups for name in ABSENT_GROUPS[group])
+    absent = {name for group in groups for name in ABSENT_GROUPS[group]} if lacks else set()
+    absent |= _absent_whole(settings, stream)
     start = datetime(2008, 1, 1) + timedelta(
         days=int(rng.integers(365 * 9)), seconds=int(rng.integers(19 * 3600, 22 * 3600))
     )
     return Visit(
-        patient_id=FIRST_PATIENT_ID + patient,
-        study_id=FIRST_STUDY_ID + study,
+        patient_id=settings.first_id + patient,
+        study_id=settings.first_id + study,
         child=child,
         start=start,
         duration_s=float(duration_s),
         first_onset_s=round(first_onset_s * rate_hz) / rate_hz,
         montage="B" if is_b else "A",
         rate_hz=rate_hz,
-        absent=tuple(absent) if lacks else (),
+        absent=tuple(sorted(absent)),
         stream=stream,
         event_file=event_file,
     )
+
+
+def _absent_whole(settings: "SimulateSettings", stream: tuple[int, ...]) -> set[str]:
+    """Channels of whole groups that a visit lacks, from random numbers of their own."""
+    rng = np.random.default_rng((*stream, 4))
+    if rng.random() >= settings.absent_group_fraction:
+        return set()
+    groups = ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]
+    return {CHANNEL_NAMES[place] for group in groups for place in CHANNEL_GROUPS[group]}
 
 
 # ------------------------------------------------------------------ one visit

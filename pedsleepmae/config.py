@@ -73,10 +73,15 @@ class SimulateSettings:
     """Share of recordings with NCH's montage B (OSAT, Resp Chest, 256 or 512 Hz)."""
     absent_channel_fraction: float = 0.2
     """Share of recordings that lack one or more of the 16 channels."""
+    absent_group_fraction: float = 0.0
+    """Share of recordings that lack whole groups: no EEG, nothing on the head, no respiration."""
     rates_hz: list[int] = field(default_factory=lambda: [256, 256, 256, 400])
     """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often."""
     event_dir: Path | None = None
     """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
+    first_id: int = 900_001
+    """Number of the first patient and of the first study, above NCH's (patients to 20,830, studies
+    to 26,278). Cohorts that meet in one evaluation need ranges of their own."""
     val_fraction: float = 0.15
     """With batches_dir: share of the patients in val."""
     test_fraction: float = 0.15
@@ -87,7 +92,12 @@ class SimulateSettings:
     """Everything is drawn from it."""
 
     def check(self) -> None:
-        for key, least in (("n_patients", 1), ("n_workers", 1), ("n_repeat_studies", 0)):
+        for key, least in (
+            ("n_patients", 1),
+            ("n_workers", 1),
+            ("n_repeat_studies", 0),
+            ("first_id", 1),
+        ):
             if getattr(self, key) < least:
                 raise SettingsError(f"{key} is {getattr(self, key)}; give {least} or more")
         if self.n_repeat_studies > self.n_patients:
@@ -97,7 +107,7 @@ class SimulateSettings:
             )
         if not 0.25 <= self.hours <= 14:
             raise SettingsError(f"hours is {self.hours:g}; give 0.25 (15 minutes) to 14")
-        for key in ("montage_b_fraction", "absent_channel_fraction"):
+        for key in ("montage_b_fraction", "absent_channel_fraction", "absent_group_fraction"):
             if not 0 <= getattr(self, key) <= 1:
                 raise SettingsError(f"{key} is {getattr(self, key):g}; give a share from 0 to 1")
         if not self.rates_hz or any(rate % 4 or not 100 <= rate <= 2048 for rate in self.rates_hz):
@@ -237,8 +247,9 @@ class PretrainPaths:
     """Folder of batch files from script 1 (or the original authors' combined_*.hdf5)."""
     run_dir: Path = Path("runs/m15p8")
     """Written: checkpoints, metrics.jsonl, settings, pictures."""
-    init_from: Path | None = None
-    """Checkpoint whose weights to start from (the optimiser starts anew)."""
+    publish_to: Path | None = None
+    """Written at the end of the schedule: the best checkpoint as it ships, weights in bfloat16,
+    the decoder in a file beside it where one would be too large, and SHA256SUMS; none: nothing."""
 
 
 @dataclass
@@ -261,6 +272,10 @@ class ModelSettings:
     """Share of each channel's patches hidden from the encoder, 0 to 1."""
     mask_span: int = 1
     """Patches hidden together, in runs of this length (16 patches of 8 samples are a second)."""
+    mask_channels: float = 0.0
+    """Share of training examples, 0 to 1, in which a random group of channels, or one channel of
+    it, is hidden whole as if absent, and asked for in the loss; script 6 imputes only what a model
+    has been asked for so. Validation hides no whole channels."""
     token_layout: Literal["reference", "moment", "channel"] = "channel"
     """What a token is made of. reference: the original's view of memory; moment: the k-th kept
     patch of all 16 channels; channel: 16 kept patches of one channel."""
@@ -302,6 +317,10 @@ class PretrainSettings:
     paths: PretrainPaths = field(default_factory=PretrainPaths)
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    init_from: Path | None = None
+    """Checkpoint whose weights to start from, such as checkpoint/m15p8_checkpoint.pt. The shape of
+    the model (patch_size to decoder_num_layer, token_layout) is the checkpoint's; masks, loss and
+    optimiser are those of these settings, and the optimiser starts anew."""
     max_steps: int = 100_000
     """Length of the schedule, optimiser steps."""
     stop_at_step: int | None = None
@@ -385,6 +404,11 @@ def _check_model(model: ModelSettings) -> None:
         raise SettingsError(
             f"model.mask_ratio is {model.mask_ratio}; it is the fraction of patches hidden, give "
             "a number between 0 and 1 such as 0.5"
+        )
+    if not 0 <= model.mask_channels <= 1:
+        raise SettingsError(
+            f"model.mask_channels is {model.mask_channels}; it is the share of examples that lose "
+            "whole channels, give a number from 0 to 1 such as 0.3"
         )
     if model.mask_span > n_patches:
         raise SettingsError(

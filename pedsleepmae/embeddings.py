@@ -38,12 +38,6 @@ FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 16, 4096
 
 
 # ------------------------------------------------------------------ keys
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def embedding_key(checkpoint_sha256: str, encoder: str, split_hash: str, precision: str) -> str:
     """Folder name of what this encoder makes of this split."""
     return f"{encoder}_{checkpoint_sha256[:16]}_{split_hash or 'nosplit'}_{precision}"

@@ -199,8 +199,9 @@ def _pair(
             annotations[recording_key(edf)] = found
     recorded = {recording_key(study.edf) for study in studies}
     for key, paths in annotations.items():
-        if key not in recorded and ids(paths[0].with_name(paths[0].name)) is not None:
-            patient_id, study_id = ids(paths[0])
+        numbers = ids(paths[0].with_name(f"{key}.edf"))
+        if key not in recorded and numbers is not None:
+            patient_id, study_id = numbers
             studies.append(
                 Study(paths[0], paths[0], patient_id, study_id, "annotations without a recording")
             )

@@ -280,7 +280,7 @@ def make_examples(
             continue
         source, x_NT, quality[channel.name] = found
         center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, settings.fitted)
-        signals_NCT[:, c] = standardise(channel, x_NT, center[c], scale[c], settings.clip)
+        standardise(channel, x_NT, center[c], scale[c], settings.clip, out_NT=signals_NCT[:, c])
         origins[channel.name] = source.how
         present[c] = True
     if present.sum() < settings.min_channels:

@@ -210,8 +210,7 @@ def _pictures(plan: Grouping, batches_dir: Path) -> list[tuple[str, str]]:
         return []
     signals = map_signals(path)
     pictures = []
-    for row in range(min(N_PICTURES, len(signals))):
-        i, k = plan.rows["train"][row]
+    for row, (i, k) in enumerate(plan.rows["train"][:N_PICTURES]):
         caption = f"study {plan.studies[i].key}, example {k}"
         pictures.append((caption, _draw_example(np.asarray(signals[row], np.float32))))
     return pictures

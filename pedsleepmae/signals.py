@@ -121,19 +121,26 @@ def measure_quality(
     ends = pieces[:, [0, 1, n_piece // 2, -1]]
     candidates = pieces[(ends == ends[:, :1]).all(axis=1)]
     n_flat = int((candidates == candidates[:, :1]).all(axis=1).sum())
-    missing = 0.0 if np.isfinite(x.sum()) else float(1 - np.isfinite(x).mean())
+    extremes = x.min(), x.max()  # both NaN where any sample is
     return ChannelQuality(
         flat=n_flat / max(len(pieces), 1),
-        clipped=_share_outside(digital, min(digital_range) + 1, max(digital_range) - 1),
-        missing=missing,
-        out_of_range=_share_outside(x, *plausible),
+        clipped=_share_outside(
+            digital,
+            (digital.min(), digital.max()),
+            (min(digital_range) + 1, max(digital_range) - 1),
+        ),
+        missing=0.0 if np.isfinite(extremes).all() else float(1 - np.isfinite(x).mean()),
+        out_of_range=_share_outside(x, extremes, plausible),
         mains=_mains_share(x, rate_hz),
     )
 
 
-def _share_outside(x: np.ndarray, low: float, high: float) -> float:
-    """Share of samples below ``low`` or above ``high``; values that are not finite are neither."""
-    if low <= x.min() and x.max() <= high:  # two passes without a temporary: the usual case
+def _share_outside(
+    x: np.ndarray, extremes: tuple[float, float], bounds: tuple[float, float]
+) -> float:
+    """Share of samples outside ``bounds``, NaN counted inside; ``extremes``: of x."""
+    low, high = bounds
+    if low <= extremes[0] and extremes[1] <= high:  # the usual case needs no look at the samples
         return 0.0
     return float(((x < low) | (x > high)).mean())
 

@@ -32,7 +32,8 @@ def split_patients(
     fractions = {"val": val_fraction, "test": test_fraction}
     fractions = {"train": 1 - val_fraction - test_fraction} | fractions
     assignment = dict(keep)
-    open_patients = sorted(set(map(int, patient_ids)) - set(keep))
+    here = set(map(int, patient_ids))  # splits.csv may name patients whose recordings are gone
+    open_patients = sorted(here - set(keep))
     rng = np.random.default_rng(seed)
     rng.shuffle(open_patients)
     if strata:  # stable: patients of a band stand together, in drawn order
@@ -45,17 +46,18 @@ def split_patients(
         chosen = max(SPLITS, key=lambda split: (fractions[split] > 0, lack[split]))
         assignment[patient] = chosen
         counts[chosen] += 1
-    _fill_empty_splits(assignment, fractions, movable=open_patients)
+    _fill_empty_splits(assignment, fractions, here, movable=open_patients)
     return dict(sorted(assignment.items()))
 
 
 def _fill_empty_splits(
-    assignment: dict[int, str], fractions: dict[str, float], movable: list[int]
+    assignment: dict[int, str], fractions: dict[str, float], here: set[int], movable: list[int]
 ) -> None:
-    """Move a newly drawn train patient into val or test if that would stay empty."""
+    """Move a newly drawn train patient into val or test if no patient ``here`` stands there."""
     for split in ("test", "val"):
         in_train = [patient for patient in movable if assignment[patient] == "train"]
-        if fractions[split] > 0 and split not in assignment.values() and len(in_train) > 1:
+        taken = {assignment[patient] for patient in here}
+        if fractions[split] > 0 and split not in taken and len(in_train) > 1:
             assignment[in_train[-1]] = split
 
 

@@ -6,11 +6,13 @@ Axes: N epochs, C 16 channels, T 3,840 samples.
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from pedsleepmae.channels import CHANNELS, N_CHANNELS, Channel
 
 _QUARTILES_PER_SD = 1.3489795  # of a normal distribution: 2 x 0.6744898
 LARGEST_STANDARDISED = 6e4  # float16 ends at 65,504
+_CACHED_EPOCHS = 32  # 0.5 MB of float32: stays in the processor's cache from step to step
 
 
 def population_standard(channel: Channel) -> tuple[float, float]:
@@ -48,19 +50,20 @@ def choose_standard(
 
 
 def standardise(
-    channel: Channel, x_NT: np.ndarray, center: float, scale: float, clip: float
-) -> np.ndarray:
-    """Standardised float16 epochs of one channel, (N, T); ``x_NT`` (float32) is overwritten.
+    channel: Channel, x_NT: np.ndarray, center: float, scale: float, clip: float, out_NT: np.ndarray
+) -> None:
+    """Standardise a channel's epochs ``x_NT`` (float32) into ``out_NT`` (float16).
 
     ``clip`` (0: never) bounds the channels of arbitrary gain; beyond it lie artefacts only.
     Physical channels are not clipped, so that every sample can be undone.
     """
     bound = clip if clip and channel.scaling == "robust" else LARGEST_STANDARDISED
-    z_NT = np.subtract(x_NT, np.float32(center), out=x_NT)
-    z_NT *= np.float32(1 / scale)
-    if z_NT.max() > bound or z_NT.min() < -bound:
-        np.clip(z_NT, -bound, bound, out=z_NT)
-    return z_NT.astype(np.float16)
+    for first in range(0, len(x_NT), _CACHED_EPOCHS):
+        rows = slice(first, first + _CACHED_EPOCHS)
+        z_NT = torch.from_numpy(x_NT[rows]).sub(np.float32(center)).mul_(np.float32(1 / scale))
+        # torch rounds to float16 in the processor's own instruction, numpy value by value: a
+        # sixth of the time, of what was the costliest step of preparation after resampling.
+        torch.from_numpy(out_NT[rows]).copy_(z_NT.clamp_(-bound, bound))
 
 
 def standardise_epochs(
@@ -78,7 +81,9 @@ def standardise_epochs(
         if len(rows):
             x_NT = x_NCT[rows, c].astype(np.float32)
             center, scale = choose_standard(channel, x_NT, scaling)
-            signals_NCT[rows, c] = standardise(channel, x_NT, center, scale, clip)
+            z_NT = np.empty(x_NT.shape, np.float16)
+            standardise(channel, x_NT, center, scale, clip, out_NT=z_NT)
+            signals_NCT[rows, c] = z_NT
             center_NC[rows, c], scale_NC[rows, c] = center, scale
     return signals_NCT, center_NC, scale_NC
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from tqdm import tqdm
 
-from pedsleepmae import data, machine
+from pedsleepmae import checkpoints, data, machine
 from pedsleepmae.logbook import Logbook
 from pedsleepmae.memory import keep_freed_memory
 from pedsleepmae.model import flops_per_example
@@ -69,13 +69,13 @@ def pretrain(
 
 
 def start(trainer: Trainer) -> None:
-    """Resume from run_dir, or take the weights of paths.init_from, or neither."""
+    """Resume from run_dir, or take the weights of init_from, or neither."""
     settings = trainer.settings
     last = Path(settings.paths.run_dir) / LAST
     if settings.resume and last.exists():
         trainer.resume(last)
-    elif settings.paths.init_from is not None:
-        trainer.start_from(settings.paths.init_from)
+    elif settings.init_from is not None:
+        trainer.start_from(settings.init_from)
 
 
 def run(
@@ -256,7 +256,7 @@ def announce(trainer: Trainer, rate: float, say: Callable[[str], None]) -> None:
 
 
 def conclude(trainer: Trainer, outcome: Outcome, say: Callable[[str], None]) -> None:
-    """Say how the run ended and what to do next."""
+    """Say how the run ended and what to do next; publish the best checkpoint where it is wanted."""
     settings, progress = trainer.settings, trainer.progress
     run_dir = Path(settings.paths.run_dir)
     say(f"{outcome.step:,} of {settings.max_steps:,} steps done; results in {run_dir}")
@@ -270,6 +270,9 @@ def conclude(trainer: Trainer, outcome: Outcome, say: Callable[[str], None]) -> 
             f"Best validation loss {progress.best_val_loss:.4f} at step {progress.best_step:,}"
             f"{is_simulated(trainer)}: {run_dir / BEST}"
         )
+    if settings.paths.publish_to and outcome.finished and trainer.world.is_first:
+        files = checkpoints.publish(run_dir / BEST, Path(settings.paths.publish_to))
+        say(f"Published: {', '.join(map(str, files))}")
     if not outcome.finished:
         why = "a signal" if outcome.stopped_by_signal else "stop_at_step"
         say(f"Stopped by {why}; the same command goes on from {run_dir / LAST}")

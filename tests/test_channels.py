@@ -98,6 +98,20 @@ def test_6_chat_spellings_and_fpz_referenced_channels():
     assert [name for name, source in how.items() if not source] == ["EEG CZ-O1", "C-FLOW"]
 
 
+@pytest.mark.parametrize(
+    ("plus", "minus", "difference"),
+    [
+        ("C3-Ref", "M2-Ref", "C3-Ref - M2-Ref"),
+        ("C3-Fpz", "M2-Fpz", "C3-Fpz - M2-Fpz"),
+        ("C3", "M2-Fpz", "C3 - M2-Fpz"),
+        ("C3-Ref", "M2-Fpz", None),
+    ],
+)
+def test_2_signals_against_two_references_are_not_subtracted(plus, minus, difference):
+    source = one("EEG C3-M2", [info(plus), info(minus)])
+    assert (source.how if isinstance(source, Source) else None) == difference
+
+
 # ------------------------------------------------------------------ names
 @pytest.mark.parametrize(
     "label",

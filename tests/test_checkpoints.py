@@ -1,5 +1,6 @@
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pedsleepmae.checkpoints import (
     hash_patients,
     load_checkpoint,
     load_model,
+    publish,
     save_checkpoint,
 )
 from pedsleepmae.model import MaskedAutoencoder
@@ -83,6 +85,55 @@ def test_patients_are_hashed_as_documented():
     assert hash_patient(42) == hashlib.sha256(b"pedsleepmae-patient:42").hexdigest()
     hashes = hash_patients([7, 42, 7])
     assert hashes == sorted({hash_patient(7), hash_patient(42)})
+
+
+# ------------------------------------------------------------------ published
+X = torch.randn(2, 16, 3840, generator=torch.Generator().manual_seed(0))
+
+
+def published(tmp_path: Path, largest_file: int) -> Path:
+    save_checkpoint(tmp_path / "checkpoint_best.pt", content(optimizer={"state": {}}))
+    target = tmp_path / "ships" / "m15p8_checkpoint.pt"
+    publish(tmp_path / "checkpoint_best.pt", target, largest_file)
+    return target
+
+
+@pytest.mark.parametrize(("largest_file", "n_files"), [(10**9, 1), (1000, 2)])
+def test_a_published_checkpoint_is_the_same_model_in_bfloat16(tmp_path, largest_file, n_files):
+    path = published(tmp_path, largest_file)
+    assert len(list(path.parent.glob("*.pt"))) == n_files
+    assert "optimizer" not in load_checkpoint(path)
+    rounded = {name: value.bfloat16().float() for name, value in content()["state_dict"].items()}
+    same = MaskedAutoencoder(**SETTINGS).eval()
+    same.load_state_dict(rounded)
+    assert torch.equal(load_model(path).reconstruct(X), same.reconstruct(X))
+
+
+def test_an_encoder_without_its_decoder_embeds_and_says_what_is_missing(tmp_path):
+    path = published(tmp_path, 1000)
+    whole = load_model(path).embed(X)
+    path.with_name("m15p8_checkpoint.decoder.pt").unlink()
+    model = load_model(path)
+    assert torch.equal(model.embed(X), whole)
+    with pytest.raises(
+        ValueError, match=r"no decoder .*m15p8_checkpoint\.decoder\.pt is not there"
+    ):
+        model.reconstruct(X)
+
+
+@pytest.mark.parametrize("name", ["m15p8_checkpoint.pt", "m15p8_checkpoint.decoder.pt"])
+def test_a_published_file_that_was_changed_is_refused(tmp_path, name):
+    path = published(tmp_path, 1000)
+    other = content()["state_dict"] | {}
+    save_checkpoint(path.with_name(name), content(state_dict=other))
+    with pytest.raises(CheckpointError, match=rf"{name}: its SHA-256 is not the one"):
+        load_model(path)
+
+
+def test_the_list_of_sums_is_the_one_that_sha256sum_checks(tmp_path):
+    path = published(tmp_path, 1000)
+    command = ["sha256sum", "--check", "--strict", checkpoints.SUMS_NAME]
+    assert subprocess.run(command, cwd=path.parent, check=False).returncode == 0
 
 
 # ------------------------------------------------------------------ whole or not at all

@@ -89,6 +89,18 @@ def test_a_cohort_has_its_share_of_everything():
         assert set(visit.absent) < set(channels.CHANNEL_NAMES)
 
 
+def test_whole_groups_are_absent_in_their_share_and_change_nothing_else():
+    plain = SimulateSettings(n_patients=60, absent_channel_fraction=0.0, first_id=1_000_001)
+    visits = cohort.plan_cohort(replace(plain, absent_group_fraction=0.3))
+    eeg = {channels.CHANNEL_NAMES[place] for place in channels.CHANNEL_GROUPS["EEG"]}
+    lacking = [set(visit.absent) for visit in visits if visit.absent]
+    assert 10 <= len(lacking) <= 26
+    assert any(absent == eeg for absent in lacking)
+    assert any("C-FLOW" in absent and not absent & eeg for absent in lacking)
+    assert [replace(visit, absent=()) for visit in visits] == cohort.plan_cohort(plain)
+    assert visits[0].patient_id == visits[0].study_id == 1_000_001
+
+
 def test_a_child_that_comes_again_is_older_and_less_ill():
     visits = cohort.plan_cohort(SimulateSettings(n_patients=3, n_repeat_studies=2))
     assert [visit.patient_id - visits[0].patient_id for visit in visits] == [0, 0, 1, 1, 2]

@@ -335,6 +335,12 @@ def test_annotations_without_a_recording_are_listed(tmp_path):
     assert only_study(tmp_path).problem == "annotations without a recording"
 
 
+def test_6_chat_annotations_without_a_recording_are_listed(tmp_path):
+    (tmp_path / "chat-followup-300002-nsrr.xml").write_text("<PSGAnnotation/>")
+    study = only_study(tmp_path, "nsrr")
+    assert (study.patient_id, study.problem) == (300002, "annotations without a recording")
+
+
 def test_6_chat_files_are_paired_by_name(tmp_path):
     name = "chat-baseline-nonrandomized-300001"
     nch_file(seconds=60).write(tmp_path / "edfs" / f"{name}.edf")
@@ -622,6 +628,17 @@ def test_nothing_usable_is_a_failure_that_says_why(tmp_path):
     assert run.returncode == 1
     assert "none of the 1 recordings found can be used" in run.stderr
     assert (tmp_path / "batches" / "studies.csv").exists()
+    assert "no scored 30-s epoch" in (tmp_path / "batches" / "prepare_report.html").read_text()
+
+
+def test_recordings_that_are_gone_cost_no_batch_file_of_an_earlier_run(tmp_path, prepared):
+    folder = tmp_path / "work"
+    shutil.copytree(prepared[0], folder)
+    before = {path: path.read_bytes() for path in folder.glob("batches/*/*.hdf5")}
+    for path in (folder / "Sleep_Data").glob("*.tsv"):
+        path.unlink()
+    assert run_script(folder).returncode == 1
+    assert {path: path.read_bytes() for path in folder.glob("batches/*/*.hdf5")} == before
 
 
 def test_a_missing_folder_is_a_bad_call(tmp_path):

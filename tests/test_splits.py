@@ -44,6 +44,12 @@ def test_7_a_growing_cohort_moves_no_patient():
     assert abs(counts["test"] - 40) <= 2
 
 
+def test_7_val_patients_whose_recordings_are_gone_leave_no_empty_val():
+    gone = dict.fromkeys(range(100, 120), "val")
+    assignment = draw(6, keep=gone)
+    assert {assignment[patient] for patient in range(1, 7)} >= {"train", "val", "test"}
+
+
 def test_7_each_age_band_has_its_share():
     strata = {patient: "infant" if patient <= 60 else "teen" for patient in range(1, 301)}
     assignment = draw(300, strata=strata)
