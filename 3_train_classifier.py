@@ -18,16 +18,7 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn on torch tensors; 
 
 import torch
 
-from pedsleepmae import (
-    config,
-    embeddings,
-    evaluation,
-    machine,
-    out_of_distribution,
-    probes,
-    report,
-    store,
-)
+from pedsleepmae import config, embeddings, evaluation, machine, probes, report, store
 from pedsleepmae.checkpoints import (
     CheckpointError,
     file_sha256,
@@ -88,22 +79,14 @@ def run(settings: ProbeSettings, index, encoders, facts, poolings, device) -> in
     content = evaluation.as_metrics(results, facts)
     with store.write_whole(output_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
-    save_probes(output_dir / "probes.npz", settings, results, content)
+    basis = evaluation.probe_basis(
+        results, content, hash_encoder(encoders["encoder"][2]), settings.seed
+    )
+    probes.save_probes(output_dir / "probes.npz", results.pooling, results.chosen, basis)
     place = report.write_report(output_dir, results, content, settings.embedding_map, settings.seed)
     print(report.text_table(content))
     print(f"report: {place}")
     return config.EXIT_DONE
-
-
-def save_probes(path: Path, settings: ProbeSettings, results, content: dict) -> None:
-    """Save the probes with what script 4 must know of them: their encoder and its usual range."""
-    index = results.index
-    density = out_of_distribution.fit_density(
-        results.best_table, index.rows("train"), index.rows("val"), settings.seed
-    )
-    encoder_sha256 = hash_encoder(load_model(settings.paths.checkpoint))
-    facts = evaluation.probe_facts(results, content, encoder_sha256)
-    probes.save_probes(path, results.pooling, results.chosen, probes.Basis(facts, density))
 
 
 def read_encoders(settings: ProbeSettings) -> tuple[dict, dict]:

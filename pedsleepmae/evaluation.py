@@ -14,7 +14,8 @@ import pandas as pd
 
 from pedsleepmae import metrics, probes, store
 from pedsleepmae.embeddings import FeatureTable
-from pedsleepmae.probes import N_CLASSES, STAGES, Chosen, FitSettings
+from pedsleepmae.out_of_distribution import fit_density
+from pedsleepmae.probes import N_CLASSES, STAGES, Basis, Chosen, FitSettings
 from pedsleepmae.splits import AGE_BANDS, age_band
 
 if TYPE_CHECKING:
@@ -433,11 +434,18 @@ def night_agreement(nights: pd.DataFrame) -> dict[str, dict]:
 
 
 # ------------------------------------------------------------------ for scoring a recording later
-def probe_facts(results: Results, content: Mapping, encoder_sha256: str) -> dict:
-    """What stands with the saved probes: whose encoder, which patients, figures on val and test.
+def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: int) -> Basis:
+    """What stands with the saved probes: facts about them and the density of their train features.
 
     ``content`` is that of metrics.json.
     """
+    index = results.index
+    density = fit_density(results.best_table, index.rows("train"), index.rows("val"), seed)
+    return Basis(_probe_facts(results, content, encoder_sha256), density)
+
+
+def _probe_facts(results: Results, content: Mapping, encoder_sha256: str) -> dict:
+    """Whose encoder, which patients, figures on val and test."""
     index = results.index
     copied = ["checkpoint", "checkpoint_sha256", "checkpoint_simulated", "precision", "simulated"]
     copied += ["split_hash", "patient_disjoint"]

@@ -14,8 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from pedsleepmae.annotations import Scoring, read_nsrr_xml, read_tsv, scoring_from_rows
-from pedsleepmae.recordings import read_edf_annotations
+from pedsleepmae.annotations import (
+    AnnotationError,
+    Scoring,
+    read_nsrr_xml,
+    read_tsv,
+    scoring_from_rows,
+)
+from pedsleepmae.recordings import RecordingError, read_edf_annotations
 
 CHAT_STUDIES = {"baseline": 1, "followup": 2, "nonrandomized": 3}
 
@@ -106,12 +112,15 @@ def read_annotations(path: Path) -> Scoring:
 def find_scoring(recording: Path, annotations: Path | None = None) -> Scoring | None:
     """Scoring of one recording: from the file given, the one beside it, or its own EDF+ rows.
 
-    None when there is none. Raises AnnotationError or RecordingError for one that cannot be read.
+    None when there is none. Raises AnnotationError for one that cannot be read.
     """
     annotations = annotations or find_annotations(recording)
-    if annotations is not None:
-        return read_annotations(annotations)
-    scoring = scoring_from_rows(read_edf_annotations(recording))
+    try:
+        if annotations is not None:
+            return read_annotations(annotations)
+        scoring = scoring_from_rows(read_edf_annotations(recording))
+    except RecordingError as error:
+        raise AnnotationError(str(error)) from error
     return scoring if (scoring.stages >= 0).any() else None
 
 

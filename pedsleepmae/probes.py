@@ -416,7 +416,7 @@ def choose(
 class Basis:
     """What probes rest on: ``facts`` for those who read their scores, and the training density.
 
-    ``facts`` (plain values, see evaluation.probe_facts) name the encoder, how many patients chose
+    ``facts`` (plain values, see evaluation.probe_basis) name the encoder, how many patients chose
     and judged what, whether these were simulated, and the figures on val and test.
     """
 

@@ -105,17 +105,18 @@ def open_edf(path: Path) -> Recording:
     )
 
 
-def _mended(path: Path) -> tuple[Path | memoryview, list[str]]:
+def _mended(path: Path, any_record: bool = False) -> tuple[Path | memoryview, list[str]]:
     """The file, or a copy of its bytes with those header fields put right that can be known.
 
     The size of the header follows from the number of signals, and -1 is EDF's own way to say that
     the number of records is not known; a file with wrong ones would be read from a wrong place or
-    not at all. Raises ValueError for a record without a duration.
+    not at all. Raises ValueError for a record without a duration, unless ``any_record``: files of
+    annotations alone have such records.
     """
     with open(path, "rb") as file:
         header = file.read(256)
     n_signals, record_s = int(header[252:256]), float(header[244:252])
-    if not record_s > 0:
+    if not (record_s > 0 or any_record):
         raise ValueError(f"its record duration is {record_s:g} s: the samples cannot be timed")
     mended, remarks = {}, []
     if header[184:192].strip() != str(256 * (n_signals + 1)).encode():
@@ -140,7 +141,8 @@ def read_edf_annotations(path: Path) -> list[tuple[float, float, str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the header's own defects do not concern the rows
-            annotations = edfio.read_edf(path, header_encoding=_HEADER_ENCODING).annotations
+            source, _ = _mended(path, any_record=True)
+            annotations = edfio.read_edf(source, header_encoding=_HEADER_ENCODING).annotations
     except _HEADER_ERRORS as error:
         raise RecordingError(f"{path.name}: no readable EDF+ file ({_one_line(error)})") from error
     return [(row.onset, row.duration or 0.0, row.text) for row in annotations]

@@ -304,6 +304,12 @@ def test_stages_in_the_edf_file_itself_are_found(tmp_path):
     assert find_scoring(tmp_path / "b.edf") is None
 
 
+@pytest.mark.parametrize("count", ["NA", "-1"])
+def test_a_header_that_script_1_mends_stops_nothing(tmp_path, trained, count):
+    file = nch_file(seconds=120, n_records=count, header={"header_bytes": b"0"})
+    assert script_4(trained, file.write(tmp_path / "x.edf"), tmp_path / "out") == 0
+
+
 def one_sentence(capsys, code) -> str:
     sentence = capsys.readouterr().err.strip()
     assert code in (1, 2)
