@@ -43,7 +43,7 @@ MAX_CURVE_POINTS = 1000
 SHOWN_CHANNELS = (0, 4, 5, 13, 14, 15, 8, 9, 10, 12, 7)  # enough to see what a scorer looks at
 
 
-def _axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndarray:
+def plain_axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndarray:
     """Axes without frame above and to the right."""
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
@@ -54,7 +54,7 @@ def _axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndar
     return axes
 
 
-def _title(ax: Axes, text: str) -> None:
+def write_title(ax: Axes, text: str) -> None:
     ax.set_title(text, fontsize=10, color=INK, loc="left", fontweight="bold")
 
 
@@ -71,7 +71,7 @@ def draw_overview(results: Results) -> Figure:
     sources = [name for name in sources if name != "prevalence"]  # always at the dotted line
     step = 1 / (len(sources) + 1.5)
     figure = Figure(figsize=(8.4, 0.9 + 0.22 * len(sources) * len(tasks)), layout="constrained")
-    ax = _axes(figure)[0, 0]
+    ax = plain_axes(figure)[0, 0]
     for row, result in enumerate(tasks):
         name = "weighted_auroc" if result.task == "sleep" else "auroc"
         for k, source in enumerate(s for s in sources if s in result.judged):
@@ -101,7 +101,7 @@ def draw_event(result: TaskResult) -> Figure:
     known = result.label_N >= 0
     label_N = result.label_N[known]
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
-    roc, recall, calibration = _axes(figure, 1, 3)[0]
+    roc, recall, calibration = plain_axes(figure, 1, 3)[0]
     if 0 < label_N.sum() < len(label_N):
         for source in reversed([name for name in COLOURS if name in result.judged]):
             prob_N, figures = result.judged[source].prob_NK[known, 1], result.judged[source].test
@@ -128,12 +128,12 @@ def draw_event(result: TaskResult) -> Figure:
     roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
     roc.set_xlabel("1 - specificity", fontsize=9)
     roc.set_ylabel("sensitivity", fontsize=9)
-    _title(roc, "ROC curve")
+    write_title(roc, "ROC curve")
     recall.axhline(label_N.mean(), color=SOFT, lw=0.8, ls=":")
     recall.set_xlabel("sensitivity (recall)", fontsize=9)
     recall.set_ylabel("precision", fontsize=9)
     recall.set_ylim(0, 1.02)
-    _title(recall, "Precision-recall curve")
+    write_title(recall, "Precision-recall curve")
     _draw_reliability(calibration, label_N, result.judged["encoder"].prob_NK[known, 1])
     return figure
 
@@ -152,7 +152,7 @@ def _draw_reliability(ax: Axes, is_true_N: np.ndarray, prob_N: np.ndarray) -> No
     ax.set_ylim(0, top)
     ax.set_xlabel("predicted probability (tenths of the epochs)", fontsize=9)
     ax.set_ylabel("observed share", fontsize=9)
-    _title(ax, "Reliability after recalibration")
+    write_title(ax, "Reliability after recalibration")
 
 
 def draw_stages(result: TaskResult) -> Figure:
@@ -161,7 +161,7 @@ def draw_stages(result: TaskResult) -> Figure:
     label_N, one = result.label_N[known], result.judged["encoder"]
     prob_NK = one.prob_NK[known]
     figure = Figure(figsize=(10.5, 3.5), layout="constrained")
-    matrix, roc, calibration = _axes(figure, 1, 3)[0]
+    matrix, roc, calibration = plain_axes(figure, 1, 3)[0]
     counts = one.test.confusion
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     matrix.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -174,7 +174,7 @@ def draw_stages(result: TaskResult) -> Figure:
     matrix.set_yticks(range(5), STAGES)
     matrix.set_xlabel("predicted", fontsize=9)
     matrix.set_ylabel("scored", fontsize=9)
-    _title(matrix, "Confusion (share of the scored stage)")
+    write_title(matrix, "Confusion (share of the scored stage)")
     for k, stage in enumerate(STAGES):
         if 0 < (label_N == k).sum() < len(label_N):
             x, y, _ = roc_curve(label_N == k, prob_NK[:, k])
@@ -185,7 +185,7 @@ def draw_stages(result: TaskResult) -> Figure:
     roc.set_xlabel("1 - specificity", fontsize=9)
     roc.set_ylabel("sensitivity", fontsize=9)
     roc.legend(loc="lower right", fontsize=7, frameon=False)
-    _title(roc, "One stage against the rest (AUROC)")
+    write_title(roc, "One stage against the rest (AUROC)")
     _draw_reliability(calibration, label_N == prob_NK.argmax(1), prob_NK.max(1))
     return figure
 
@@ -199,7 +199,7 @@ def draw_subgroups(result: TaskResult) -> Figure:
         for label, entry in groups.items()
     ]
     figure = Figure(figsize=(6.5, 0.8 + 0.26 * len(rows)), layout="constrained")
-    ax = _axes(figure)[0, 0]
+    ax = plain_axes(figure)[0, 0]
     whole = result.judged["encoder"].test.figures[name]
     if whole is not None:
         ax.axvline(whole, color=COLOURS["encoder"], lw=0.9, ls=":")
@@ -221,7 +221,7 @@ def draw_failures(results: Results, positions: Sequence[tuple[int, str]]) -> Fig
     """Signals of epochs that the probe is surest of and wrong; (position, caption) of each."""
     columns = len(positions)
     figure = Figure(figsize=(3.6 * columns, 5.2), layout="constrained")
-    axes = _axes(figure, 1, columns)[0]
+    axes = plain_axes(figure, 1, columns)[0]
     index = results.index
     signals = store.read_signals(index, np.array([position for position, _ in positions]))
     seconds = np.arange(signals.shape[2]) * EPOCH_S / signals.shape[2]
@@ -260,12 +260,12 @@ def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
     has_sleep = sleep is not None and "encoder" in sleep.judged
     heights = [1.3, 1.3, 1.0] * has_sleep + [0.5] * len(events)
     figure = Figure(figsize=(10.5, 0.5 + 0.85 * sum(heights)), layout="constrained")
-    axes = list(_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
-    _title(axes[0], title)
+    axes = list(plain_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
+    write_title(axes[0], title)
     if has_sleep:
         one = sleep.judged["encoder"]
-        _draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
-        _draw_stage_line(axes.pop(0), hours, one.decided_N[here], "predicted", COLOURS["encoder"])
+        draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
+        draw_stage_line(axes.pop(0), hours, one.decided_N[here], "predicted", COLOURS["encoder"])
         _draw_stage_probabilities(axes.pop(0), hours, one.prob_NK[here])
     for ax, result in zip(axes, events, strict=True):
         prob_N = result.judged["encoder"].prob_NK[here, 1]
@@ -283,7 +283,7 @@ def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
     return figure
 
 
-def _draw_stage_line(ax: Axes, hours: np.ndarray, stage_N: np.ndarray, name: str, colour: str):
+def draw_stage_line(ax: Axes, hours: np.ndarray, stage_N: np.ndarray, name: str, colour: str):
     height = np.full(6, np.nan)
     height[list(HYPNOGRAM_ORDER)] = -np.arange(5)
     gap = np.append(np.diff(hours) > 1.5 * EPOCH_S / 3600, False)
@@ -328,7 +328,7 @@ def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figur
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.5 * columns, 2.3 * rows), layout="constrained")
-    axes = _axes(figure, rows, columns)
+    axes = plain_axes(figure, rows, columns)
     for ax, name in zip(axes.flat, names, strict=False):
         predicted, scored = nights[f"{name}_predicted"], nights[f"{name}_scored"]
         ax.plot((predicted + scored) / 2, predicted - scored, "o", color=COLOURS["encoder"], ms=4)
@@ -337,7 +337,7 @@ def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figur
         for key, style in (("bias", "-"), ("lower", ":"), ("upper", ":")):
             if figures[key] is not None:
                 ax.axhline(figures[key], color=COLOURS["handmade"], lw=1.1, ls=style)
-        _title(ax, quantity_in_words(name))
+        write_title(ax, quantity_in_words(name))
         ax.set_xlabel("mean of predicted and scored", fontsize=8)
         ax.set_ylabel("predicted - scored", fontsize=8)
     for ax in axes.flat[len(names) :]:
@@ -355,34 +355,48 @@ def quantity_in_words(name: str) -> str:
 
 # ------------------------------------------------------------------ the embedding space
 def draw_map(result: EmbeddingMap) -> Figure:
-    """The same map coloured by stage, event, patient and time of night."""
-    figure = Figure(figsize=(10.5, 8.6), layout="constrained")
-    axes = _axes(figure, 2, 2).flat
-    x, y = result.xy.T
-    for ax, (name, value_N) in zip(axes, result.colourings.items(), strict=True):
+    """The same map, coloured by all that EmbeddingMap knows of its epochs."""
+    n_columns = 3 if len(result.colourings) > 4 else 2
+    n_rows = -(-len(result.colourings) // n_columns)
+    figure = Figure(figsize=(5.25 * n_columns, 4.3 * n_rows), layout="constrained")
+    axes = iter(plain_axes(figure, n_rows, n_columns).flat)
+    for (name, value_N), ax in zip(result.colourings.items(), axes, strict=False):
         ax.set_xticks([])
         ax.set_yticks([])
-        if name in ("stage", "event"):
-            labels, colours = (
-                (STAGES, STAGE_COLOURS) if name == "stage" else (EVENT_NAMES, EVENT_COLOURS)
-            )
-            for k, label in enumerate(labels):
-                here = value_N == k
-                ax.scatter(x[here], y[here], s=5, color=colours[k], label=label, linewidths=0)
-            ax.legend(fontsize=7, frameon=False, markerscale=3, loc="best")
-        elif name == "patient":
-            many = ListedColormap([_hue(k) for k in range(value_N.max() + 1)])
-            ax.scatter(x, y, s=5, c=value_N, cmap=many, linewidths=0)
-        else:
-            shown = np.isfinite(value_N)
-            points = ax.scatter(
-                x[shown], y[shown], s=5, c=value_N[shown], cmap="viridis", linewidths=0
-            )
-            figure.colorbar(points, ax=ax, shrink=0.6, label="hours into the recording")
-        _title(ax, {"hours": "time of night"}.get(name, name))
+        scatter_coloured(ax, result.xy, name, value_N)
+        words = {"hours": "time of night", "channels": "channels recorded"}
+        write_title(ax, words.get(name, name))
+    for ax in axes:  # what zip has left
+        ax.set_visible(False)
     return figure
 
 
-def _hue(k: int) -> tuple[float, float, float]:
+def scatter_coloured(ax: Axes, xy: np.ndarray, name: str, value_N: np.ndarray, size: float = 5):
+    """Points coloured by one of EmbeddingMap's colourings, with its legend or scale of colours."""
+    x, y = xy.T
+    style = {"s": size, "linewidths": 0}
+    if name in ("stage", "event"):
+        labels, colours = (
+            (STAGES, STAGE_COLOURS) if name == "stage" else (EVENT_NAMES, EVENT_COLOURS)
+        )
+        for k, label in enumerate(labels):
+            here = value_N == k
+            ax.scatter(x[here], y[here], color=colours[k], label=label, **style)
+        ax.legend(fontsize=7, frameon=False, markerscale=3, loc="best")
+    elif name == "patient":
+        many = ListedColormap([hue(k) for k in range(value_N.max() + 1)])
+        ax.scatter(x, y, c=value_N, cmap=many, **style)
+    else:
+        shown = np.isfinite(value_N)
+        points = ax.scatter(x[shown], y[shown], c=value_N[shown], cmap="viridis", **style)
+        label = {
+            "hours": "hours into the recording",
+            "age": "age, years",
+            "channels": "of 16 channels",
+        }[name]
+        ax.figure.colorbar(points, ax=ax, shrink=0.6, label=label)
+
+
+def hue(k: int) -> tuple[float, float, float]:
     """Colours that stay apart for neighbouring numbers (golden-ratio steps round the hues)."""
     return colorsys.hsv_to_rgb((k * 0.618) % 1, 0.62, 0.85)
