@@ -504,7 +504,8 @@ class CohortSettings:
     name: str = "Prader-Willi syndrome"
     """What the cohort is called in the report."""
     icd_codes: list[str] = field(default_factory=lambda: ["Q87.11", "Q87.1", "759.81"])
-    """ICD-10 and ICD-9 codes, equal but for dots, blanks and case; Q87.1 does not find Q87.19."""
+    """ICD-10 and ICD-9 codes, equal but for dots, blanks and case (Q87.1 does not find Q87.19); in
+    quotes, for YAML takes 759.81 for a number."""
     name_holds: str = ""
     """Count only diagnoses whose DX_NAME holds this text, in any case (Q87.1 covers other
     syndromes too); empty: all."""
@@ -569,7 +570,7 @@ class ExploreSettings:
     patient_ids: list[int] = field(default_factory=list)
     """Map these patients only; empty: all of the split. The cohort is compared over the split."""
     nights: list[str] = field(default_factory=list)
-    """Nights whose path is drawn, each as <patient>_<study>; empty: the longest one mapped."""
+    """Nights whose path is drawn, each as <patient>/<study>; empty: the longest one mapped."""
     maps: list[Literal["pca", "umap"]] = field(default_factory=lambda: ["pca", "umap"])
     """Kinds of map; UMAP needs umap-learn and is left out, with a word, where it is absent."""
     max_points: int = 3000

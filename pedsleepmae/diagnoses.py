@@ -80,20 +80,20 @@ def _diagnosis_file(health_dir: Path) -> Path:
 def _pieces(path: Path):
     """The columns that count, as text, a piece of the file at a time; latin-1 as NCH's tables."""
     try:
-        pieces = pd.read_csv(
+        with pd.read_csv(
             path,
             dtype=str,
             encoding="latin-1",
             keep_default_na=False,
             usecols=lambda name: name.strip().upper() in COLUMNS,
             chunksize=ROWS_AT_A_TIME,
-        )
-        for table in pieces:
-            table.columns = [name.strip().upper() for name in table.columns]
-            missing = [name for name in COLUMNS if name not in table.columns]
-            if missing:
-                raise DiagnosisError(f"{path}: has no column {missing[0]}")
-            yield table
+        ) as pieces:
+            for table in pieces:
+                table.columns = [name.strip().upper() for name in table.columns]
+                missing = [name for name in COLUMNS if name not in table.columns]
+                if missing:
+                    raise DiagnosisError(f"{path}: has no column {missing[0]}")
+                yield table
     except pd.errors.ParserError as error:
         raise DiagnosisError(f"{path}: not a table ({error})") from error
     except pd.errors.EmptyDataError as error:

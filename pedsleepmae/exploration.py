@@ -158,9 +158,9 @@ def choose_positions(
     for key in settings.nights:
         if not len(_epochs_of_night(index, positions, key)):
             first = positions[0]
-            example = f"{index.patient_ids[first]}_{index.study_ids[first]}"
+            example = f"{index.patient_ids[first]}/{index.study_ids[first]}"
             raise ExplorationError(
-                f"nights: {key!r} is no night of split {settings.split}; give <patient>_<study> "
+                f"nights: {key!r} is no night of split {settings.split}; give <patient>/<study> "
                 f"such as {example}"
             )
     return positions, mapped
@@ -244,8 +244,8 @@ def trace_night(
 
 
 def _epochs_of_night(index: store.ExampleIndex, positions: np.ndarray, key: str) -> np.ndarray:
-    """Positions of the epochs of night `<patient>_<study>` whose onset is known, by time."""
-    patient, _, study = key.partition("_")
+    """Positions of the epochs of night `<patient>/<study>` whose onset is known, by time."""
+    patient, _, study = key.partition("/")
     here = (index.patient_ids[positions].astype(str) == patient) & (
         index.study_ids[positions].astype(str) == study
     )
@@ -257,7 +257,7 @@ def _longest_night(index: store.ExampleIndex, positions: np.ndarray) -> str:
     night_n = index.nights()[positions]
     _, first, count = np.unique(night_n, return_index=True, return_counts=True)
     longest = positions[first[np.argmax(count)]]
-    return f"{index.patient_ids[longest]}_{index.study_ids[longest]}"
+    return f"{index.patient_ids[longest]}/{index.study_ids[longest]}"
 
 
 # ------------------------------------------------------------------ the cohort
@@ -351,11 +351,15 @@ def _age_gap(age_Q: np.ndarray, set_Q: np.ndarray, in_cohort_Q: np.ndarray) -> f
 
 
 def _n_labellings(member_Q: np.ndarray, stratum_Q: np.ndarray | None) -> int:
-    """In how many ways the labels can stand within the strata."""
-    if stratum_Q is None:
-        return math.comb(len(member_Q), int(member_Q.sum()))
-    parts = [member_Q[stratum_Q == stratum] for stratum in np.unique(stratum_Q)]
-    return math.prod(math.comb(len(part), int(part.sum())) for part in parts)
+    """How many silhouettes the labels can give within the strata.
+
+    The silhouette does not know which group is which: where every stratum has as many of the one
+    as of the other, two labellings share each.
+    """
+    strata = np.zeros(len(member_Q), int) if stratum_Q is None else stratum_Q
+    parts = [member_Q[strata == stratum] for stratum in np.unique(strata)]
+    n_labellings = math.prod(math.comb(len(part), int(part.sum())) for part in parts)
+    return n_labellings // 2 if all(2 * part.sum() == len(part) for part in parts) else n_labellings
 
 
 # ------------------------------------------------------------------ distances

@@ -28,13 +28,14 @@ KINDS = (WITHIN, BETWEEN)
 # ------------------------------------------------------------------ the path of a night
 def draw_path(night: NightPath) -> Figure:
     """One night as a path coloured by time, the same by stage and event, and its hypnogram."""
-    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[3.1, 1])
+    figure = Figure(figsize=(11.5, 6.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[2.7, 1])
     by_time, by_stage = plain_axes(above, 1, 2)[0]
     for ax in (by_time, by_stage):
         ax.set_xticks([])
         ax.set_yticks([])
         ax.set_aspect("equal", adjustable="datalim")
+        ax.margins(0.14)
     steps = np.stack([night.xy[:-1], night.xy[1:]], axis=1)
     # A gap in the scoring is no step: the path is broken there.
     steps = steps[np.diff(night.hours) < 2 * 30.5 / 3600]
@@ -116,7 +117,7 @@ def _draw_comparison(ax: Axes, one: Comparison) -> None:
     ax.set_xlabel("silhouette", fontsize=9)
     write_title(
         ax,
-        f"{counted(one.n_cohort, 'patient')} against {one.n_rest:,}, {one.against}: "
+        f"{counted(one.n_cohort, 'patient')} against {one.n_rest:,}:\n{one.against}, "
         f"p = {found.p_value:.3g}",
     )
 
@@ -130,12 +131,13 @@ def draw_pairs(pairs: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     joint = correlations[correlations["channel"] == TOGETHER].set_index(["measure", "pairs"])
     for row, measure in zip(axes, measures, strict=True):
         for ax, kind in zip(row, KINDS, strict=True):
-            some = pairs[(pairs["pairs"] == kind) & pairs[measure].notna()]
+            some = pairs[(pairs["pairs"] == kind) & (pairs[measure] > 0)]
             if len(some) and joint.loc[(measure, kind), "spearman"] is not None:
                 cells = ax.hexbin(
                     some[measure],
                     some["embedding"],
                     gridsize=32,
+                    xscale="log",
                     mincnt=1,
                     cmap="viridis",
                     linewidths=0,

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import (
     precision_recall_curve,
     roc_auc_score,
@@ -394,7 +395,8 @@ def scatter_coloured(ax: Axes, xy: np.ndarray, name: str, value_N: np.ndarray, s
             "age": "age, years",
             "channels": "of 16 channels",
         }[name]
-        ax.figure.colorbar(points, ax=ax, shrink=0.6, label=label)
+        ticks = MaxNLocator(6, integer=name == "channels")
+        ax.figure.colorbar(points, ax=ax, shrink=0.6, label=label, ticks=ticks)
 
 
 def hue(k: int) -> tuple[float, float, float]:

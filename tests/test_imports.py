@@ -12,6 +12,7 @@ HEAVY = {"edfio", "mne", "soxr", "jsonargparse"}  # absent on a GPU machine
 # Modules that must work without these, and without anything that imports them.
 PORTABLE = ["channels", "splits", "standardise", "store", "metrics", "model", "data", "training"]
 PORTABLE += ["checkpoints", "embeddings", "probes", "features", "report", "simulate", "cohort"]
+PORTABLE += ["cohort_health", "explore_report"]
 # Layers from the leaves to the edges; a module imports its own package's lower layers only.
 LAYERS = {
     "channels": 0, "config": 1, "splits": 0, "metrics": 0,
