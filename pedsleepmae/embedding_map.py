@@ -23,10 +23,10 @@ N_SHUFFLES = 20  # as in the original's analysis of its embeddings
 class EmbeddingMap:
     """``xy`` (n, 2) of the epochs at ``positions`` of the index, the method and the figures.
 
-    ``colourings``: stage, event, patient (numbers; where there are two or more), hours of the
-    night, age in years where it was given, and the number of channels recorded where epochs
-    differ in it. ``separation``: for stage, event and patient silhouette and neighbour agreement,
-    and the same for shuffled labels.
+    ``colourings``: stage, event (where there is one), patient (numbers; where there are two or
+    more), hours of the night, age in years where it was given, and the number of channels recorded
+    where epochs differ in it. ``separation``: for stage, event and patient silhouette and
+    neighbour agreement, and the same for shuffled labels.
     """
 
     xy: np.ndarray
@@ -82,8 +82,9 @@ def map_embeddings(
         "patient": np.unique(index.patient_ids[positions], return_inverse=True)[1],
         "hours": (onsets_s - _first_onset(index, positions)) / 3600,
     }
-    if not colourings["patient"].any():
-        del colourings["patient"]
+    for name in ("event", "patient"):
+        if not colourings[name].any():
+            del colourings[name]
     if age_years_N is not None and np.isfinite(age_years_N[positions]).any():
         colourings["age"] = age_years_N[positions]
     n_channels = index.present[positions].sum(1)

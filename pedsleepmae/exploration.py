@@ -325,13 +325,12 @@ def compare_cohort(
     drawn = rng.choice(others, min(n_most, len(others)), replace=False)
     chosen_Q = enough_Q & in_cohort_Q
     chosen_Q[drawn] = True
-    comparisons = [compare("all other patients", chosen_Q, None)]
+    comparisons = [compare("other patients", chosen_Q, None)]
     if np.isfinite(age_Q[enough_Q & in_cohort_Q]).any():
-        set_Q, n_controls = cohort_separation.match_by_age(
+        set_Q, _ = cohort_separation.match_by_age(
             np.where(enough_Q, age_Q, np.nan), in_cohort_Q, asked.controls_per_patient
         )
-        against = f"controls of nearest age ({n_controls} each)"
-        comparisons.append(compare(against, set_Q >= 0, set_Q))
+        comparisons.append(compare("controls of nearest age", set_Q >= 0, set_Q))
     return comparisons
 
 

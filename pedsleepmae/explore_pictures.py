@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from pedsleepmae.exploration import Comparison, NightPath
 from pedsleepmae.probe_pictures import (
@@ -60,14 +61,15 @@ def draw_path(night: NightPath) -> Figure:
     write_title(by_time, "by time")
     scatter_coloured(by_stage, night.xy, "stage", night.stage, size=13)
     breathing = night.event >= 3
-    by_stage.scatter(
-        *night.xy[breathing].T,
-        s=34,
-        facecolors="none",
-        edgecolors=EVENT_COLOURS[4],
-        linewidths=0.7,
-        label="apnea or hypopnea",
-    )
+    if breathing.any():
+        by_stage.scatter(
+            *night.xy[breathing].T,
+            s=34,
+            facecolors="none",
+            edgecolors=EVENT_COLOURS[4],
+            linewidths=0.7,
+            label="apnea or hypopnea",
+        )
     by_stage.legend(fontsize=7, frameon=False, markerscale=1.6, loc="best")
     write_title(by_stage, "by stage")
     (ax,) = plain_axes(below, 1, 1)[0]
@@ -117,7 +119,7 @@ def _draw_comparison(ax: Axes, one: Comparison) -> None:
     ax.set_xlabel("silhouette", fontsize=9)
     write_title(
         ax,
-        f"{counted(one.n_cohort, 'patient')} against {one.n_rest:,}:\n{one.against}, "
+        f"{counted(one.n_cohort, 'patient')} against {one.n_rest:,} {one.against}\n"
         f"p = {found.p_value:.3g}",
     )
 
@@ -126,23 +128,15 @@ def _draw_comparison(ax: Axes, one: Comparison) -> None:
 def draw_pairs(pairs: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     """Distance between embeddings against distance between signals, all channels together."""
     measures = [name for name in MEASURE_COLOURS if name in pairs]
-    figure = Figure(figsize=(9.6, 3.9 * len(measures)), layout="constrained")
-    axes = plain_axes(figure, len(measures), 2)
+    kinds = [kind for kind in KINDS if (pairs["pairs"] == kind).any()]
+    figure = Figure(figsize=(4.8 * len(kinds), 3.9 * len(measures)), layout="constrained")
+    axes = plain_axes(figure, len(measures), len(kinds))
     joint = correlations[correlations["channel"] == TOGETHER].set_index(["measure", "pairs"])
     for row, measure in zip(axes, measures, strict=True):
-        for ax, kind in zip(row, KINDS, strict=True):
+        for ax, kind in zip(row, kinds, strict=True):
             some = pairs[(pairs["pairs"] == kind) & (pairs[measure] > 0)]
-            if len(some) and joint.loc[(measure, kind), "spearman"] is not None:
-                cells = ax.hexbin(
-                    some[measure],
-                    some["embedding"],
-                    gridsize=32,
-                    xscale="log",
-                    mincnt=1,
-                    cmap="viridis",
-                    linewidths=0,
-                )
-                figure.colorbar(cells, ax=ax, shrink=0.75, label="pairs")
+            if len(some):
+                _draw_hexagons(ax, some[measure], some["embedding"])
             value = joint.loc[(measure, kind), "spearman"]
             text = "" if pd.isna(value) else f", Spearman {value:.2f}"
             write_title(ax, f"{kind}{text}")
@@ -151,13 +145,25 @@ def draw_pairs(pairs: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
     return figure
 
 
+def _draw_hexagons(ax: Axes, x: pd.Series, y: pd.Series) -> None:
+    """Counts of pairs; x logarithmic, for an epoch without its oximeter is far from all others."""
+    cells = ax.hexbin(x, y, gridsize=32, xscale="log", mincnt=1, cmap="viridis", linewidths=0)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ticks = MaxNLocator(6, integer=True)
+    ax.figure.colorbar(cells, ax=ax, shrink=0.75, label="pairs", ticks=ticks)
+
+
 def draw_correlations(correlations: pd.DataFrame) -> Figure:
     """Spearman's correlation with interval of each channel, measure and kind of pair."""
     channels = list(dict.fromkeys(correlations["channel"]))
     channels = [name for name in channels if name != TOGETHER] + [TOGETHER]
+    present = correlations.loc[correlations["n_pairs"] > 0, "pairs"]
+    kinds = [kind for kind in KINDS if (present == kind).any()]
     figure = Figure(figsize=(9.6, 1.3 + 0.42 * len(channels)), layout="constrained")
-    axes = plain_axes(figure, 1, 2, sharex=True, sharey=True)[0]
-    for ax, kind in zip(axes, KINDS, strict=True):
+    axes = plain_axes(figure, 1, len(kinds), sharex=True, sharey=True)[0]
+    for ax, kind in zip(axes, kinds, strict=True):
         for offset, (measure, colour) in zip((-0.14, 0.14), MEASURE_COLOURS.items(), strict=True):
             some = correlations[
                 (correlations["pairs"] == kind) & (correlations["measure"] == measure)

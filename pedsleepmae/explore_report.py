@@ -138,8 +138,8 @@ def comparison_in_words(name: str, one: Mapping) -> str:
     if one["silhouette"] is None:
         return f"{name} is not compared with {one['against']}: {one['reason']}."
     text = (
-        f"{name} ({counted(one['n_cohort'], 'patient')}) against {one['against']} "
-        f"({one['n_rest']:,}): silhouette {one['silhouette']:.3f} "
+        f"{name} ({counted(one['n_cohort'], 'patient')}) against {one['n_rest']:,} "
+        f"{one['against']}: silhouette {one['silhouette']:.3f} "
         f"{interval_in_words(one['ci95'])}, with patients shuffled {one['shuffled']:.3f}, "
         f"p = {one['p_value']:.3g}"
     )

@@ -38,7 +38,9 @@ def decaying_affinity(distance_NN: np.ndarray, n_neighbours: int) -> np.ndarray:
     """exp(-(d / e)^DECAY), with e the distance of an epoch's k-th neighbour, made symmetric."""
     scale_N = np.sort(distance_NN, axis=1)[:, n_neighbours]  # the 0-th is the epoch itself
     scale_N = np.maximum(scale_N, 1e-12)
-    affinity_NN = np.exp(-((distance_NN / scale_N[:, None]) ** DECAY))
+    # Beyond twice the scale the affinity is 0 in any arithmetic, and the power would overflow.
+    ratio_NN = np.minimum(distance_NN / scale_N[:, None], 2)
+    affinity_NN = np.exp(-(ratio_NN**DECAY))
     return (affinity_NN + affinity_NN.T) / 2
 
 

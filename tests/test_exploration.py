@@ -287,6 +287,15 @@ def test_two_states_lie_at_two_ends():
     assert silhouette_score(xy, np.arange(80) >= 40) > 0.8
 
 
+def test_a_far_epoch_and_equal_epochs_leave_the_path_finite():
+    rng = np.random.default_rng(3)
+    x_ND = rng.standard_normal((60, 4))
+    x_ND[7] = 1e12
+    x_ND[20:40] = 0.5  # as where all sensors are off
+    xy, _ = night_path.diffusion_layout(x_ND)
+    assert np.isfinite(xy).all()
+
+
 # ------------------------------------------------------------------ distances
 def test_warping_forgives_a_shift_that_the_euclidean_distance_does_not():
     time_s = np.arange(480) / 16
