@@ -13,7 +13,7 @@ import sys
 
 from tqdm import tqdm
 
-from pedsleepmae import cohort
+from pedsleepmae import cohort, cohort_health
 from pedsleepmae.config import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -59,6 +59,7 @@ def refuse_other_recordings(settings: SimulateSettings, visits: list[cohort.Visi
 def simulate(settings: SimulateSettings, visits: list[cohort.Visit]) -> str:
     """Simulate and write all visits; returns the sentence that says what is there now."""
     if settings.batches_dir is not None:
+        cohort_health.write_health_data(settings.output_dir / "Health_Data", visits)
         work, unit, place = cohort.write_batches(visits, settings), "examples", settings.batches_dir
     else:
         from pedsleepmae import cohort_files  # needs edfio, which batch files do without

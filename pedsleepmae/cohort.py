@@ -104,11 +104,14 @@ def plan_cohort(settings: "SimulateSettings") -> list[Visit]:
         event_files = sorted(Path(settings.event_dir).glob("*.tsv"))
         if not event_files:
             raise ValueError(f"event_dir: no .tsv file in {settings.event_dir}")
+    affected = _with_prader_willi(settings)
     visits = []
     for patient in range(settings.n_patients):
         rng = np.random.default_rng((settings.seed, 1, patient))
         # Ages spread over the range, so that a small cohort has toddlers and adolescents.
         child = simulate.draw_child(rng, _age_of(patient, settings))
+        if patient in affected:
+            child = simulate.with_prader_willi(child)
         for number in range(1 + (patient < settings.n_repeat_studies)):
             if number:
                 child = replace(
@@ -120,6 +123,14 @@ def plan_cohort(settings: "SimulateSettings") -> list[Visit]:
             file = event_files[len(visits) % len(event_files)]
             visits.append(_plan_visit(settings, patient, len(visits), child, stream, file))
     return visits
+
+
+def _with_prader_willi(settings: "SimulateSettings") -> set[int]:
+    """Which patients have Prader-Willi syndrome, drawn from a stream of their own: the others'
+    nights are the same whatever the share."""
+    n_affected = round(settings.prader_willi_fraction * settings.n_patients)
+    order = np.random.default_rng((settings.seed, 4)).permutation(settings.n_patients)
+    return set(order[:n_affected].tolist())
 
 
 def _age_of(patient: int, settings: "SimulateSettings") -> float:

@@ -1,10 +1,10 @@
-"""A simulated cohort as NCH's files: EDF with NCH's header, .tsv, SLEEP_STUDY and DEMOGRAPHIC.csv.
+"""A simulated cohort as NCH's recordings: EDF with NCH's header, and .tsv.
 
 Quirks of the real files that are reproduced, by their number in NCH_FORMAT.md's checklist: EDF+C
 without an annotation signal (1), inverted calibration (2), one rate and 4-s or 2-s records (3),
 anonymised date with a true clock time (4), a stage grid of arbitrary phase (5), `Sleep stage 1`
-(6), names in another case (7), truncated last epochs (8), two montages (9), tables in latin-1
-(10). The recording field of the header holds the word SIMULATED.
+(6), names in another case (7), truncated last epochs (8), two montages (9). The recording field of
+the header holds the word SIMULATED.
 """
 
 import datetime
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import edfio
 import joblib
 import numpy as np
-import pandas as pd
 
 from pedsleepmae.annotations import EPOCH_S
 from pedsleepmae.cohort import Visit, visit_night
+from pedsleepmae.cohort_health import write_health_data
 from pedsleepmae.recordings import SIMULATED_MARK
 from pedsleepmae.simulate import STAGE_TEXTS, UNSCORED_TEXT, Night, scored_rows
 from pedsleepmae.simulate_signals import simulate_signals
@@ -279,42 +279,3 @@ def write_cohort(visits: list[Visit], settings: "SimulateSettings") -> Iterator[
     write_health_data(Path(settings.output_dir) / "Health_Data", visits)
     run = joblib.Parallel(n_jobs=settings.n_workers, return_as="generator_unordered")
     yield from run(joblib.delayed(write_visit)(visit, settings) for visit in visits)
-
-
-def write_health_data(folder: Path, visits: list[Visit]) -> None:
-    """SLEEP_STUDY.csv and DEMOGRAPHIC.csv with NCH's columns, latin-1."""
-    studies, people = [], {}
-    for visit in visits:
-        length = datetime.timedelta(seconds=visit.duration_s)
-        studies.append(
-            {
-                "STUDY_PAT_ID": visit.patient_id,
-                "SLEEP_STUDY_ID": visit.study_id,
-                "SLEEP_STUDY_START_DATETIME": visit.start.strftime("%m/%d/%Y %H:%M:%S"),
-                "SLEEP_STUDY_DURATION_DATETIME": f" {length}",  # NCH's has stray spaces
-                "AGE_AT_SLEEP_STUDY_DAYS": visit.age_days,
-            }
-        )
-        born = visit.start.date() - datetime.timedelta(days=visit.age_days)
-        male = visit.child.sex == "M"
-        people.setdefault(
-            visit.patient_id,
-            {
-                "STUDY_PAT_ID": visit.patient_id,
-                "BIRTH_DATE": born.strftime("%m/%d/%Y"),
-                "PCORI_GENDER_CD": visit.child.sex,
-                "PCORI_RACE_CD": "UN",
-                "PCORI_HISPANIC_CD": "UN",
-                "GENDER_DESCR": "Male" if male else "Female",
-                "RACE_DESCR": "Unknown",
-                "ETHNICITY_DESCR": "Unknown",
-                "LANGUAGE_DESCR": "Español" if visit.patient_id % 9 == 0 else "English",
-                "PEDS_GEST_AGE_NUM_WEEKS": "",
-                "PEDS_GEST_AGE_NUM_DAYS": "",
-            },
-        )
-    for name, rows in (("SLEEP_STUDY", studies), ("DEMOGRAPHIC", list(people.values()))):
-        with write_whole(folder / f"{name}.csv") as temporary:
-            pd.DataFrame(rows).to_csv(
-                temporary, index=False, encoding="latin-1", lineterminator="\n"
-            )

@@ -60,7 +60,8 @@ class SimulateSettings:
     output_dir: Path = Path("data/simulated")
     """Folder to create: Sleep_Data/ (EDF and .tsv) and Health_Data/ (CSV)."""
     batches_dir: Path | None = None
-    """Write batch files for scripts 2 and 3 straight to this folder, and no EDF; none: EDF."""
+    """Write batch files for scripts 2 and 3 straight to this folder, and no EDF; none: EDF.
+    Health_Data/ stands in output_dir all the same."""
     n_patients: int = 12
     """Number of children."""
     n_repeat_studies: int = 1
@@ -77,6 +78,9 @@ class SimulateSettings:
     """Share of recordings that lack whole groups: no EEG, nothing on the head, no respiration."""
     rates_hz: list[int] = field(default_factory=lambda: [256, 256, 256, 400])
     """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often."""
+    prader_willi_fraction: float = 0.0
+    """Share of the children with Prader-Willi syndrome (DIAGNOSIS.csv says who): more and longer
+    apneas, rather central ones in the young, deeper desaturations, low muscle tone."""
     event_dir: Path | None = None
     """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
     first_id: int = 900_001
@@ -107,7 +111,8 @@ class SimulateSettings:
             )
         if not 0.25 <= self.hours <= 14:
             raise SettingsError(f"hours is {self.hours:g}; give 0.25 (15 minutes) to 14")
-        for key in ("montage_b_fraction", "absent_channel_fraction", "absent_group_fraction"):
+        shares = ("montage_b_fraction", "absent_channel_fraction", "absent_group_fraction")
+        for key in (*shares, "prader_willi_fraction"):
             if not 0 <= getattr(self, key) <= 1:
                 raise SettingsError(f"{key} is {getattr(self, key):g}; give a share from 0 to 1")
         if not self.rates_hz or any(rate % 4 or not 100 <= rate <= 2048 for rate in self.rates_hz):
@@ -573,6 +578,150 @@ class ScoreSettings:
         if not 0 <= (self.wake_margin_min or 0) <= 1440:
             raise SettingsError(f"wake_margin_min is {self.wake_margin_min:g}; give 0 to 1440")
         _check_stand_ins(self.stand_ins)
+
+
+# ------------------------------------------------------------------ 5_explore_embeddings.py
+@dataclass
+class ExplorePaths:
+    """Folders and files."""
+
+    batches_dir: Path = Path("data/batches")
+    """Folder of batch files from script 1 (or the original authors' combined_*.hdf5)."""
+    checkpoint: Path = Path("checkpoint/m15p8_checkpoint.pt")
+    """Checkpoint whose embeddings are explored."""
+    output_dir: Path = Path("results/m15p8/explore")
+    """Written: explore.json, explore.html, tables (CSV), pictures (PNG)."""
+    embeddings_dir: Path | None = None
+    """The embeddings/ folder in script 3's output_dir: what it holds is not computed again, what
+    it lacks is added; none: embeddings/ in output_dir."""
+    health_dir: Path | None = None
+    """NCH's Health_Data folder: its DIAGNOSIS.csv says who is in the cohort; none: lists alone."""
+
+
+@dataclass
+class CohortSettings:
+    """Patients that are compared with all others: by ICD code, by a list, or both."""
+
+    name: str = "Prader-Willi syndrome"
+    """What the cohort is called in the report."""
+    icd_codes: list[str] = field(default_factory=lambda: ["Q87.11", "Q87.1", "759.81"])
+    """ICD-10 and ICD-9 codes, equal but for dots, blanks and case (Q87.1 does not find Q87.19); in
+    quotes, for YAML takes 759.81 for a number."""
+    name_holds: str = ""
+    """Count only diagnoses whose DX_NAME holds this text, in any case (Q87.1 covers other
+    syndromes too); empty: all."""
+    source_types: list[str] = field(default_factory=list)
+    """Count only diagnoses of these DX_SOURCE_TYPE (authors' rule: [Final Dx]); empty: all."""
+    patient_ids: list[int] = field(default_factory=list)
+    """Patients of the cohort besides those found by code."""
+    patients_file: Path | None = None
+    """CSV file with a column patient_id: more patients of the cohort."""
+    min_patients: int = 3
+    """Fewer patients in one of the groups are not compared."""
+    epochs_per_patient: int = 30
+    """30-s epochs of each patient in a draw; patients with fewer are left out and counted."""
+    n_draws: int = 50
+    """Balanced draws of patients and epochs."""
+    n_shuffles: int = 999
+    """Shuffles of the labels over the patients, behind the p-value."""
+    controls_per_patient: int = 4
+    """Controls of nearest age for each patient of the cohort, where ages are known; fewer where
+    they would take up more than half of the others."""
+
+
+@dataclass
+class DistanceSettings:
+    """Distances in the embedding space against distances between the signals."""
+
+    channels: list[str] = field(
+        default_factory=lambda: [
+            "EEG C3-M2",
+            "EOG LOC-M2",
+            "EMG CHIN1-CHIN2",
+            "SPO2",
+            "RESP THORACIC",
+        ]
+    )
+    """Which of the 16 channels; empty: none are compared."""
+    n_epochs: int = 600
+    """Epochs between which pairs are drawn, of at most 30 nights."""
+    n_pairs: int = 2000
+    """Pairs within a night, and as many between patients."""
+    dtw_rate_hz: float = 16.0
+    """Sampling rate for dynamic time warping, Hz; 128 divided by a whole number."""
+    dtw_band_s: float = 1.0
+    """Largest shift that dynamic time warping may forgive, seconds."""
+    bootstrap_draws: int = 500
+    """Resamples of patients behind each 95 % interval."""
+
+
+@dataclass
+class ExploreSettings:
+    """Maps, the path of a night, a cohort against the rest, and distances."""
+
+    paths: ExplorePaths = field(default_factory=ExplorePaths)
+    cohort: CohortSettings = field(default_factory=CohortSettings)
+    distances: DistanceSettings = field(default_factory=DistanceSettings)
+    pooling: str = "time_abs"
+    """How an embedding becomes features: mean, max, time_mean, time_abs, class, or several joined
+    by +; script 3's metrics.json names the best."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which patients; all: every split (a rare disease needs it; pretraining saw the signals of
+    train, never a diagnosis)."""
+    patient_ids: list[int] = field(default_factory=list)
+    """Map these patients only; empty: all of the split. The cohort is compared over the split."""
+    nights: list[str] = field(default_factory=list)
+    """Nights whose path is drawn, each as <patient>/<study>; empty: the longest one mapped."""
+    maps: list[Literal["pca", "umap"]] = field(default_factory=lambda: ["pca", "umap"])
+    """Kinds of map; UMAP needs umap-learn and is left out, with a word, where it is absent."""
+    max_points: int = 3000
+    """Epochs drawn on a map at most."""
+    batch_size: int = 64
+    """Examples embedded at a time."""
+    seed: int = 0
+    """Draws epochs, patients, shuffles, resamples and, for the original's folders, the split."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoder; give script 3's to find its embeddings."""
+
+    def check(self) -> None:
+        cohort, distances = self.cohort, self.distances
+        at_least = {
+            "max_points": (self.max_points, 20),
+            "batch_size": (self.batch_size, 1),
+            "seed": (self.seed, 0),
+            "cohort.min_patients": (cohort.min_patients, 2),
+            "cohort.epochs_per_patient": (cohort.epochs_per_patient, 2),
+            "cohort.n_draws": (cohort.n_draws, 2),
+            "cohort.n_shuffles": (cohort.n_shuffles, 19),
+            "cohort.controls_per_patient": (cohort.controls_per_patient, 1),
+            "distances.n_epochs": (distances.n_epochs, 10),
+            "distances.n_pairs": (distances.n_pairs, 10),
+            "distances.dtw_band_s": (distances.dtw_band_s, 0),
+            "distances.bootstrap_draws": (distances.bootstrap_draws, 100),
+        }
+        for key, (value, least) in at_least.items():
+            if value < least:
+                raise SettingsError(f"{key} is {value:g}; give {least} or more")
+        if self.pooling == "best":
+            raise SettingsError(
+                "pooling is best, which only script 3 can choose; give the pooling that its "
+                "metrics.json names"
+            )
+        if not self.maps:
+            raise SettingsError("maps is empty; give pca, umap or both")
+        for name in distances.channels:
+            if name not in CHANNEL_NAMES:
+                raise SettingsError(
+                    f"distances.channels: {name!r} is none of the 16 channels; they are "
+                    f"{', '.join(CHANNEL_NAMES)}"
+                )
+        if not 1 <= distances.dtw_rate_hz <= 128 or 128 % distances.dtw_rate_hz:
+            raise SettingsError(
+                f"distances.dtw_rate_hz is {distances.dtw_rate_hz:g}; give 128 Hz divided by a "
+                "whole number, such as 8, 16 or 32"
+            )
 
 
 # ------------------------------------------------------------------ reading

@@ -1,6 +1,7 @@
 """A map of the embedding space, and how far classes are apart in it against shuffled labels."""
 
 import importlib.util
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,10 @@ N_SHUFFLES = 20  # as in the original's analysis of its embeddings
 class EmbeddingMap:
     """``xy`` (n, 2) of the epochs at ``positions`` of the index, the method and the figures.
 
-    ``colourings``: stage, event, patient (numbers) and hours of the night. ``separation``: for
-    stage, event and patient silhouette and neighbour agreement, and the same for shuffled labels.
+    ``colourings``: stage, event (where there is one), patient (numbers; where there are two or
+    more), hours of the night, age in years where it was given, and the number of channels recorded
+    where epochs differ in it. ``separation``: for stage, event and patient silhouette and
+    neighbour agreement, and the same for shuffled labels.
     """
 
     xy: np.ndarray
@@ -33,32 +36,62 @@ class EmbeddingMap:
     separation: dict[str, dict]
 
 
-def map_embeddings(
-    table: FeatureTable, index: store.ExampleIndex, positions: np.ndarray, wanted: str, seed: int
-) -> EmbeddingMap:
-    """Map of at most MAX_POINTS of these positions; ``wanted`` is "auto", "umap" or "pca"."""
-    rng = np.random.default_rng(seed)
-    if len(positions) > MAX_POINTS:
-        positions = np.sort(rng.choice(positions, MAX_POINTS, replace=False))
+def has_umap() -> bool:
+    """Whether umap-learn is installed; it is optional."""
+    return importlib.util.find_spec("umap") is not None
+
+
+def principal_parts(table: FeatureTable, positions: np.ndarray, seed: int) -> np.ndarray:
+    """First N_COMPONENTS principal components of the scaled features of these positions, (n, D).
+
+    Each feature is centred and divided by its spread over them; what is not finite counts as 0.
+    """
     x_NF = np.nan_to_num(table.read(positions), posinf=0, neginf=0)
     spread_F = x_NF.std(0)
     x_NF = scale_features(x_NF, x_NF.mean(0), np.where(spread_F > 0, spread_F, 1))
     n_components = min(N_COMPONENTS, *x_NF.shape)
-    parts_ND = PCA(n_components, svd_solver="randomized", random_state=seed).fit_transform(x_NF)
-    has_umap = importlib.util.find_spec("umap") is not None
-    method = "UMAP" if wanted == "umap" or (wanted == "auto" and has_umap) else "PCA"
+    return PCA(n_components, svd_solver="randomized", random_state=seed).fit_transform(x_NF)
+
+
+def map_embeddings(
+    table: FeatureTable,
+    index: store.ExampleIndex,
+    positions: np.ndarray,
+    wanted: str,
+    seed: int,
+    *,
+    max_points: int = MAX_POINTS,
+    age_years_N: np.ndarray | None = None,
+) -> EmbeddingMap:
+    """Map of at most ``max_points`` of these positions; ``wanted`` is "auto", "umap" or "pca".
+
+    ``age_years_N`` holds the age at every example of the index, NaN where it is unknown.
+    """
+    rng = np.random.default_rng(seed)
+    if len(positions) > max_points:
+        positions = np.sort(rng.choice(positions, max_points, replace=False))
+    parts_ND = principal_parts(table, positions, seed)
+    method = "UMAP" if wanted == "umap" or (wanted == "auto" and has_umap()) else "PCA"
     xy = _umap(parts_ND, seed) if method == "UMAP" else parts_ND[:, :2]
     if xy.shape[1] < 2:
         xy = np.pad(xy, ((0, 0), (0, 1)))
     onsets_s = index.onsets_s[positions]
     colourings = {
         "stage": task_labels(index, "sleep")[positions],
-        "event": _event_kinds(index, positions),
+        "event": event_kinds(index, positions),
         "patient": np.unique(index.patient_ids[positions], return_inverse=True)[1],
         "hours": (onsets_s - _first_onset(index, positions)) / 3600,
     }
+    for name in ("event", "patient"):
+        if not colourings[name].any():
+            del colourings[name]
+    if age_years_N is not None and np.isfinite(age_years_N[positions]).any():
+        colourings["age"] = age_years_N[positions]
+    n_channels = index.present[positions].sum(1)
+    if np.ptp(n_channels):
+        colourings["channels"] = n_channels
     separation = {}
-    for name in ("stage", "event", "patient"):
+    for name in [name for name in ("stage", "event", "patient") if name in colourings]:
         figures = separate(parts_ND, colourings[name], rng)
         if figures is not None:
             separation[name] = figures
@@ -94,12 +127,14 @@ def separate(x_ND: np.ndarray, label_N: np.ndarray, rng: np.random.Generator) ->
 
 
 def _umap(parts_ND: np.ndarray, seed: int) -> np.ndarray:
-    import umap  # optional, and slow to load
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # it regrets that Tensorflow is absent
+        import umap  # optional, and slow to load
 
     return umap.UMAP(random_state=seed, n_jobs=1).fit_transform(parts_ND)
 
 
-def _event_kinds(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray:
+def event_kinds(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray:
     """0 none, 1 arousal, 2 desaturation, 3 hypopnea, 4 apnea; the last that holds wins."""
     kind_N = np.zeros(len(positions), np.int64)
     tasks = ("arousal", "desaturation", "hypopnea", "apnea")

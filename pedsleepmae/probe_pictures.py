@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import (
     precision_recall_curve,
     roc_auc_score,
@@ -55,7 +56,7 @@ def clean_axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np
     return axes
 
 
-def _title(ax: Axes, text: str) -> None:
+def write_title(ax: Axes, text: str) -> None:
     ax.set_title(text, fontsize=10, color=INK, loc="left", fontweight="bold")
 
 
@@ -129,12 +130,12 @@ def draw_event(result: TaskResult) -> Figure:
     roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
     roc.set_xlabel("1 - specificity", fontsize=9)
     roc.set_ylabel("sensitivity", fontsize=9)
-    _title(roc, "ROC curve")
+    write_title(roc, "ROC curve")
     recall.axhline(label_N.mean(), color=SOFT, lw=0.8, ls=":")
     recall.set_xlabel("sensitivity (recall)", fontsize=9)
     recall.set_ylabel("precision", fontsize=9)
     recall.set_ylim(0, 1.02)
-    _title(recall, "Precision-recall curve")
+    write_title(recall, "Precision-recall curve")
     _draw_reliability(calibration, label_N, result.judged["encoder"].prob_NK[known, 1])
     return figure
 
@@ -153,7 +154,7 @@ def _draw_reliability(ax: Axes, is_true_N: np.ndarray, prob_N: np.ndarray) -> No
     ax.set_ylim(0, top)
     ax.set_xlabel("predicted probability (tenths of the epochs)", fontsize=9)
     ax.set_ylabel("observed share", fontsize=9)
-    _title(ax, "Reliability after recalibration")
+    write_title(ax, "Reliability after recalibration")
 
 
 def draw_stages(result: TaskResult) -> Figure:
@@ -175,7 +176,7 @@ def draw_stages(result: TaskResult) -> Figure:
     matrix.set_yticks(range(5), STAGES)
     matrix.set_xlabel("predicted", fontsize=9)
     matrix.set_ylabel("scored", fontsize=9)
-    _title(matrix, "Confusion (share of the scored stage)")
+    write_title(matrix, "Confusion (share of the scored stage)")
     for k, stage in enumerate(STAGES):
         if 0 < (label_N == k).sum() < len(label_N):
             x, y, _ = roc_curve(label_N == k, prob_NK[:, k])
@@ -186,7 +187,7 @@ def draw_stages(result: TaskResult) -> Figure:
     roc.set_xlabel("1 - specificity", fontsize=9)
     roc.set_ylabel("sensitivity", fontsize=9)
     roc.legend(loc="lower right", fontsize=7, frameon=False)
-    _title(roc, "One stage against the rest (AUROC)")
+    write_title(roc, "One stage against the rest (AUROC)")
     _draw_reliability(calibration, label_N == prob_NK.argmax(1), prob_NK.max(1))
     return figure
 
@@ -262,7 +263,7 @@ def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
     heights = [1.3, 1.3, 1.0] * has_sleep + [0.5] * len(events)
     figure = Figure(figsize=(10.5, 0.5 + 0.85 * sum(heights)), layout="constrained")
     axes = list(clean_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
-    _title(axes[0], title)
+    write_title(axes[0], title)
     if has_sleep:
         one = sleep.judged["encoder"]
         draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
@@ -340,7 +341,7 @@ def draw_agreement(results: Results) -> Figure:
         for key, style in (("bias", "-"), ("lower", ":"), ("upper", ":")):
             if figures[key] is not None:
                 ax.axhline(figures[key], color=COLOURS["handmade"], lw=1.1, ls=style)
-        _title(ax, quantity_in_words(name, results.events_per_epoch))
+        write_title(ax, quantity_in_words(name, results.events_per_epoch))
         ax.set_xlabel("mean of predicted and scored", fontsize=8)
         ax.set_ylabel("predicted - scored", fontsize=8)
     for ax in axes.flat[len(names) :]:
@@ -359,34 +360,49 @@ def quantity_in_words(name: str, per_epoch: Mapping[str, float]) -> str:
 
 # ------------------------------------------------------------------ the embedding space
 def draw_map(result: EmbeddingMap) -> Figure:
-    """The same map coloured by stage, event, patient and time of night."""
-    figure = Figure(figsize=(10.5, 8.6), layout="constrained")
-    axes = clean_axes(figure, 2, 2).flat
-    x, y = result.xy.T
-    for ax, (name, value_N) in zip(axes, result.colourings.items(), strict=True):
+    """The same map, coloured by all that EmbeddingMap knows of its epochs."""
+    n_columns = 3 if len(result.colourings) > 4 else 2
+    n_rows = -(-len(result.colourings) // n_columns)
+    figure = Figure(figsize=(5.25 * n_columns, 4.3 * n_rows), layout="constrained")
+    axes = iter(clean_axes(figure, n_rows, n_columns).flat)
+    for (name, value_N), ax in zip(result.colourings.items(), axes, strict=False):
         ax.set_xticks([])
         ax.set_yticks([])
-        if name in ("stage", "event"):
-            labels, colours = (
-                (STAGES, STAGE_COLOURS) if name == "stage" else (EVENT_NAMES, EVENT_COLOURS)
-            )
-            for k, label in enumerate(labels):
-                here = value_N == k
-                ax.scatter(x[here], y[here], s=5, color=colours[k], label=label, linewidths=0)
-            ax.legend(fontsize=7, frameon=False, markerscale=3, loc="best")
-        elif name == "patient":
-            many = ListedColormap([_hue(k) for k in range(value_N.max() + 1)])
-            ax.scatter(x, y, s=5, c=value_N, cmap=many, linewidths=0)
-        else:
-            shown = np.isfinite(value_N)
-            points = ax.scatter(
-                x[shown], y[shown], s=5, c=value_N[shown], cmap="viridis", linewidths=0
-            )
-            figure.colorbar(points, ax=ax, shrink=0.6, label="hours into the recording")
-        _title(ax, {"hours": "time of night"}.get(name, name))
+        scatter_coloured(ax, result.xy, name, value_N)
+        words = {"hours": "time of night", "channels": "channels recorded"}
+        write_title(ax, words.get(name, name))
+    for ax in axes:  # what zip has left
+        ax.set_visible(False)
     return figure
 
 
-def _hue(k: int) -> tuple[float, float, float]:
+def scatter_coloured(ax: Axes, xy: np.ndarray, name: str, value_N: np.ndarray, size: float = 5):
+    """Points coloured by one of EmbeddingMap's colourings, with its legend or scale of colours."""
+    x, y = xy.T
+    style = {"s": size, "linewidths": 0}
+    if name in ("stage", "event"):
+        labels, colours = (
+            (STAGES, STAGE_COLOURS) if name == "stage" else (EVENT_NAMES, EVENT_COLOURS)
+        )
+        for k, label in enumerate(labels):
+            here = value_N == k
+            ax.scatter(x[here], y[here], color=colours[k], label=label, **style)
+        ax.legend(fontsize=7, frameon=False, markerscale=3, loc="best")
+    elif name == "patient":
+        many = ListedColormap([hue(k) for k in range(value_N.max() + 1)])
+        ax.scatter(x, y, c=value_N, cmap=many, **style)
+    else:
+        shown = np.isfinite(value_N)
+        points = ax.scatter(x[shown], y[shown], c=value_N[shown], cmap="viridis", **style)
+        label = {
+            "hours": "hours into the recording",
+            "age": "age, years",
+            "channels": "of 16 channels",
+        }[name]
+        ticks = MaxNLocator(6, integer=name == "channels")
+        ax.figure.colorbar(points, ax=ax, shrink=0.6, label=label, ticks=ticks)
+
+
+def hue(k: int) -> tuple[float, float, float]:
     """Colours that stay apart for neighbouring numbers (golden-ratio steps round the hues)."""
     return colorsys.hsv_to_rgb((k * 0.618) % 1, 0.62, 0.85)

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jinja2
@@ -56,12 +56,7 @@ def write_report(
     tables = make_tables(results, content, space)
     for name, table in tables.items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    pictures = {}
-    for name, figure in make_pictures(results, space):
-        png = to_png(figure)
-        with store.write_whole(output_dir / "pictures" / f"{name}.png") as temporary:
-            temporary.write_bytes(png)
-        pictures[name] = base64.b64encode(png).decode()
+    pictures = write_pictures(output_dir, make_pictures(results, space))
     page = render(results, content, space, pictures)
     with store.write_whole(output_dir / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -112,6 +107,17 @@ def page_template(name: str) -> jinja2.Template:
     )
     environment.filters |= {"fig": in_digits, "ci": interval_in_words, "signed": signed_in_words}
     return environment.get_template(name)
+
+
+def write_pictures(output_dir: Path, figures: Iterable[tuple[str, Figure]]) -> dict[str, str]:
+    """Write pictures/<name>.png; returns each as base64 text for a page."""
+    pictures = {}
+    for name, figure in figures:
+        png = to_png(figure)
+        with store.write_whole(output_dir / "pictures" / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+        pictures[name] = base64.b64encode(png).decode()
+    return pictures
 
 
 def to_png(figure: Figure) -> bytes:

@@ -6,7 +6,7 @@ onsets and durations are off, some events are missed, spurious or taken for thei
 Everything is numpy; nothing here reads or writes a file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,6 +55,7 @@ class Child:
     heart_factor: float
     hypersynchrony: float
     muscle_gain: float
+    prader_willi: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,17 @@ def draw_child(rng: np.random.Generator, age_years: float | None = None) -> Chil
         heart_factor=float(np.exp(0.1 * rng.standard_normal())),
         hypersynchrony=float(rng.uniform(0, 1) if age_years < 13 else 0.0),
         muscle_gain=float(np.exp(0.3 * rng.standard_normal())),
+    )
+
+
+def with_prader_willi(child: Child) -> Child:
+    """The same child with Prader-Willi syndrome; rules and sources: `norms.PRADER_WILLI`."""
+    return replace(
+        child,
+        severity=norms.PRADER_WILLI["severity"] * child.severity,
+        muscle_gain=norms.PRADER_WILLI["muscle_gain"] * child.muscle_gain,
+        spo2_percent=child.spo2_percent - norms.PRADER_WILLI_SPO2_LOWER,
+        prader_willi=True,
     )
 
 

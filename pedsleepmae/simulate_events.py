@@ -75,7 +75,10 @@ def draw_events(
     n_hypopneas = max(
         rates.min_events, rng.poisson(rates.hypopneas_per_hour * child.severity * sleep_h)
     )
-    names = [*_draw_names(norms.APNEA_SHARES, n_apneas, rng)]
+    apnea_shares = norms.APNEA_SHARES
+    if child.prader_willi:
+        apnea_shares = norms.prader_willi_apnea_shares(child.age_years)
+    names = [*_draw_names(apnea_shares, n_apneas, rng)]
     names += _draw_names(norms.HYPOPNEA_SHARES, n_hypopneas, rng)
     rng.shuffle(names)
     clusters = np.exp(0.9 * _smooth(rng.standard_normal(len(stage_of_S)), 90))
@@ -111,6 +114,8 @@ def _smooth(x: np.ndarray, sd_samples: float) -> np.ndarray:
 def _event_duration_s(name: str, child: "Child", rng: np.random.Generator) -> float:
     """Two breaths at least (AASM); medians of 11 s (apneas) and 14 s (hypopneas) are ours."""
     median_s = 11.0 if "Apnea" in name else 14.0
+    if child.prader_willi and "Apnea" in name:
+        median_s *= norms.PRADER_WILLI["apnea_duration"]
     shortest_s = norms.shortest_event_s(child.age_years) / child.breath_factor
     return float(np.clip(median_s * np.exp(0.35 * rng.standard_normal()), shortest_s, 45))
 
@@ -195,6 +200,7 @@ def _desaturation(
     if not scored:
         return Event(onset_s, duration_s, SHALLOW_DIP, rng.uniform(0.3, 2.3))
     depth = rng.gamma(1.5, 0.9) * (cause.duration_s / 12) * (1.3 if in_rem else 1.0)
+    depth *= norms.PRADER_WILLI["desaturation_depth"] if child.prader_willi else 1.0
     depth = min(norms.LEAST_DESATURATION + depth, 25.0)
     return Event(onset_s, duration_s, DESATURATION, depth)
 

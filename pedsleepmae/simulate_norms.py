@@ -8,9 +8,12 @@ Sources, as the docstrings name them
                   Associated Events; its paediatric respiratory rules as in Berry et al., J Clin
                   Sleep Med 2012;8:597
     Campbell      Campbell & Feinberg, Sleep 2016;39:193 (spindle frequencies, ages 6 to 18)
+    Cohen         Cohen et al., PLoS ONE 2014;9:e101012 (Prader-Willi: central apnea by age)
     Feinberg      Feinberg & Campbell, Am J Physiol Regul Integr Comp Physiol 2013;304:R296
+    Festen        Festen et al., J Clin Endocrinol Metab 2006;91:4911 (53 with Prader-Willi)
     Fleming       Fleming et al., Lancet 2011;377:1011 (heart and respiratory rate, birth to 18)
     Gasser        Gasser et al., Electroencephalogr Clin Neurophysiol 1988;69:91 (ages 6 to 17)
+    Gillett       Gillett & Perez, Diseases 2016;4:23 (Prader-Willi: control of breathing)
     Goh           Goh et al., Am J Respir Crit Care Med 2000;162:682 (apnea in children)
     Grigg-Damberger  Grigg-Damberger et al., J Clin Sleep Med 2007;3:201 (scoring of children)
     Karamessinis  Karamessinis et al., Sleep 2007 (REM density over the night in children)
@@ -22,6 +25,7 @@ Sources, as the docstrings name them
                   events): agreement of thousands of scorers with the majority
     Rusconi       Rusconi et al., Pediatrics 1994;94:350 (respiratory rate awake and asleep)
     Scholle       Scholle et al., Sleep Med 2011;12:542 (sleep of healthy children, ages 1 to 18)
+    Sedky         Sedky et al., J Clin Sleep Med 2014;10:403 (apnea in 224 children, Prader-Willi)
     Shinomiya     Shinomiya et al., Development of sleep spindles in young children and
                   adolescents (ages 4 to 24)
     eNeuro        spindles from 6 to 21 years, eNeuro 2021;8, ENEURO.0257-21.2021
@@ -142,6 +146,18 @@ def shortest_event_s(age_years: float) -> float:
 
 
 # ------------------------------------------------------------------ events
+def prader_willi_apnea_shares(age_years: float) -> dict[str, float]:
+    """Share of each type among the apneas of a child with Prader-Willi syndrome.
+
+    Central apneas prevail in infants and give way to obstructive ones (central sleep apnea in 43 %
+    below 2 years, 5 % later: Cohen; central apneas fall with age: Festen); the numbers are ours.
+    """
+    central = _curve(age_years, (2, 0.85), (6, 0.65), (12, 0.35))
+    rest = 1 - APNEA_SHARES["Central Apnea"]
+    shares = {name: (1 - central) * share / rest for name, share in APNEA_SHARES.items()}
+    return shares | {"Central Apnea": central}
+
+
 # Share of each type among apneas and among hypopneas: NCH's counts of 15,782 obstructive, 6,938
 # central and 2,650 mixed apneas, 42,179 obstructive hypopneas and 14,522 others.
 APNEA_SHARES = {"Obstructive Apnea": 0.622, "Central Apnea": 0.274, "Mixed Apnea": 0.104}
@@ -165,6 +181,16 @@ AROUSAL_AFTER = {
     "Obstructive Hypopnea": 0.45,
     "Hypopnea": 0.3,
 }
+# Prader-Willi syndrome: obstructive apnea in 80 % (Sedky), an apnea-hypopnea index of 5.1 an hour
+# where 0 to 1 is normal, 2.8 of it central, apneas of 15 s (Festen); low muscle tone, later obesity
+# and shallow breathing at night (Gillett). The factors, relative to the other children, are ours.
+PRADER_WILLI = {
+    "severity": 2.0,  # times as many breathing events; their clip at 2.2 is lifted
+    "muscle_gain": 0.6,
+    "apnea_duration": 15 / 11,  # Festen's median over ours
+    "desaturation_depth": 1.5,  # of the fall beyond 3 %
+}
+PRADER_WILLI_SPO2_LOWER = 1.5  # percent below the child's baseline
 REM_LONGER = 1.25  # apneas last longer and desaturate more in REM (Goh); the factor is ours
 SHORTEST_AROUSAL_S = 3.0  # AASM
 STABLE_SLEEP_BEFORE_AROUSAL_S = 10.0  # AASM

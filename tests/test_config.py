@@ -16,6 +16,7 @@ CLASSES = {
     "pretrain": config.PretrainSettings,
     "probe": config.ProbeSettings,
     "score": config.ScoreSettings,
+    "explore": config.ExploreSettings,
 }
 SCRIPTS = {
     "0_simulate_cohort.py": "simulate",
@@ -23,6 +24,7 @@ SCRIPTS = {
     "2_pretrain_model.py": "pretrain",
     "3_train_classifier.py": "probe",
     "4_score_recording.py": "score",
+    "5_explore_embeddings.py": "explore",
 }
 
 

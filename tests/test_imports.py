@@ -13,6 +13,7 @@ HEAVY = {"edfio", "mne", "soxr", "jsonargparse"}  # absent on a GPU machine
 PORTABLE = ["channels", "splits", "standardise", "store", "metrics", "model", "data", "training"]
 PORTABLE += ["checkpoints", "embeddings", "probes", "features", "report", "simulate", "cohort"]
 PORTABLE += ["out_of_distribution", "scoring", "scoring_report", "estimator"]
+PORTABLE += ["cohort_health", "explore_report"]
 # Layers from the leaves to the edges; a module imports its own package's lower layers only.
 LAYERS = {
     "channels": 0, "config": 1, "splits": 0, "metrics": 0,

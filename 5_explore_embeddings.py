@@ -1,0 +1,117 @@
+"""The embedding space: maps, the path of a night, a cohort against the rest, distances.
+
+    python 5_explore_embeddings.py --config configs/explore.yaml
+
+Uses the embeddings that script 3 stored (paths.embeddings_dir) and computes those that are missing.
+A cohort is given by ICD codes of NCH's health data, or by a list of patients:
+
+    python 5_explore_embeddings.py --split all --paths.health_dir data/nch/Health_Data
+    python 5_explore_embeddings.py --cohort.name "my patients" --cohort.patients_file list.csv
+
+Writes explore.json, explore.html, tables/ and pictures/.
+"""
+
+import json
+import sys
+
+from pedsleepmae import (
+    config,
+    diagnoses,
+    embeddings,
+    evaluation,
+    exploration,
+    explore_report,
+    machine,
+    probes,
+    store,
+)
+from pedsleepmae.checkpoints import CheckpointError, hash_patient, load_checkpoint, load_model
+from pedsleepmae.config import ExploreSettings
+
+
+def main(argv: list[str]) -> int:
+    settings = config.load_settings(ExploreSettings, "explore.yaml", __doc__, argv)
+    paths = settings.paths
+    try:
+        config.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+        config.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+        if paths.health_dir is not None:
+            config.require_folder(paths.health_dir, "paths.health_dir", "give NCH's Health_Data")
+        checkpoint = load_checkpoint(paths.checkpoint)
+        index = store.load_index(paths.batches_dir, seed=settings.seed)
+        if settings.split != "all":
+            index = store.files_of_split(index, settings.split)
+        probes.check_poolings(settings.pooling, [])
+        exploration.choose_positions(settings, index)
+        cohort = exploration.find_cohort(settings)
+        device = machine.choose_device(settings.device)
+        dtype = machine.choose_dtype(settings.precision, device)
+    except (
+        config.SettingsError,
+        CheckpointError,
+        diagnoses.DiagnosisError,
+        exploration.ExplorationError,
+        store.StoreError,
+        probes.ProbeError,
+        machine.MachineError,
+    ) as error:
+        config.exit_bad_settings(str(error))
+    try:
+        table = open_features(settings, index, device, dtype)
+        people = evaluation.read_people(paths.batches_dir)
+        result = exploration.explore(settings, index, table, people, cohort)
+        content = exploration.as_content(result, facts_of(settings, result, checkpoint))
+        with store.write_whole(paths.output_dir / "explore.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+        place = explore_report.write_page(paths.output_dir, result, content)
+    except (OSError, store.StoreError) as error:
+        print(f"5_explore_embeddings.py: {error}; run it again", file=sys.stderr)
+        return config.EXIT_FAILED
+    print(explore_report.text_summary(content))
+    print(f"page: {place}")
+    return config.EXIT_DONE
+
+
+def open_features(settings: ExploreSettings, index, device, dtype) -> embeddings.FeatureTable:
+    """The table of the chosen pooling; what script 3 has not stored is computed and stored."""
+    paths = settings.paths
+    folder = paths.embeddings_dir or paths.output_dir / "embeddings"
+    key = embeddings.embedding_key(
+        embeddings.file_sha256(paths.checkpoint),
+        "pretrained",
+        index.split_hash,
+        str(dtype).removeprefix("torch."),
+    )
+    embeddings.embed_files(
+        index,
+        load_model(paths.checkpoint),
+        folder / key,
+        poolings=[settings.pooling],
+        batch_size=settings.batch_size,
+        device=device,
+        dtype=dtype,
+        title="embeddings",
+        world=machine.World(),
+    )
+    return embeddings.open_tables(index, folder / key, [settings.pooling])[settings.pooling]
+
+
+def facts_of(settings: ExploreSettings, result, checkpoint: dict) -> dict:
+    """What explore.json says of the run besides its findings."""
+    seen = checkpoint["patients_seen"]
+    here = set(map(hash_patient, set(result.index.patient_ids[result.positions].tolist())))
+    return {
+        "checkpoint": str(settings.paths.checkpoint),
+        "checkpoint_step": checkpoint["step"],
+        "checkpoint_simulated": checkpoint["simulated"],
+        "seen_patients": None if seen is None else len(here & set(seen)),
+        "pooling": settings.pooling,
+        "split": settings.split,
+        "dtw_rate_hz": settings.distances.dtw_rate_hz,
+        "dtw_band_s": settings.distances.dtw_band_s,
+        "seed": settings.seed,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
