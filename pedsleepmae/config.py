@@ -254,6 +254,10 @@ class ModelSettings:
     """Share of each channel's patches hidden from the encoder, 0 to 1."""
     mask_span: int = 1
     """Patches hidden together, in runs of this length (16 patches of 8 samples are a second)."""
+    mask_channels: float = 0.0
+    """Share of training examples, 0 to 1, in which a random group of channels, or one channel of
+    it, is hidden whole as if absent, and asked for in the loss; script 6 imputes only what a model
+    has been asked for so. Validation hides no whole channels."""
     token_layout: Literal["reference", "moment", "channel"] = "channel"
     """What a token is made of. reference: the original's view of memory; moment: the k-th kept
     patch of all 16 channels; channel: 16 kept patches of one channel."""
@@ -378,6 +382,11 @@ def _check_model(model: ModelSettings) -> None:
         raise SettingsError(
             f"model.mask_ratio is {model.mask_ratio}; it is the fraction of patches hidden, give "
             "a number between 0 and 1 such as 0.5"
+        )
+    if not 0 <= model.mask_channels <= 1:
+        raise SettingsError(
+            f"model.mask_channels is {model.mask_channels}; it is the share of examples that lose "
+            "whole channels, give a number from 0 to 1 such as 0.3"
         )
     if model.mask_span > n_patches:
         raise SettingsError(

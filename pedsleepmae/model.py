@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_SAMPLES, N_CHANNELS
 
 # What one of the 1 + K tokens is made of; token 0 holds the 16 class tokens except in "reference".
 TOKEN_LAYOUTS = {
@@ -63,6 +63,28 @@ def random_mask(
     order_BCS = noise_BCS.argsort(dim=2, stable=True)  # run by run, in time order within a run
     keep_BCK = (order_BCS[:, :, n_patches - n_keep :] + phase_BC1[rows]) % n_patches
     return keep_BCK.sort(dim=2).values
+
+
+def random_channels(
+    n_examples: int, share: float, *, generator: torch.Generator, rows: slice = slice(None)
+) -> Tensor:
+    """Draw which channels are hidden whole: ``hidden_BC``, True where hidden.
+
+    About ``share`` of the examples lose one of CHANNEL_GROUPS, each with the same chance; half of
+    those lose the whole group, the others one channel of it. ``rows`` as in :func:`random_mask`.
+    """
+    device = generator.device
+    member_GC = torch.zeros(len(CHANNEL_GROUPS), N_CHANNELS, dtype=torch.bool, device=device)
+    for group, channels in enumerate(CHANNEL_GROUPS.values()):
+        member_GC[group, list(channels)] = True
+    chance_B2 = torch.rand(n_examples, 2, generator=generator, device=device)
+    group_B = torch.randint(len(member_GC), (n_examples,), generator=generator, device=device)
+    noise_BC = torch.rand(n_examples, N_CHANNELS, generator=generator, device=device)
+    group_BC = member_GC[group_B]
+    best_B1 = torch.where(group_BC, noise_BC, -1).argmax(dim=1, keepdim=True)
+    single_BC = torch.zeros_like(group_BC).scatter_(1, best_B1, True)
+    hidden_BC = torch.where(chance_B2[:, 1:] < 0.5, group_BC, single_BC)
+    return (hidden_BC & (chance_B2[:, :1] < share))[rows]
 
 
 def hidden_patches(keep_BCK: Tensor, n_patches: int) -> Tensor:
@@ -270,6 +292,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_layer: int | None = None,
         mask_ratio: float = 0.5,
         mask_span: int = 1,
+        mask_channels: float = 0.0,
         token_layout: str = "channel",
         loss_on: str = "masked",
     ):
@@ -292,6 +315,7 @@ class MaskedAutoencoder(nn.Module):
             )
         self.n_keep = n_kept_patches(self.n_patches, mask_ratio, token_layout)
         self.mask_span = mask_span
+        self.mask_channels = mask_channels
         self.token_layout = token_layout
         self.loss_on = loss_on
         self.encoder = Encoder(self.n_patches, patch_size, emb_dim, num_layer, num_head)
@@ -336,12 +360,34 @@ class MaskedAutoencoder(nn.Module):
         )
         return keep_BCK.expand(-1, N_CHANNELS, -1)
 
-    def forward(self, x_BCT: Tensor, present_BC: Tensor, keep_BCK: Tensor) -> Tensor:
-        """``error_BC``: mean squared error of each channel, over its hidden or all patches."""
+    def draw_hidden_channels(
+        self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
+    ) -> Tensor | None:
+        """``hidden_BC`` for a training batch (see random_channels); None where there are none."""
+        if not self.mask_channels:
+            return None
+        return random_channels(n_examples, self.mask_channels, generator=generator, rows=rows)
+
+    def forward(
+        self,
+        x_BCT: Tensor,
+        present_BC: Tensor,
+        keep_BCK: Tensor,
+        hidden_BC: Tensor | None = None,
+    ) -> Tensor:
+        """``error_BC``: mean squared error of each channel, over its hidden or all patches.
+
+        Channels of ``hidden_BC`` reach the encoder as absent ones; all their patches count.
+        """
         x_BCSP = self._patches(x_BCT, present_BC)
-        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, self.token_layout)
-        pred_BCSP = self.decoder(tokens_BND, keep_BCK, self.token_layout)
         hidden_BCS = hidden_patches(keep_BCK, self.n_patches)
+        shown_BCSP, shown_BC = x_BCSP, present_BC
+        if hidden_BC is not None:
+            shown_BC = present_BC & ~hidden_BC
+            shown_BCSP = x_BCSP.masked_fill(hidden_BC[:, :, None, None], 0)
+            hidden_BCS = hidden_BCS | hidden_BC[:, :, None]
+        tokens_BND = self.encoder(shown_BCSP, shown_BC, keep_BCK, self.token_layout)
+        pred_BCSP = self.decoder(tokens_BND, keep_BCK, self.token_layout)
         if self.loss_on == "all":
             hidden_BCS = torch.ones_like(hidden_BCS)
         return masked_mse(pred_BCSP, x_BCSP, hidden_BCS)

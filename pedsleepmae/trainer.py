@@ -244,18 +244,18 @@ class Trainer:
             derived_seed(self.settings.seed, TRAIN_MASKS, self.progress.step)
         )
         keep_BCK = self.model.draw_mask(batch.batch_size, self.generator, batch.rows)
+        hidden_BC = self.model.draw_hidden_channels(batch.batch_size, self.generator, batch.rows)
         x_BCT = batch.x_BCT.to(self.device, non_blocking=True)
         present_BC = batch.present_BC.to(self.device, non_blocking=True)
         n_pieces = min(self.settings.optim.accumulate, len(x_BCT))
         error_C = torch.zeros_like(self.interval.error_C)
-        pieces = zip(
-            *(t.tensor_split(n_pieces) for t in (x_BCT, present_BC, keep_BCK)), strict=True
-        )
-        for i, (x, present, keep) in enumerate(pieces):
+        parts = [x_BCT, present_BC, keep_BCK] + ([] if hidden_BC is None else [hidden_BC])
+        pieces = zip(*(part.tensor_split(n_pieces) for part in parts), strict=True)
+        for i, (x, present, *masks) in enumerate(pieces):
             wait = self.world.size > 1 and i < n_pieces - 1
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
                 with machine.autocast(self.device, self.dtype):
-                    error_BC = self.parallel(x, present, keep) * self.weight_C
+                    error_BC = self.parallel(x, present, *masks) * self.weight_C
                 loss = mean_over_present(error_BC, present, batch.n_present)
                 # Parallel processes average their gradients; the loss is a sum over all of them.
                 (loss * self.world.size).backward()
@@ -388,11 +388,12 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint_last.pt; PretrainError when it is of another model or split."""
         content = checkpoints.load_checkpoint(path)
-        model = asdict(self.settings.model)
-        for key, value in model.items():
-            if content["model"].get(key) != value:
+        # A setting that the checkpoint is older than had its default.
+        theirs = asdict(type(self.settings.model)()) | content["model"]
+        for key, value in asdict(self.settings.model).items():
+            if theirs[key] != value:
                 raise PretrainError(
-                    f"{path}: its model.{key} is {content['model'].get(key)}, the settings say "
+                    f"{path}: its model.{key} is {theirs[key]}, the settings say "
                     f"{value}; set it as it was, choose another paths.run_dir, or start anew with "
                     "--resume false"
                 )

@@ -9,6 +9,7 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pedsleepmae.channels import CHANNEL_GROUPS
 from pedsleepmae.model import (
     TOKEN_LAYOUTS,
     MaskedAutoencoder,
@@ -19,6 +20,7 @@ from pedsleepmae.model import (
     masked_mse,
     mean_over_present,
     patchify,
+    random_channels,
     random_mask,
     to_tokens,
 )
@@ -163,6 +165,43 @@ def test_moment_layout_hides_the_same_patches_in_all_channels():
     assert not torch.equal(keep_BCK[0], keep_BCK[1])
 
 
+def draw_channels(n: int, share: float, seed: int = 0, **settings) -> torch.Tensor:
+    return random_channels(n, share, generator=torch.Generator().manual_seed(seed), **settings)
+
+
+def test_hidden_channels_are_a_group_or_one_channel_of_it_as_often_as_asked():
+    n, share = 8000, 0.4
+    hidden_BC = draw_channels(n, share)
+    assert float(hidden_BC.any(dim=1).double().mean()) == pytest.approx(share, abs=0.03)
+    singles, groups = torch.zeros(16), dict.fromkeys(CHANNEL_GROUPS, 0)
+    for hidden in hidden_BC[hidden_BC.any(dim=1)]:
+        channels = tuple(torch.nonzero(hidden).flatten().tolist())
+        if len(channels) == 1:
+            singles[channels[0]] += 1
+        else:
+            groups[next(name for name, whole in CHANNEL_GROUPS.items() if whole == channels)] += 1
+    each = n * share / len(CHANNEL_GROUPS)  # examples that lose (a part of) one group
+    for name, channels in CHANNEL_GROUPS.items():
+        alone = singles[list(channels)]
+        expected = each if len(channels) == 1 else each / 2 / len(channels)
+        assert ((alone - expected).abs() < 5 * math.sqrt(expected)).all(), name
+        assert abs(groups[name] - each / 2 * (len(channels) > 1)) < 5 * math.sqrt(each / 2), name
+
+
+def test_hidden_channels_depend_on_the_seed_alone_and_rows_are_those_of_the_whole_draw():
+    whole = draw_channels(40, 0.5, seed=3)
+    assert torch.equal(draw_channels(40, 0.5, seed=3), whole)
+    assert not torch.equal(draw_channels(40, 0.5, seed=4), whole)
+    assert torch.equal(draw_channels(40, 0.5, seed=3, rows=slice(7, 20)), whole[7:20])
+
+
+def test_without_hidden_channels_nothing_is_drawn():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert small_model().draw_hidden_channels(4, generator) is None
+    assert torch.equal(generator.get_state(), before)
+
+
 @pytest.mark.parametrize(("mask_ratio", "n_keep"), [(0.5, 96), (0.75, 48), (0.8, 32), (0.99, 16)])
 def test_channel_layout_keeps_whole_tokens(mask_ratio, n_keep):
     assert small_model(mask_ratio=mask_ratio).n_keep == n_keep
@@ -265,6 +304,35 @@ def test_reconstruction_does_not_see_hidden_patches(layout):
     assert torch.equal(model.reconstruct(x, keep_BCK), model.reconstruct(changed, keep_BCK))
     visible_too = torch.where(hidden_BCT, x, x + 1)
     assert not torch.equal(model.reconstruct(x, keep_BCK), model.reconstruct(visible_too, keep_BCK))
+
+
+@pytest.mark.parametrize("layout", TOKEN_LAYOUTS)
+def test_a_hidden_channel_is_to_the_encoder_an_absent_one_and_to_the_loss_a_masked_one(layout):
+    model = small_model(token_layout=layout)
+    present = all_present(2)
+    present[1, 3] = False
+    hidden = torch.zeros_like(present)
+    hidden[0, 7] = hidden[1, 2] = True
+    keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
+    x = noise(2, 16, 3840)
+    with torch.no_grad():
+        error_BC = model(x, present, keep_BCK, hidden)
+        plain_BC = model(x, present & ~hidden, keep_BCK)
+    pred = model.reconstruct(x, keep_BCK, present & ~hidden)
+    # All patches of a hidden channel count; the others' errors are those beside an absent one.
+    expected_BC = torch.where(hidden, (pred - x).square().mean(dim=2), plain_BC)
+    torch.testing.assert_close(error_BC, expected_BC)
+
+
+def test_the_gradient_asks_for_a_hidden_channel():
+    model = small_model()
+    keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    hidden[:, 8] = True
+    x = noise(2, 16, 3840).requires_grad_()
+    model(x, all_present(2), keep_BCK, hidden)[:, 8].sum().backward()
+    assert (x.grad[:, 8].abs().sum(dim=1) > 0).all()  # as the truth that is asked for
+    assert model.encoder.absent_token.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("layout", TOKEN_LAYOUTS)

@@ -346,9 +346,12 @@ def test_a_resumed_logbook_drops_what_lies_beyond_the_checkpoint_and_a_torn_line
 def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
     batches_dir, tmp_path, stop, ema_decay
 ):
-    optim = {"ema_decay": ema_decay, "accumulate": 2}
-    train(settings_for(batches_dir, tmp_path / "whole", optim=optim))
-    parts = settings_for(batches_dir, tmp_path / "parts", optim=optim)
+    other = {
+        "optim": {"ema_decay": ema_decay, "accumulate": 2},
+        "model": replace(TINY, mask_channels=0.5),
+    }
+    train(settings_for(batches_dir, tmp_path / "whole", **other))
+    parts = settings_for(batches_dir, tmp_path / "parts", **other)
     outcome = train(replace(parts, stop_at_step=stop))
     assert (outcome.step, outcome.finished) == (stop, False)
     train(parts)
@@ -429,6 +432,20 @@ def test_resume_false_starts_anew(batches_dir, tmp_path):
     train(settings_for(batches_dir, tmp_path, max_steps=2, resume=False))
     assert load_checkpoint(tmp_path / "checkpoint_last.pt")["step"] == 2
     assert [step for (step,) in figures(tmp_path, "train")] == [1, 2]
+
+
+def test_a_checkpoint_older_than_a_setting_is_resumed_with_its_default(batches_dir, tmp_path):
+    settings = settings_for(batches_dir, tmp_path, max_steps=3)
+    train(replace(settings, stop_at_step=2))
+    content = load_checkpoint(tmp_path / "checkpoint_last.pt")
+    content["model"].pop("mask_channels")
+    content.pop("original")
+    save_checkpoint(tmp_path / "checkpoint_last.pt", content)
+    assert train(settings).step == 3
+    other = replace(settings, model=replace(TINY, mask_channels=0.2))
+    save_checkpoint(tmp_path / "checkpoint_last.pt", content)
+    with pytest.raises(PretrainError, match=r"model\.mask_channels is 0\.0, the settings say 0\.2"):
+        train(other)
 
 
 def test_a_run_of_another_model_or_split_is_not_resumed(batches_dir, tmp_path):
@@ -565,6 +582,7 @@ def script():
         (["--paths.batches_dir", "nowhere"], "paths.batches_dir: there is no folder nowhere"),
         (["--paths.batches_dir", "configs"], "no combined_<i>.hdf5"),
         (["--model.mask_ratio", "50"], "model.mask_ratio is 50.0"),
+        (["--model.mask_channels", "30"], "model.mask_channels is 30.0"),
         (["--paths.init_from", "nowhere.pt"], "paths.init_from: there is no file nowhere.pt"),
     ],
 )
@@ -614,7 +632,16 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
         *("--master_port", port, str(ROOT / "2_pretrain_model.py")),
         *("--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "two")),
         *("--model.patch_size", "20", "--model.emb_dim", "2", "--model.num_layer", "1"),
-        *("--model.num_head", "2", "--optim.batch_size", "5", "--optim.accumulate", "2"),
+        *(
+            "--model.num_head",
+            "2",
+            "--model.mask_channels",
+            "0.5",
+            "--optim.batch_size",
+            "5",
+            "--optim.accumulate",
+            "2",
+        ),
         *("--optim.warmup_steps", "2", "--optim.lr", "0.01", "--log_every", "1"),
         *("--max_steps", "6", "--probe_every", "0", "--device", "cpu", "--precision", "float32"),
     ]
@@ -625,7 +652,8 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("training examples of") == 1
     optim = {"batch_size": 5, "weight_decay": 0.0005}
-    train(settings_for(batches_dir, tmp_path / "one", max_steps=6, val_every=6, optim=optim))
+    other = {"optim": optim, "model": replace(TINY, mask_channels=0.5)}
+    train(settings_for(batches_dir, tmp_path / "one", max_steps=6, val_every=6, **other))
     for split, n_lines in {"train": 6, "val": 1}.items():
         alone, together = (
             np.array(figures(tmp_path / run, split, "loss")) for run in ("one", "two")
