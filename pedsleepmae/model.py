@@ -401,6 +401,13 @@ class MaskedAutoencoder(nn.Module):
         tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, self.token_layout)
         return from_tokens(tokens_BND.float(), self.token_layout)
 
+    @torch.no_grad()
+    def decode(self, class_BCE: Tensor, z_BCSE: Tensor) -> Tensor:
+        """All samples (B, 16, 3840) float32 from features that :meth:`encode` gave, or a mean of
+        such features; of all patches (K = S)."""
+        tokens_BND = to_tokens(class_BCE, z_BCSE, self.token_layout)
+        return self.decoder(tokens_BND, None, self.token_layout).float().flatten(2)
+
     def embed(self, x_BCT: Tensor, pooling: str = "mean", present: Tensor | None = None) -> Tensor:
         """Features of examples (B, 16, 3840) with nothing hidden: (B, F) float32.
 

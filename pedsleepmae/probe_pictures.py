@@ -43,7 +43,7 @@ MAX_CURVE_POINTS = 1000
 SHOWN_CHANNELS = (0, 4, 5, 13, 14, 15, 8, 9, 10, 12, 7)  # enough to see what a scorer looks at
 
 
-def _axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndarray:
+def plain_axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndarray:
     """Axes without frame above and to the right."""
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
@@ -54,7 +54,7 @@ def _axes(figure: Figure, rows: int = 1, columns: int = 1, **options) -> np.ndar
     return axes
 
 
-def _title(ax: Axes, text: str) -> None:
+def put_title(ax: Axes, text: str) -> None:
     ax.set_title(text, fontsize=10, color=INK, loc="left", fontweight="bold")
 
 
@@ -71,7 +71,7 @@ def draw_overview(results: Results) -> Figure:
     sources = [name for name in sources if name != "prevalence"]  # always at the dotted line
     step = 1 / (len(sources) + 1.5)
     figure = Figure(figsize=(8.4, 0.9 + 0.22 * len(sources) * len(tasks)), layout="constrained")
-    ax = _axes(figure)[0, 0]
+    ax = plain_axes(figure)[0, 0]
     for row, result in enumerate(tasks):
         name = "weighted_auroc" if result.task == "sleep" else "auroc"
         for k, source in enumerate(s for s in sources if s in result.judged):
@@ -101,7 +101,7 @@ def draw_event(result: TaskResult) -> Figure:
     known = result.label_N >= 0
     label_N = result.label_N[known]
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
-    roc, recall, calibration = _axes(figure, 1, 3)[0]
+    roc, recall, calibration = plain_axes(figure, 1, 3)[0]
     if 0 < label_N.sum() < len(label_N):
         for source in reversed([name for name in COLOURS if name in result.judged]):
             prob_N, figures = result.judged[source].prob_NK[known, 1], result.judged[source].test
@@ -128,12 +128,12 @@ def draw_event(result: TaskResult) -> Figure:
     roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
     roc.set_xlabel("1 - specificity", fontsize=9)
     roc.set_ylabel("sensitivity", fontsize=9)
-    _title(roc, "ROC curve")
+    put_title(roc, "ROC curve")
     recall.axhline(label_N.mean(), color=SOFT, lw=0.8, ls=":")
     recall.set_xlabel("sensitivity (recall)", fontsize=9)
     recall.set_ylabel("precision", fontsize=9)
     recall.set_ylim(0, 1.02)
-    _title(recall, "Precision-recall curve")
+    put_title(recall, "Precision-recall curve")
     _draw_reliability(calibration, label_N, result.judged["encoder"].prob_NK[known, 1])
     return figure
 
@@ -152,7 +152,7 @@ def _draw_reliability(ax: Axes, is_true_N: np.ndarray, prob_N: np.ndarray) -> No
     ax.set_ylim(0, top)
     ax.set_xlabel("predicted probability (tenths of the epochs)", fontsize=9)
     ax.set_ylabel("observed share", fontsize=9)
-    _title(ax, "Reliability after recalibration")
+    put_title(ax, "Reliability after recalibration")
 
 
 def draw_stages(result: TaskResult) -> Figure:
@@ -161,7 +161,7 @@ def draw_stages(result: TaskResult) -> Figure:
     label_N, one = result.label_N[known], result.judged["encoder"]
     prob_NK = one.prob_NK[known]
     figure = Figure(figsize=(10.5, 3.5), layout="constrained")
-    matrix, roc, calibration = _axes(figure, 1, 3)[0]
+    matrix, roc, calibration = plain_axes(figure, 1, 3)[0]
     counts = one.test.confusion
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     matrix.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -174,7 +174,7 @@ def draw_stages(result: TaskResult) -> Figure:
     matrix.set_yticks(range(5), STAGES)
     matrix.set_xlabel("predicted", fontsize=9)
     matrix.set_ylabel("scored", fontsize=9)
-    _title(matrix, "Confusion (share of the scored stage)")
+    put_title(matrix, "Confusion (share of the scored stage)")
     for k, stage in enumerate(STAGES):
         if 0 < (label_N == k).sum() < len(label_N):
             x, y, _ = roc_curve(label_N == k, prob_NK[:, k])
@@ -185,7 +185,7 @@ def draw_stages(result: TaskResult) -> Figure:
     roc.set_xlabel("1 - specificity", fontsize=9)
     roc.set_ylabel("sensitivity", fontsize=9)
     roc.legend(loc="lower right", fontsize=7, frameon=False)
-    _title(roc, "One stage against the rest (AUROC)")
+    put_title(roc, "One stage against the rest (AUROC)")
     _draw_reliability(calibration, label_N == prob_NK.argmax(1), prob_NK.max(1))
     return figure
 
@@ -199,7 +199,7 @@ def draw_subgroups(result: TaskResult) -> Figure:
         for label, entry in groups.items()
     ]
     figure = Figure(figsize=(6.5, 0.8 + 0.26 * len(rows)), layout="constrained")
-    ax = _axes(figure)[0, 0]
+    ax = plain_axes(figure)[0, 0]
     whole = result.judged["encoder"].test.figures[name]
     if whole is not None:
         ax.axvline(whole, color=COLOURS["encoder"], lw=0.9, ls=":")
@@ -221,26 +221,53 @@ def draw_failures(results: Results, positions: Sequence[tuple[int, str]]) -> Fig
     """Signals of epochs that the probe is surest of and wrong; (position, caption) of each."""
     columns = len(positions)
     figure = Figure(figsize=(3.6 * columns, 5.2), layout="constrained")
-    axes = _axes(figure, 1, columns)[0]
+    axes = plain_axes(figure, 1, columns)[0]
     index = results.index
     signals = store.read_signals(index, np.array([position for position, _ in positions]))
-    seconds = np.arange(signals.shape[2]) * EPOCH_S / signals.shape[2]
     for ax, (position, caption), x_CT in zip(axes, positions, signals, strict=True):
-        for row, channel in enumerate(SHOWN_CHANNELS):
-            if not index.present[position, channel]:
-                ax.text(EPOCH_S / 2, -row, "not recorded", ha="center", fontsize=6, color=SOFT)
-                continue
-            x_T = x_CT[channel] - np.median(x_CT[channel])
-            height = max(np.quantile(np.abs(x_T), 0.99), 1e-3)
-            y_T = np.clip(x_T / height, -1.2, 1.2) * 0.42 - row
-            ax.plot(seconds, y_T, lw=0.45, color=INK, rasterized=True)
-        labels = [CHANNEL_NAMES[channel] for channel in SHOWN_CHANNELS]
-        ax.set_yticks([-row for row in range(len(labels))], labels if ax is axes[0] else [])
-        ax.tick_params(axis="y", labelsize=6.5, length=0)
-        ax.set_xlim(0, EPOCH_S)
-        ax.set_xlabel("seconds", fontsize=8)
-        ax.set_title(caption, fontsize=8, color=INK, loc="left")
+        draw_epoch(ax, x_CT, index.present[position], caption, named=ax is axes[0])
     return figure
+
+
+def draw_epoch(
+    ax: Axes,
+    x_CT: np.ndarray,
+    present_C: np.ndarray,
+    caption: str,
+    *,
+    named: bool,
+    channels: Sequence[int] = SHOWN_CHANNELS,
+    height_C: np.ndarray | None = None,
+    colour: str = INK,
+) -> None:
+    """These channels of one epoch below each other; with their names where ``named``.
+
+    Each is drawn to its own height, or to ``height_C`` (16,), in standardised units, so that
+    epochs beside each other can be compared.
+    """
+    seconds = np.arange(x_CT.shape[1]) * EPOCH_S / x_CT.shape[1]
+    if height_C is None:
+        height_C = channel_heights(x_CT)
+    for row, channel in enumerate(channels):
+        if not present_C[channel]:
+            ax.text(EPOCH_S / 2, -row, "not recorded", ha="center", fontsize=6, color=SOFT)
+            continue
+        x_T = x_CT[channel] - np.median(x_CT[channel])
+        y_T = np.clip(x_T / height_C[channel], -1.2, 1.2) * 0.42 - row
+        ax.plot(seconds, y_T, lw=0.45, color=colour, rasterized=True)
+    labels = [CHANNEL_NAMES[channel] for channel in channels]
+    ax.set_yticks([-row for row in range(len(labels))], labels if named else [])
+    ax.tick_params(axis="y", labelsize=6.5, length=0)
+    ax.set_xlim(0, EPOCH_S)
+    ax.set_ylim(0.6 - len(labels), 0.6)
+    ax.set_xlabel("seconds", fontsize=8)
+    ax.set_title(caption, fontsize=8, color=INK, loc="left")
+
+
+def channel_heights(x_CT: np.ndarray) -> np.ndarray:
+    """Swing of each channel about its median that 99 % of the samples keep to, (C,), above 0."""
+    x_CT = x_CT - np.median(x_CT, axis=1, keepdims=True)
+    return np.maximum(np.quantile(np.abs(x_CT), 0.99, axis=1), 1e-3)
 
 
 # ------------------------------------------------------------------ whole nights
@@ -260,8 +287,8 @@ def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
     has_sleep = sleep is not None and "encoder" in sleep.judged
     heights = [1.3, 1.3, 1.0] * has_sleep + [0.5] * len(events)
     figure = Figure(figsize=(10.5, 0.5 + 0.85 * sum(heights)), layout="constrained")
-    axes = list(_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
-    _title(axes[0], title)
+    axes = list(plain_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
+    put_title(axes[0], title)
     if has_sleep:
         one = sleep.judged["encoder"]
         _draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
@@ -328,7 +355,7 @@ def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figur
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.5 * columns, 2.3 * rows), layout="constrained")
-    axes = _axes(figure, rows, columns)
+    axes = plain_axes(figure, rows, columns)
     for ax, name in zip(axes.flat, names, strict=False):
         predicted, scored = nights[f"{name}_predicted"], nights[f"{name}_scored"]
         ax.plot((predicted + scored) / 2, predicted - scored, "o", color=COLOURS["encoder"], ms=4)
@@ -337,7 +364,7 @@ def draw_agreement(nights: pd.DataFrame, agreement: Mapping[str, dict]) -> Figur
         for key, style in (("bias", "-"), ("lower", ":"), ("upper", ":")):
             if figures[key] is not None:
                 ax.axhline(figures[key], color=COLOURS["handmade"], lw=1.1, ls=style)
-        _title(ax, quantity_in_words(name))
+        put_title(ax, quantity_in_words(name))
         ax.set_xlabel("mean of predicted and scored", fontsize=8)
         ax.set_ylabel("predicted - scored", fontsize=8)
     for ax in axes.flat[len(names) :]:
@@ -357,7 +384,7 @@ def quantity_in_words(name: str) -> str:
 def draw_map(result: EmbeddingMap) -> Figure:
     """The same map coloured by stage, event, patient and time of night."""
     figure = Figure(figsize=(10.5, 8.6), layout="constrained")
-    axes = _axes(figure, 2, 2).flat
+    axes = plain_axes(figure, 2, 2).flat
     x, y = result.xy.T
     for ax, (name, value_N) in zip(axes, result.colourings.items(), strict=True):
         ax.set_xticks([])
@@ -379,7 +406,7 @@ def draw_map(result: EmbeddingMap) -> Figure:
                 x[shown], y[shown], s=5, c=value_N[shown], cmap="viridis", linewidths=0
             )
             figure.colorbar(points, ax=ax, shrink=0.6, label="hours into the recording")
-        _title(ax, {"hours": "time of night"}.get(name, name))
+        put_title(ax, {"hours": "time of night"}.get(name, name))
     return figure
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jinja2
@@ -53,15 +53,9 @@ def write_report(
     """
     output_dir = Path(output_dir)
     space = map_embeddings(results.best_table, results.index, results.test, wanted_map, seed)
-    tables = make_tables(results, content, space)
-    for name, table in tables.items():
+    for name, table in make_tables(results, content, space).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    pictures = {}
-    for name, figure in make_pictures(results, space):
-        png = to_png(figure)
-        with store.write_whole(output_dir / "pictures" / f"{name}.png") as temporary:
-            temporary.write_bytes(png)
-        pictures[name] = base64.b64encode(png).decode()
+    pictures = write_pictures(output_dir / "pictures", make_pictures(results, space))
     page = render(results, content, space, pictures)
     with store.write_whole(output_dir / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -72,16 +66,8 @@ def render(
     results: Results, content: Mapping, space: EmbeddingMap, pictures: Mapping[str, str]
 ) -> str:
     """The page, with all pictures inside and nothing fetched from anywhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"fig": in_digits, "ci": interval_in_words, "signed": signed_in_words}
     index = results.index
-    return environment.get_template(TEMPLATE).render(
+    return page_template(TEMPLATE).render(
         content=content,
         tasks=content["tasks"],
         events=[task for task in content["tasks"] if task != "sleep"],
@@ -107,6 +93,30 @@ def render(
             for split in ("train", "val", "test")
         },
     )
+
+
+def page_template(name: str) -> jinja2.Template:
+    """A page of templates/ with the filters for figures, their intervals and differences."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"fig": in_digits, "ci": interval_in_words, "signed": signed_in_words}
+    return environment.get_template(name)
+
+
+def write_pictures(folder: Path, figures: Iterable[tuple[str, Figure]]) -> dict[str, str]:
+    """Write each (name, figure) as ``<folder>/<name>.png``; by name what a page embeds, base64."""
+    pictures = {}
+    for name, figure in figures:
+        png = to_png(figure)
+        with store.write_whole(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+        pictures[name] = base64.b64encode(png).decode()
+    return pictures
 
 
 def to_png(figure: Figure) -> bytes:

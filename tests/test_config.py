@@ -15,12 +15,14 @@ CLASSES = {
     "prepare": config.PrepareSettings,
     "pretrain": config.PretrainSettings,
     "probe": config.ProbeSettings,
+    "generate": config.GenerateSettings,
 }
 SCRIPTS = {
     "0_simulate_cohort.py": "simulate",
     "1_prepare_dataset.py": "prepare",
     "2_pretrain_model.py": "pretrain",
     "3_train_classifier.py": "probe",
+    "6_generate_signals.py": "generate",
 }
 
 

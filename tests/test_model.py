@@ -343,6 +343,17 @@ def test_no_indices_mean_all_indices(layout):
     torch.testing.assert_close(model.reconstruct(x), model.reconstruct(x, every.numpy()))
 
 
+@pytest.mark.parametrize("layout", TOKEN_LAYOUTS)
+def test_decoding_what_was_encoded_is_the_reconstruction(layout):
+    model = small_model(token_layout=layout, decoder_emb_dim=3)
+    present = all_present(2)
+    present[0, 5] = False
+    x = noise(2, 16, 3840)
+    with torch.no_grad():
+        features = model.encode(x, present)
+    assert torch.equal(model.decode(*features), model.reconstruct(x, present=present))
+
+
 # ------------------------------------------------------------------ loss
 def test_masked_error_is_the_mean_over_hidden_patches():
     x_BCSP = torch.zeros(1, 2, 3, 2)
