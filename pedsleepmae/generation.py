@@ -18,7 +18,12 @@ from tqdm import tqdm
 from pedsleepmae import data, machine, metrics, store
 from pedsleepmae.channels import EPOCH_S, N_CHANNELS
 from pedsleepmae.embeddings import FeatureTable, column_moments
-from pedsleepmae.imputation import CLASSES, GenerationError, class_members
+from pedsleepmae.imputation import (
+    CLASSES,
+    GenerationError,
+    class_members,
+    read_where_hidden,
+)
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probes import check_poolings, scale_features
 
@@ -147,7 +152,8 @@ def choose_patient(index: store.ExampleIndex, rows: np.ndarray) -> int | None:
     return int(patients[np.argmax(counts)]) if len(patients) else None
 
 
-def mean_features(
+@torch.no_grad()
+def decode_mean(
     model: MaskedAutoencoder,
     index: store.ExampleIndex,
     positions: np.ndarray,
@@ -155,21 +161,29 @@ def mean_features(
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means over these examples of the encoder's features, nothing hidden: (1, C, E), (1, C, S, E).
+) -> np.ndarray:
+    """The mean over these examples of all tokens that the encoder gives, decoded: (16, 3840).
 
-    They stay on the device; one batch is held at a time.
+    Each patch is read off where it was hidden from the encoder (see read_where_hidden), since only
+    there has a decoder with its loss on masked patches learnt anything. One batch is held at a
+    time.
     """
-    sums = [0.0, 0.0]
-    for x_BCT, present_BC in data.sample_batches(index, positions, batch_size):
-        with machine.autocast(device, dtype), torch.no_grad():
-            features = model.encode(x_BCT.to(device), present_BC)
-        sums = [
-            total + part.double().sum(dim=0, keepdim=True)
-            for total, part in zip(sums, features, strict=True)
-        ]
-    class_1CE, z_1CSE = ((total / len(positions)).float() for total in sums)
-    return class_1CE, z_1CSE
+
+    def decode(keep_1CK: torch.Tensor) -> torch.Tensor:
+        sums = [0.0, 0.0]
+        for x_BCT, present_BC in data.sample_batches(index, positions, batch_size):
+            keep_BCK = keep_1CK.expand(len(x_BCT), -1, -1)
+            with machine.autocast(device, dtype):
+                features = model.encode(x_BCT.to(device), present_BC, keep_BCK)
+            sums = [
+                total + part.double().sum(dim=0, keepdim=True)
+                for total, part in zip(sums, features, strict=True)
+            ]
+        class_1CE, z_1CKE = ((total / len(positions)).float() for total in sums)
+        with machine.autocast(device, dtype):
+            return model.decode(class_1CE, z_1CKE, keep_1CK)
+
+    return read_where_hidden(model, decode)[0].cpu().numpy()
 
 
 def decode_class_means(
@@ -197,10 +211,9 @@ def decode_class_means(
         here = data.fixed_sample(here[index.patient_ids[here] == patient], n_max, seed)
         if not len(here):
             continue
-        how = {"batch_size": batch_size, "device": device, "dtype": dtype}
-        features = mean_features(model, index, here, **how)
-        with machine.autocast(device, dtype):
-            decoded_CT = model.decode(*features)[0].cpu().numpy()
+        decoded_CT = decode_mean(
+            model, index, here, batch_size=batch_size, device=device, dtype=dtype
+        )
         order, distance = by_distance_to_mean(space.read(here))
         near, far = order[:N_SHOWN], order[N_SHOWN:][::-1][:N_SHOWN]
         means.append(

@@ -33,6 +33,7 @@ from pedsleepmae.report import in_digits, page_template, write_pictures
 from pedsleepmae.splits import SPLITS
 
 TEMPLATE = "generation_report.html.j2"
+PICTURE_DPI = 85  # dozens of pictures of signals are to fit in one page
 FEW_PATIENTS = 8  # below, an interval is a guess from a handful of people
 
 
@@ -75,7 +76,7 @@ def write_results(
     for name, table in make_tables(generated).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
     figures = make_pictures(generated, model, device, dtype)
-    pictures = write_pictures(output_dir / "pictures", figures)
+    pictures = write_pictures(output_dir / "pictures", figures, PICTURE_DPI)
     page = page_template(TEMPLATE).render(
         content=content,
         cautions=cautions(generated),
@@ -192,8 +193,8 @@ def cautions(generated: Generated) -> list[str]:
     if not facts["mask_channels"]:
         lines.append(
             "Pretraining hid patches but never whole channels (model.mask_channels 0): the model "
-            "was never asked for a channel that it sees nothing of, so its imputations are "
-            "guesses outside its training."
+            "was never asked for a channel that it sees nothing of, so imputing is outside its "
+            "training."
         )
     if not index.patient_disjoint:
         lines.append("The nights are split in time: train and test hold the same people.")

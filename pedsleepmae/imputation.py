@@ -5,7 +5,7 @@ decodes them. Beside it, on the same epochs, stand three baselines that need no 
 epochs, **C** 16 channels, **H** hidden channels, **T** samples, **M** METHODS, **F** FIGURES.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from pedsleepmae.channels import (
     canonical_label,
 )
 from pedsleepmae.features import EEG_BANDS
-from pedsleepmae.model import MaskedAutoencoder
+from pedsleepmae.model import MaskedAutoencoder, hidden_patches
 from pedsleepmae.probes import STAGES, task_labels
 from pedsleepmae.trainer import VARIANCE_SAMPLE, channel_variances
 
@@ -112,11 +112,36 @@ def impute(
 ) -> Tensor:
     """These channels (B, H, 3840) from the others; the model never sees what stands in them.
 
-    To the encoder they are absent, as in a recording that lacks them; all other patches are shown.
+    To the encoder they are absent, as in a recording that lacks them. A model that was pretrained
+    with mask_channels sees all patches of the others and is read off at once. One that was not has
+    only learnt to fill in masked patches: it is given masks that together cover each patch, and
+    read off where they hide.
     """
     shown_BC = present_BC.clone()
     shown_BC[:, list(channels)] = False
-    return model.reconstruct(x_BCT, present=shown_BC)[:, list(channels)]
+    if model.mask_channels:
+        return model.reconstruct(x_BCT, present=shown_BC)[:, list(channels)]
+
+    def decode(keep_1CK: Tensor) -> Tensor:
+        return model.reconstruct(x_BCT, keep_1CK.expand(len(x_BCT), -1, -1), shown_BC)
+
+    return read_where_hidden(model, decode)[:, list(channels)]
+
+
+def read_where_hidden(model: MaskedAutoencoder, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Samples (B, 16, 3840), each as ``decode(keep_1CK)`` gives it where the mask hides it.
+
+    The masks are always the same, and hide each patch once or more; then their mean is taken.
+    """
+    device = next(model.parameters()).device
+    total_BCT, count_1CT = 0.0, 0.0
+    for keep_1CK in model.covering_masks(torch.Generator().manual_seed(0)):
+        keep_1CK = keep_1CK.to(device)
+        hidden_1CS = hidden_patches(keep_1CK, model.n_patches)
+        hidden_1CT = hidden_1CS.repeat_interleave(model.patch_size, dim=2)
+        total_BCT = total_BCT + decode(keep_1CK) * hidden_1CT
+        count_1CT = count_1CT + hidden_1CT.float()
+    return total_BCT / count_1CT
 
 
 # ------------------------------------------------------------------ baselines

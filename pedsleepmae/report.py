@@ -108,21 +108,23 @@ def page_template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def write_pictures(folder: Path, figures: Iterable[tuple[str, Figure]]) -> dict[str, str]:
+def write_pictures(
+    folder: Path, figures: Iterable[tuple[str, Figure]], dpi: int = PICTURE_DPI
+) -> dict[str, str]:
     """Write each (name, figure) as ``<folder>/<name>.png``; by name what a page embeds, base64."""
     pictures = {}
     for name, figure in figures:
-        png = to_png(figure)
+        png = to_png(figure, dpi)
         with store.write_whole(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png)
         pictures[name] = base64.b64encode(png).decode()
     return pictures
 
 
-def to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure, dpi: int = PICTURE_DPI) -> bytes:
     """A figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PICTURE_DPI)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
