@@ -27,7 +27,7 @@ def write_page(output_dir: Path, result: Exploration, content: Mapping) -> Path:
     """
     for name, table in make_tables(result).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    pictures = write_pictures(output_dir, marked_pictures(result))
+    pictures = write_pictures(output_dir / "pictures", marked_pictures(result))
     page = page_template(TEMPLATE).render(
         content=content,
         pictures=pictures,

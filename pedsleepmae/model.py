@@ -364,6 +364,23 @@ class MaskedAutoencoder(nn.Module):
         )
         return keep_BCK.expand(-1, N_CHANNELS, -1)
 
+    def covering_masks(self, generator: torch.Generator) -> list[Tensor]:
+        """As few ``keep_BCK`` (1, C, K) as hide every patch once or more, as training hides them.
+
+        Where the loss is on masked patches, only there has the decoder learnt what to say.
+        """
+        n_hide = self.n_patches - self.n_keep
+        n_channels = 1 if self.token_layout == "moment" else N_CHANNELS
+        n_runs = -(-self.n_patches // self.mask_span)
+        noise_CR = torch.rand(n_channels, n_runs, generator=generator, device=generator.device)
+        noise_CS = noise_CR.repeat_interleave(self.mask_span, dim=1)[:, : self.n_patches]
+        order_CS = noise_CS.argsort(dim=1, stable=True)  # run by run, in time order within a run
+        masks = []
+        for start in range(0, self.n_patches, n_hide):
+            kept_CK = order_CS.roll(-start, dims=1)[:, n_hide:].sort(dim=1).values
+            masks.append(kept_CK.expand(N_CHANNELS, -1)[None])
+        return masks
+
     def draw_hidden_channels(
         self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
     ) -> Tensor | None:
@@ -404,6 +421,13 @@ class MaskedAutoencoder(nn.Module):
         x_BCSP = self._patches(x_BCT, present_BC)
         tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, self.token_layout)
         return from_tokens(tokens_BND.float(), self.token_layout)
+
+    @torch.no_grad()
+    def decode(self, class_BCE: Tensor, z_BCKE: Tensor, keep_BCK: Tensor | None = None) -> Tensor:
+        """All samples (B, 16, 3840) float32 from features that :meth:`encode` gave with the same
+        ``keep_BCK``, or from a mean of such features."""
+        tokens_BND = to_tokens(class_BCE, z_BCKE, self.token_layout)
+        return self.decoder(tokens_BND, keep_BCK, self.token_layout).float().flatten(2)
 
     def embed(self, x_BCT: Tensor, pooling: str = "mean", present: Tensor | None = None) -> Tensor:
         """Features of examples (B, 16, 3840) with nothing hidden: (B, F) float32.

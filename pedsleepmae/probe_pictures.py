@@ -226,23 +226,50 @@ def draw_failures(results: Results, positions: Sequence[tuple[int, str]]) -> Fig
     axes = clean_axes(figure, 1, columns)[0]
     index = results.index
     signals = store.read_signals(index, np.array([position for position, _ in positions]))
-    seconds = np.arange(signals.shape[2]) * EPOCH_S / signals.shape[2]
     for ax, (position, caption), x_CT in zip(axes, positions, signals, strict=True):
-        for row, channel in enumerate(SHOWN_CHANNELS):
-            if not index.present[position, channel]:
-                ax.text(EPOCH_S / 2, -row, "not recorded", ha="center", fontsize=6, color=SOFT)
-                continue
-            x_T = x_CT[channel] - np.median(x_CT[channel])
-            height = max(np.quantile(np.abs(x_T), 0.99), 1e-3)
-            y_T = np.clip(x_T / height, -1.2, 1.2) * 0.42 - row
-            ax.plot(seconds, y_T, lw=0.45, color=INK, rasterized=True)
-        labels = [CHANNEL_NAMES[channel] for channel in SHOWN_CHANNELS]
-        ax.set_yticks([-row for row in range(len(labels))], labels if ax is axes[0] else [])
-        ax.tick_params(axis="y", labelsize=6.5, length=0)
-        ax.set_xlim(0, EPOCH_S)
-        ax.set_xlabel("seconds", fontsize=8)
-        ax.set_title(caption, fontsize=8, color=INK, loc="left")
+        draw_epoch(ax, x_CT, index.present[position], caption, named=ax is axes[0])
     return figure
+
+
+def draw_epoch(
+    ax: Axes,
+    x_CT: np.ndarray,
+    present_C: np.ndarray,
+    caption: str,
+    *,
+    named: bool,
+    channels: Sequence[int] = SHOWN_CHANNELS,
+    height_C: np.ndarray | None = None,
+    colour: str = INK,
+) -> None:
+    """These channels of one epoch below each other; with their names where ``named``.
+
+    Each is drawn to its own height, or to ``height_C`` (16,), in standardised units, so that
+    epochs beside each other can be compared.
+    """
+    seconds = np.arange(x_CT.shape[1]) * EPOCH_S / x_CT.shape[1]
+    if height_C is None:
+        height_C = channel_heights(x_CT)
+    for row, channel in enumerate(channels):
+        if not present_C[channel]:
+            ax.text(EPOCH_S / 2, -row, "not recorded", ha="center", fontsize=6, color=SOFT)
+            continue
+        x_T = x_CT[channel] - np.median(x_CT[channel])
+        y_T = np.clip(x_T / height_C[channel], -1.2, 1.2) * 0.42 - row
+        ax.plot(seconds, y_T, lw=0.45, color=colour, rasterized=True)
+    labels = [CHANNEL_NAMES[channel] for channel in channels]
+    ax.set_yticks([-row for row in range(len(labels))], labels if named else [])
+    ax.tick_params(axis="y", labelsize=6.5, length=0)
+    ax.set_xlim(0, EPOCH_S)
+    ax.set_ylim(0.6 - len(labels), 0.6)
+    ax.set_xlabel("seconds", fontsize=8)
+    ax.set_title(caption, fontsize=8, color=INK, loc="left")
+
+
+def channel_heights(x_CT: np.ndarray) -> np.ndarray:
+    """Swing of each channel about its median that 99 % of the samples keep to, (C,), above 0."""
+    x_CT = x_CT - np.median(x_CT, axis=1, keepdims=True)
+    return np.maximum(np.quantile(np.abs(x_CT), 0.99, axis=1), 1e-3)
 
 
 # ------------------------------------------------------------------ whole nights

@@ -53,10 +53,9 @@ def write_report(
     """
     output_dir = Path(output_dir)
     space = map_embeddings(results.best_table, results.index, results.test, wanted_map, seed)
-    tables = make_tables(results, content, space)
-    for name, table in tables.items():
+    for name, table in make_tables(results, content, space).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    pictures = write_pictures(output_dir, make_pictures(results, space))
+    pictures = write_pictures(output_dir / "pictures", make_pictures(results, space))
     page = render(results, content, space, pictures)
     with store.write_whole(output_dir / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -97,7 +96,7 @@ def render(
 
 
 def page_template(name: str) -> jinja2.Template:
-    """A template of this package with the filters for figures."""
+    """A page of templates/ with the filters for figures, their intervals and differences."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -109,21 +108,23 @@ def page_template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def write_pictures(output_dir: Path, figures: Iterable[tuple[str, Figure]]) -> dict[str, str]:
-    """Write pictures/<name>.png; returns each as base64 text for a page."""
+def write_pictures(
+    folder: Path, figures: Iterable[tuple[str, Figure]], dpi: int = PICTURE_DPI
+) -> dict[str, str]:
+    """Write each (name, figure) as ``<folder>/<name>.png``; by name what a page embeds, base64."""
     pictures = {}
     for name, figure in figures:
-        png = to_png(figure)
-        with store.write_whole(output_dir / "pictures" / f"{name}.png") as temporary:
+        png = to_png(figure, dpi)
+        with store.write_whole(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png)
         pictures[name] = base64.b64encode(png).decode()
     return pictures
 
 
-def to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure, dpi: int = PICTURE_DPI) -> bytes:
     """A figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PICTURE_DPI)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 

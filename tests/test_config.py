@@ -17,6 +17,7 @@ CLASSES = {
     "probe": config.ProbeSettings,
     "score": config.ScoreSettings,
     "explore": config.ExploreSettings,
+    "generate": config.GenerateSettings,
 }
 SCRIPTS = {
     "0_simulate_cohort.py": "simulate",
@@ -25,6 +26,7 @@ SCRIPTS = {
     "3_train_classifier.py": "probe",
     "4_score_recording.py": "score",
     "5_explore_embeddings.py": "explore",
+    "6_generate_signals.py": "generate",
 }
 
 

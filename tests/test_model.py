@@ -165,6 +165,25 @@ def test_moment_layout_hides_the_same_patches_in_all_channels():
     assert not torch.equal(keep_BCK[0], keep_BCK[1])
 
 
+@pytest.mark.parametrize("layout", TOKEN_LAYOUTS)
+@pytest.mark.parametrize("span", [1, 12])
+@pytest.mark.parametrize(("mask_ratio", "n_masks"), [(0.5, 2), (0.75, 2), (0.25, 4)])
+def test_covering_masks_hide_every_patch_and_keep_as_many_as_training(
+    layout, mask_ratio, n_masks, span
+):
+    model = small_model(token_layout=layout, mask_ratio=mask_ratio, mask_span=span)
+    masks = model.covering_masks(torch.Generator().manual_seed(0))
+    assert len(masks) == n_masks
+    hidden_MCS = torch.cat([hidden_patches(keep, 192) for keep in masks])
+    assert hidden_MCS.any(dim=0).all()
+    for keep in masks:
+        assert keep.shape == (1, 16, model.n_keep)
+        assert (keep.diff(dim=2) > 0).all()
+        assert (layout == "moment") == bool((keep == keep[:, :1]).all())
+        starts = hidden_patches(keep, 192).int().diff(dim=2) == 1
+        assert starts.sum(dim=2).max() <= 192 // span  # hidden in runs, as training hides them
+
+
 def draw_channels(n: int, share: float, seed: int = 0, **settings) -> torch.Tensor:
     return random_channels(n, share, generator=torch.Generator().manual_seed(seed), **settings)
 
@@ -341,6 +360,19 @@ def test_no_indices_mean_all_indices(layout):
     x = noise(2, 16, 3840)
     every = torch.arange(192).expand(2, 16, -1)
     torch.testing.assert_close(model.reconstruct(x), model.reconstruct(x, every.numpy()))
+
+
+@pytest.mark.parametrize("layout", TOKEN_LAYOUTS)
+def test_decoding_what_was_encoded_is_the_reconstruction(layout):
+    model = small_model(token_layout=layout, decoder_emb_dim=3)
+    present = all_present(2)
+    present[0, 5] = False
+    keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
+    x = noise(2, 16, 3840)
+    for keep in (None, keep_BCK):
+        with torch.no_grad():
+            features = model.encode(x, present, keep)
+        assert torch.equal(model.decode(*features, keep), model.reconstruct(x, keep, present))
 
 
 # ------------------------------------------------------------------ loss

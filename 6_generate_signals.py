@@ -1,0 +1,150 @@
+"""Signals from the model: imputed channels, decoded means, nearest neighbours, outliers.
+
+    python 6_generate_signals.py --config configs/generate.yaml
+
+One channel or group of your own: --targets SPO2 EEG. Embeddings are computed once and kept. Writes
+generate.json, generate.html, tables/ and pictures/ to paths.output_dir.
+"""
+
+import sys
+
+import numpy as np
+
+from pedsleepmae import (
+    config,
+    embeddings,
+    generation,
+    generation_report,
+    imputation,
+    machine,
+    probes,
+    store,
+)
+from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, load_model
+from pedsleepmae.config import GenerateSettings
+from pedsleepmae.imputation import GenerationError
+
+
+def main(argv: list[str]) -> int:
+    settings = config.load_settings(GenerateSettings, "generate.yaml", __doc__, argv)
+    paths = settings.paths
+    try:
+        config.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+        config.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+        targets = imputation.parse_targets(settings.targets)
+        generation.check_pooling(settings.pooling)
+        index = store.load_index(paths.batches_dir, seed=settings.seed)
+        generation.check_index(index, settings.split, settings.mean_of_patient)
+        queries = generation.parse_queries(index, settings.neighbours_of)
+        model = load_model(paths.checkpoint)
+        imputation.require_decoder(model, str(paths.checkpoint))
+        device = machine.choose_device(settings.device)
+    except (
+        config.SettingsError,
+        CheckpointError,
+        store.StoreError,
+        probes.ProbeError,
+        machine.MachineError,
+        GenerationError,
+    ) as error:
+        config.exit_bad_settings(str(error))
+    try:
+        run(settings, index, model, targets, queries, device)
+    except (OSError, store.StoreError) as error:
+        print(f"6_generate_signals.py: {error}; run it again: it goes on", file=sys.stderr)
+        return config.EXIT_FAILED
+    return config.EXIT_DONE
+
+
+def run(settings: GenerateSettings, index, model, targets, queries, device) -> None:
+    seed, n_draws, k = settings.seed, settings.bootstrap_draws, settings.n_neighbours
+    how = {
+        "batch_size": settings.batch_size,
+        "device": device,
+        "dtype": machine.choose_dtype(settings.precision, device),
+    }
+    space = open_space(settings, index, model, how)
+    sample = imputation.sample_classes(index, settings.split, settings.max_epochs, seed)
+    positions = imputation.union(sample)
+    moments = imputation.RecordingMoments(index, positions, seed)
+    variance_C = imputation.train_variances(index, seed)
+    imputed = [
+        imputation.impute_target(model, index, positions, moments, name, hidden, variance_C, **how)
+        for name, hidden in targets.items()
+    ]
+    means = generation.decode_class_means(
+        model, space, settings.split, settings.max_epochs, settings.mean_of_patient, seed, **how
+    )
+    queries = queries or generation.typical_examples(space, sample)
+    own = settings.exclude_own_night
+    of_sample, _ = generation.find_neighbours(space, positions, k, exclude_own_night=own)
+    found, distance = generation.find_neighbours(
+        space, np.array(list(queries.values())), k, exclude_own_night=own
+    )
+    generated = generation_report.Generated(
+        index=index,
+        split=settings.split,
+        sample=sample,
+        prevalence=imputation.prevalences(index, settings.split),
+        imputed=imputed,
+        imputation={
+            one.target: imputation.summarise(one, index, sample, n_draws, seed) for one in imputed
+        },
+        moments=moments,
+        means=means,
+        queries=queries,
+        neighbours_QK=found,
+        distance_QK=distance,
+        agreement=generation.neighbour_agreement(
+            index, sample, positions, of_sample, n_draws, seed
+        ),
+        outliers=generation.find_outliers(space, settings.outlier_reference, seed),
+        n_outliers=settings.n_outliers,
+        facts=facts_of(settings, index),
+    )
+    place = generation_report.write_results(
+        settings.paths.output_dir, generated, model, device, how["dtype"]
+    )
+    print(generation_report.text_summary(generated))
+    print(f"report: {place}")
+
+
+def open_space(settings: GenerateSettings, index, model, how) -> generation.Space:
+    """Embeddings of all examples, computed where they are not stored yet."""
+    paths = settings.paths
+    key = embeddings.embedding_key(
+        embeddings.file_sha256(paths.checkpoint),
+        "pretrained",
+        index.split_hash,
+        str(how["dtype"]).removeprefix("torch."),
+    )
+    folder = (paths.embeddings_dir or paths.output_dir / "embeddings") / key
+    pooling, title, alone = settings.pooling, "embeddings", machine.World()
+    embeddings.embed_files(
+        index, model, folder, poolings=[pooling], title=title, world=alone, **how
+    )
+    return generation.Space(index, embeddings.open_tables(index, folder, [pooling])[pooling])
+
+
+def facts_of(settings: GenerateSettings, index) -> dict:
+    """What generate.json says of the checkpoint and the call."""
+    checkpoint = load_checkpoint(settings.paths.checkpoint)
+    seen = probes.count_seen_patients(index, checkpoint["patients_seen"])
+    return {
+        "checkpoint": str(settings.paths.checkpoint),
+        "checkpoint_step": checkpoint["step"],
+        "checkpoint_simulated": checkpoint["simulated"],
+        "mask_channels": checkpoint["model"].get("mask_channels", 0.0),
+        "seen_patients": seen,
+        "pooling": settings.pooling,
+        "max_epochs": settings.max_epochs,
+        "n_neighbours": settings.n_neighbours,
+        "exclude_own_night": settings.exclude_own_night,
+        "typical_queries": not settings.neighbours_of,
+        "bootstrap_draws": settings.bootstrap_draws,
+        "seed": settings.seed,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
