@@ -80,6 +80,7 @@ def run(settings: ScoreSettings, scorer: scoring.Scorer) -> int:
         origins=outcome.channels,
         simulated=recording.simulated,
         far_share=settings.far_share,
+        event_counts=outcome.event_counts,
     )
     folder = settings.paths.output_dir / name
     scoring_files.write_night(folder, night, summary)

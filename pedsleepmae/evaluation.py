@@ -368,6 +368,11 @@ def events_per_epoch(index: store.ExampleIndex, studies: pd.DataFrame | None) ->
     return ratios
 
 
+def count_index_events(name: str, event_counts: Mapping[str, int]) -> int:
+    """Events that the index ``name`` counts, of a night's events by kind."""
+    return sum(event_counts[k] for k, c in store.EVENT_COUNTS.items() if c in INDEX_EVENTS[name])
+
+
 def night_table(
     index: store.ExampleIndex,
     test: np.ndarray,

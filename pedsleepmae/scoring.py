@@ -14,7 +14,12 @@ from sklearn.metrics import cohen_kappa_score
 from pedsleepmae import embeddings, machine, probes, store
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S
 from pedsleepmae.checkpoints import hash_encoder, load_model
-from pedsleepmae.evaluation import EPOCH_MINUTES, INDICES, MIN_SLEEP_HOURS
+from pedsleepmae.evaluation import (
+    EPOCH_MINUTES,
+    INDICES,
+    MIN_SLEEP_HOURS,
+    count_index_events,
+)
 from pedsleepmae.probes import N_CLASSES, STAGES, Basis, Chosen, ProbeError
 
 NOTICE = "Research software, no medical device: not for diagnosis or treatment."
@@ -195,8 +200,12 @@ def summarise(
     origins: Mapping[str, str],
     simulated: bool,
     far_share: float,
+    event_counts: Mapping[str, int],
 ) -> dict:
-    """Content of summary.json. ``origins``: where each present channel comes from."""
+    """Content of summary.json. ``origins``: where each present channel comes from.
+
+    ``event_counts``: by kind, the scored events that begin in sleep, where somebody scored.
+    """
     facts = scorer.basis.facts
     content = {
         "notice": NOTICE,
@@ -216,7 +225,7 @@ def summarise(
             "patient_disjoint": facts["patient_disjoint"],
             "n_patients": facts["n_patients"],
         },
-        "quantities": night_quantities(scorer, night),
+        "quantities": night_quantities(scorer, night, event_counts),
         "far": {
             "n_epochs": int(night.far_N.sum()),
             "share": float(night.far_N.mean()),
@@ -229,7 +238,7 @@ def summarise(
     return content | {"cautions": cautions(content)}
 
 
-def night_quantities(scorer: Scorer, night: Night) -> list[dict]:
+def night_quantities(scorer: Scorer, night: Night, event_counts: Mapping[str, int]) -> list[dict]:
     """One dict for each quantity of the night: value, how it was reached, what it rests on.
 
     ``value`` sums recalibrated probabilities (as script 3 does, so that its error on test nights
@@ -260,32 +269,50 @@ def night_quantities(scorer: Scorer, night: Night) -> list[dict]:
         rests_on = _rests_on(scorer, "sleep", f"{stage}_min")
         rows.append(_quantity(f"{stage}_min", "min", rests_on, **minutes))
     for name, task in INDICES.items():
-        rows.append(_index(scorer, night, name, task, sleep_min))
+        rows.append(_index(scorer, night, name, task, sleep_min, event_counts))
     return rows
 
 
-def _index(scorer: Scorer, night: Night, name: str, task: str, sleep_min: Mapping) -> dict:
-    """Epochs with an event per hour of sleep, and the events per hour that this would be."""
+def _index(
+    scorer: Scorer,
+    night: Night,
+    name: str,
+    task: str,
+    sleep_min: Mapping,
+    event_counts: Mapping[str, int],
+) -> dict:
+    """Events per hour of sleep: epochs with an event, times the events for one such epoch.
+
+    That ratio is of the val patients behind the probes. Where it is not known the row counts
+    epochs, with the range of events per hour that this would be.
+    """
+    per_epoch = scorer.basis.facts["nights"]["events_per_epoch"].get(name)
     counts = {"value": None, "called": None, "scored": None}
     if task in night.prob:
         counts["value"] = float(night.prob[task][:, 1].sum())
         counts["called"] = float(night.called[task].sum())
     if night.scored and any((night.scored[t] == 1).any() for t in EVENT_TEXTS):
         counts["scored"] = float((night.scored[task] == 1).sum())
+    unit = "epochs with an event per hour of sleep"
+    if per_epoch is not None:
+        unit = "events per hour of sleep"
+        counts = {way: None if n is None else n * per_epoch for way, n in counts.items()}
+        if counts["scored"] is not None:
+            counts["scored"] = float(count_index_events(name, event_counts))
     per_hour = {
         way: n * 60 / sleep_min[way]
         for way, n in counts.items()
         if n is not None and (sleep_min[way] or 0) >= 60 * MIN_SLEEP_HOURS
     }
-    row = _quantity(
-        name, "epochs with an event per hour of sleep", _rests_on(scorer, task, name), **per_hour
-    )
+    row = _quantity(name, unit, _rests_on(scorer, task, name), **per_hour)
     if row["value"] is None and task in night.prob:
         row["reason"] = (
             f"less than {60 * MIN_SLEEP_HOURS:g} minutes of sleep"
             if "sleep" in night.prob
             else "the probe file holds no probe for sleep, so no time of sleep is known"
         )
+    elif per_epoch is not None:
+        row["events_per_epoch"] = per_epoch
     elif row["value"] is not None:
         short_s, long_s = EVENT_SECONDS[task]
         row["events_per_hour"] = [

@@ -49,6 +49,7 @@ def write_report(folder: Path, night: Night, summary: Mapping, examples: store.E
         picture=picture,
         minutes=[q for q in summary["quantities"] if not q["name"].endswith("_index")],
         indices=[q for q in summary["quantities"] if q["name"].endswith("_index")],
+        counts_epochs=not any("events_per_epoch" in q for q in summary["quantities"]),
         name_of=quantity_name,
         counted=counted,
         has_scored=night.scored is not None,
