@@ -325,6 +325,8 @@ def impute_target(
             true_BHT = x_BCT[:, list(channels)].float().numpy()
             for h, channel in enumerate(channels):
                 known = present_BC[:, channel].numpy()
+                if not known.any():
+                    continue  # welch refuses to work on nothing
                 scores[rows, h][known] = score_channel(
                     true_BHT[known, h], pred_BMHT[known, :, h], channel, variance_C[channel]
                 )
