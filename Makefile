@@ -1,16 +1,22 @@
-# make demo: the whole path on a simulated cohort. make test: the whole test suite.
+# make demo: the whole path on a simulated cohort. make tour: scripts 4, 5 and 6 on what it made.
+# make test: the whole test suite.
 PYTHON ?= python3
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed
 export TQDM_MININTERVAL := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo tour test lint clean
 
 demo: $(INSTALLED)
 	$(RUN) 0_simulate_cohort.py --config configs/demo/simulate.yaml
 	$(RUN) 1_prepare_dataset.py --config configs/demo/prepare.yaml
 	$(RUN) 2_pretrain_model.py --config configs/demo/pretrain.yaml
 	$(RUN) 3_train_classifier.py --config configs/demo/probe.yaml
+
+tour: demo
+	$(RUN) 4_score_recording.py demo/recordings/Sleep_Data/900001_900001.edf --config configs/demo/score.yaml
+	$(RUN) 5_explore_embeddings.py --config configs/demo/explore.yaml
+	$(RUN) 6_generate_signals.py --config configs/demo/generate.yaml
 
 test: $(INSTALLED) lint
 	$(RUN) -m pytest

@@ -45,7 +45,9 @@ def refused(capsys, kind, *argv) -> str:
 
 def kind_of(path: Path) -> str:
     """Which script a configuration file belongs to, by the command in its header."""
-    text = path.read_text()
+    text = path.read_text().replace("\\\n#", "")
+    own = [line for line in text.splitlines() if f"--config {path.relative_to(ROOT)}" in line]
+    text = own[0] if own else text
     return next(
         kind for script, kind in SCRIPTS.items() if script in text or f"cript {script[0]}" in text
     )
