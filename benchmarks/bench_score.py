@@ -1,7 +1,6 @@
 """Script 4 on a simulated 10-hour recording: seconds, share of each part, epochs/s.
 
-    python benchmarks/bench_score.py --checkpoint runs/simulated60/checkpoint_best.pt \\
-        --probes results/simulated60/probes.npz          # about two minutes on 2 cores
+    python benchmarks/bench_score.py                     # about two minutes on 2 cores
 
 The recording has NCH's montage A at 256 Hz, 25 channels, and its annotations. Settings are those
 of configs/score.yaml; the time for Python to load its libraries is a line of its own. The last
@@ -40,8 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--probes", type=Path, required=True)
+    shipped = ROOT / "checkpoint"
+    parser.add_argument("--checkpoint", type=Path, default=shipped / "m15p8_checkpoint.pt")
+    parser.add_argument("--probes", type=Path, default=shipped / "probes.npz")
     parser.add_argument("--hours", type=float, default=10.0, help="length of the recording, hours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
