@@ -355,6 +355,8 @@ def find_outliers(space: Space, n_reference: int, seed: int) -> Outliers:
     foreign examples better than either and assumes nothing (Sun et al. 2022, ICML,
     arXiv 2204.06507). The 10th instead of the first, so that a handful of alike artefacts do not
     vouch for each other; other nights only, since neighbours in time are alike whatever they are.
+    What is common in train is not foreign: an artefact in several per cent of its epochs widens the
+    standardisation too, and scores low.
     At most ``n_reference`` train examples, drawn by the seed, are compared with. An example for
     which other nights offer fewer than OUTLIER_NEIGHBOUR of them has no score.
     """

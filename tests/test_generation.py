@@ -360,16 +360,23 @@ def test_planted_outliers_come_first_and_their_channel_is_named(space):
     assert outliers.score_N[outliers.ranking()[3]] < 2 < outliers.score_N[space.outliers[2]]
 
 
-def test_alike_artefacts_of_one_night_do_not_vouch_for_each_other(space):
-    """Ten epochs of a train night with the same foreign value are all outliers."""
-    night = space.index.rows("train")
-    night = night[space.night_N[night] == space.night_N[night[0]]][:10]
-    x_NF = space.table.read(np.arange(len(space.index)))
-    x_NF[night, 6] = 40
+def test_outlier_scores_are_those_of_a_plain_search_and_a_night_does_not_vouch_for_itself(space):
+    """Twelve equal epochs of one train night would all score 0 if their own night counted."""
+    index = space.index
+    train = index.rows("train")
+    alike = train[space.night_N[train] == space.night_N[train[0]]][:12]
+    x_NF = space.table.read(np.arange(len(index)))
+    x_NF[alike] = x_NF[alike[0]]
     folder = space.table.paths[0].parent.parent / "g"
-    table = planted_table(space.index, folder, mean=x_NF)["mean"]
-    outliers = generation.find_outliers(generation.Space(space.index, table), 1000, seed=0)
-    assert set(night.tolist()) <= set(outliers.ranking()[:13].tolist())
+    space = generation.Space(index, planted_table(index, folder, mean=x_NF)["mean"])
+    outliers = generation.find_outliers(space, n_reference=1000, seed=0)
+    z_NF = space.read(np.arange(len(index))).astype(np.float64)
+    plain_N = np.empty(len(index))
+    for at in range(len(index)):
+        others = train[space.night_N[train] != space.night_N[at]]
+        plain_N[at] = np.sort(np.linalg.norm(z_NF[others] - z_NF[at], axis=1))[9]
+    np.testing.assert_allclose(outliers.score_N, plain_N / np.median(plain_N[train]), rtol=1e-3)
+    assert outliers.score_N[alike].min() > 0.5
 
 
 # ------------------------------------------------------------------ means
