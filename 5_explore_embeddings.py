@@ -25,7 +25,13 @@ from pedsleepmae import (
     probes,
     store,
 )
-from pedsleepmae.checkpoints import CheckpointError, hash_patient, load_checkpoint, load_model
+from pedsleepmae.checkpoints import (
+    CheckpointError,
+    file_sha256,
+    hash_patient,
+    load_checkpoint,
+    load_model,
+)
 from pedsleepmae.config import ExploreSettings
 
 
@@ -58,8 +64,8 @@ def main(argv: list[str]) -> int:
         config.exit_bad_settings(str(error))
     try:
         table = open_features(settings, index, device, dtype)
-        people = evaluation.read_people(paths.batches_dir)
-        result = exploration.explore(settings, index, table, people, cohort)
+        studies = evaluation.read_studies(paths.batches_dir)
+        result = exploration.explore(settings, index, table, studies, cohort)
         content = exploration.as_content(result, facts_of(settings, result, checkpoint))
         with store.write_whole(paths.output_dir / "explore.json") as temporary:
             temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
@@ -77,7 +83,7 @@ def open_features(settings: ExploreSettings, index, device, dtype) -> embeddings
     paths = settings.paths
     folder = paths.embeddings_dir or paths.output_dir / "embeddings"
     key = embeddings.embedding_key(
-        embeddings.file_sha256(paths.checkpoint),
+        file_sha256(paths.checkpoint),
         "pretrained",
         index.split_hash,
         str(dtype).removeprefix("torch."),

@@ -20,7 +20,7 @@ from pedsleepmae import (
     probes,
     store,
 )
-from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, load_model
+from pedsleepmae.checkpoints import CheckpointError, file_sha256, load_checkpoint, load_model
 from pedsleepmae.config import GenerateSettings
 from pedsleepmae.imputation import GenerationError
 
@@ -113,7 +113,7 @@ def open_space(settings: GenerateSettings, index, model, how) -> generation.Spac
     """Embeddings of all examples, computed where they are not stored yet."""
     paths = settings.paths
     key = embeddings.embedding_key(
-        embeddings.file_sha256(paths.checkpoint),
+        file_sha256(paths.checkpoint),
         "pretrained",
         index.split_hash,
         str(how["dtype"]).removeprefix("torch."),

@@ -41,9 +41,7 @@ def main() -> None:
             Path(folder) / "started", n_short, [*common, "--init_from", str(SHIPPED)]
         )
     goal = scratch[options.steps]
-    print(
-        "validation error (share of the channels' variance on masked patches), simulated children"
-    )
+    print("validation loss: squared error of standardised signals on masked patches, simulated")
     print("  from scratch:  ", in_words(scratch))
     print("  from shipped:  ", in_words(started))
     reached = [step for step, error in started.items() if error <= goal]

@@ -46,7 +46,7 @@ from pedsleepmae.model import (  # noqa: E402
     n_kept_patches,
     random_mask,
 )
-from pedsleepmae.store import ExampleIndex, load_index  # noqa: E402
+from pedsleepmae.store import ExampleIndex, load_index, write_whole  # noqa: E402
 
 SECOND = 8  # patches of 16 samples
 SMALL = {"patch_size": 16, "emb_dim": 8, "num_layer": 2, "num_head": 4, "decoder_num_layer": 1}
@@ -144,7 +144,8 @@ def measure(name: str, seed: int, options) -> None:
     draws = probe_all(model, index, train, val, probes.N_CLASSES, figures, "")
     blocks = night.rows("train"), night.rows("val")
     draws |= probe_all(model, night, *blocks, ["sleep"], figures, "real night ")
-    np.savez(result_path(options, name, seed), figures=json.dumps(figures), **draws)
+    with write_whole(result_path(options, name, seed)) as temporary, open(temporary, "wb") as file:
+        np.savez(file, figures=json.dumps(figures), **draws)
 
 
 @torch.no_grad()
@@ -186,7 +187,8 @@ def probe_all(model, index, train_rows, val_rows, tasks, figures, prefix) -> dic
     groups, _ = metrics.bootstrap_groups(
         index.patient_ids[val_rows], index.study_ids[val_rows], index.onsets_s[val_rows]
     )
-    weights_RG = metrics.draw_weights(groups.max() + 1, N_DRAWS, seed=0)
+    figures[f"{prefix}groups"] = n_groups = int(groups.max()) + 1
+    weights_RG = metrics.draw_weights(n_groups, N_DRAWS, seed=0)
     draws = {}
     for task in tasks:
         label_N = probes.task_labels(index, task)
@@ -240,7 +242,8 @@ def table(options) -> str:
             for pooling in POOLINGS:
                 key = f"{task}|{pooling}"
                 value = np.mean([each[key] for each in figures])
-                n_groups = 30 if not task.startswith("real") else 100
+                prefix = "real night " if task.startswith("real") else ""
+                n_groups = figures[0][f"{prefix}groups"]
                 edges = metrics.interval(np.mean([r[key] for r in runs], axis=0), n_groups, value)
                 low, high = edges or (np.nan, np.nan)
                 row[key] = f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -19,6 +19,8 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S
 
 UNSCORED = -1
+# Stands in every file that script 4 writes, so that its predictions are never taken for a scoring.
+NOTICE = "Research software, no medical device: not for diagnosis or treatment."
 ROUNDING_S = 1e-6  # onsets are decimal text: sums of them are off by less than this
 LONGEST_ROW_S = 48 * 3600.0  # a longer stage run or event is a writing error
 STAGE_NAMES = ("W", "N1", "N2", "N3", "R")
@@ -198,6 +200,12 @@ def scoring_from_rows(
     own at one of their onsets overrules. Where two stage rows at one onset disagree, a scored one
     goes before `?`; two scored ones are both left out, for neither can be trusted.
     """
+    rows = list(rows)
+    if any(text == NOTICE for _, _, text in rows):
+        raise AnnotationError(
+            "these annotations are script 4's own predictions, not a scorer's; give a scorer's, or "
+            "--use_annotations false (use_annotations=False)"
+        )
     remarks = Counter()
     if unreadable:
         remarks["rows without a numeric onset and duration left out"] = unreadable

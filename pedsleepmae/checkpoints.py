@@ -10,8 +10,9 @@ settings           all settings of the run
 step               optimiser steps behind these weights
 val_loss           validation loss of these weights; None when they were not validated
 split_hash         who is in which split (empty when unknown)
-patients_seen      sorted SHA-256 digests of the training patients, see :func:`hash_patient`
-simulated          True when the data are simulated
+patients_seen      sorted SHA-256 digests of the training patients, see :func:`hash_patient`, with
+                   those of init_from; None when these are unknown
+simulated          True when the data, or those of init_from, are simulated
 decoder            name of the file beside this one that holds the decoder's weights (published
                    checkpoints that would be too large in one file)
 data               counts and facts about the training data, in words and numbers

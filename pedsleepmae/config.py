@@ -71,13 +71,15 @@ class SimulateSettings:
     fit short nights. With event_dir: the longest excerpt of a night."""
     events: EventRates = field(default_factory=EventRates)
     montage_b_fraction: float = 0.3
-    """Share of recordings with NCH's montage B (OSAT, Resp Chest, 256 or 512 Hz)."""
+    """Share of recordings with NCH's montage B (OSAT, Resp Chest, 256 or 512 Hz); it shapes the EDF
+    file, not the 16 channels, and so changes nothing with batches_dir."""
     absent_channel_fraction: float = 0.2
     """Share of recordings that lack one or more of the 16 channels."""
     absent_group_fraction: float = 0.0
     """Share of recordings that lack whole groups: no EEG, nothing on the head, no respiration."""
     rates_hz: list[int] = field(default_factory=lambda: [256, 256, 256, 400])
-    """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often."""
+    """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often.
+    With batches_dir everything is simulated at 128 Hz."""
     prader_willi_fraction: float = 0.0
     """Share of the children with Prader-Willi syndrome (DIAGNOSIS.csv says who): more and longer
     apneas, rather central ones in the young, deeper desaturations, low muscle tone."""

@@ -61,13 +61,16 @@ def read_diagnosed(
 
 def read_patient_list(path: Path) -> frozenset[int]:
     """Patients of a CSV file with a column patient_id of whole numbers; DiagnosisError if not."""
+    wanted = f"{path}: needs a column patient_id of whole numbers"
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        return frozenset(int(text) for text in table["patient_id"])
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="latin-1")
+        texts = table.rename(columns=lambda name: name.removeprefix("ï»¿"))["patient_id"]
     except (OSError, KeyError, ValueError) as error:
-        raise DiagnosisError(
-            f"{path}: needs a column patient_id of whole numbers ({error})"
-        ) from error
+        raise DiagnosisError(f"{wanted}, which it lacks, or it cannot be read") from error
+    for line, text in enumerate(texts, start=2):
+        if not text.strip().isdecimal():  # whatever stands there may be a name: it is not repeated
+            raise DiagnosisError(f"{wanted}; line {line} holds none")
+    return frozenset(int(text) for text in texts)
 
 
 def _diagnosis_file(health_dir: Path) -> Path:

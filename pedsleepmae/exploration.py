@@ -24,7 +24,6 @@ from pedsleepmae.embedding_map import (
     principal_parts,
 )
 from pedsleepmae.embeddings import FeatureTable
-from pedsleepmae.evaluation import NIGHT
 from pedsleepmae.probes import task_labels
 from pedsleepmae.signal_distances import BETWEEN, TOGETHER, WITHIN
 from pedsleepmae.splits import DAYS_PER_YEAR
@@ -166,12 +165,12 @@ def choose_positions(
     return positions, mapped
 
 
-def age_of_examples(index: store.ExampleIndex, people: pd.DataFrame | None) -> np.ndarray:
-    """Age at each example, years (N,), NaN where ``people`` (evaluation.read_people) lacks it."""
-    if people is None:
+def age_of_examples(index: store.ExampleIndex, studies: pd.DataFrame | None) -> np.ndarray:
+    """Age at each example, years (N,), NaN where ``studies`` (evaluation.read_studies) lacks it."""
+    if studies is None:
         return np.full(len(index), np.nan)
     nights = pd.MultiIndex.from_arrays([index.patient_ids, index.study_ids])
-    days = people.set_index(NIGHT)["age_days"].reindex(nights)
+    days = studies["age_days"].reindex(nights)
     return pd.to_numeric(days, errors="coerce").to_numpy(float) / DAYS_PER_YEAR
 
 
@@ -180,12 +179,12 @@ def explore(
     settings: "ExploreSettings",
     index: store.ExampleIndex,
     table: FeatureTable,
-    people: pd.DataFrame | None,
+    studies: pd.DataFrame | None,
     cohort: Cohort | None,
 ) -> Exploration:
     """Maps, paths, the cohort and distances of the positions that the settings choose."""
     positions, mapped = choose_positions(settings, index)
-    age_years_N, notes = age_of_examples(index, people), []
+    age_years_N, notes = age_of_examples(index, studies), []
     kinds = [kind for kind in settings.maps if kind != "umap" or has_umap()]
     if len(kinds) < len(settings.maps):
         notes.append(NO_UMAP)
@@ -295,6 +294,9 @@ def compare_cohort(
             "age_rest": _median(age_Q[chosen][~member_Q]),
             "age_gap": None if set_Q is None else _age_gap(age_Q, set_Q, in_cohort_Q),
         }
+        if set_Q is not None and not n_cohort:
+            reason = "fewer others of known age than patients of the cohort: nobody to match"
+            return Comparison(**facts, least_p=None, separation=None, reason=reason)
         if min(n_cohort, n_rest) < asked.min_patients:
             reason = (
                 f"{n_cohort} of the cohort and {n_rest} others have "

@@ -112,9 +112,10 @@ def _points(result: Exploration, positions: np.ndarray, xy: np.ndarray) -> pd.Da
 def headlines(content: Mapping) -> list[str]:
     """What was found, one sentence each, with its numbers of patients and epochs."""
     lines = []
-    first = content["maps"][0]
-    parts = [f"{name} {figures['silhouette']:.3f}" for name, figures in first["separation"].items()]
-    if parts:
+    for first in content["maps"][:1]:  # none where UMAP alone was asked for and is absent
+        parts = [f"{n} {figures['silhouette']:.3f}" for n, figures in first["separation"].items()]
+        if not parts:
+            continue
         lines.append(
             f"On the map of {counted(first['n_epochs'], 'epoch')} of "
             f"{counted(first['n_patients'], 'patient')} the silhouette is: {', '.join(parts)} "

@@ -324,9 +324,10 @@ def make_pictures(
     if generated.agreement:
         yield "neighbour_agreement", generation_pictures.draw_agreement(generated.agreement)
     outliers, n_shown = generated.outliers, generated.n_outliers
-    yield "outlier_scores", generation_pictures.draw_scores(index, outliers, n_shown)
     top = outliers.ranking()[:n_shown]
-    yield "outliers", generation_pictures.draw_outliers(index, outliers, top)
+    if len(top):  # none where train is one night: no example has neighbours of other nights
+        yield "outlier_scores", generation_pictures.draw_scores(index, outliers, n_shown)
+        yield "outliers", generation_pictures.draw_outliers(index, outliers, top)
 
 
 def examples_of(
@@ -338,14 +339,15 @@ def examples_of(
 ) -> tuple[list[tuple[str, int]], np.ndarray, np.ndarray]:
     """What draw_imputed draws of a target: ((caption, channel), truth (R, T), (R, M, T)).
 
-    For one channel the typical epochs of SHOWN_CLASSES; for a group the typical epoch of all, a
-    row for each channel that was recorded in it.
+    For one channel the typical epochs of SHOWN_CLASSES; for a group the typical epoch of all (or
+    of the first class in which it was recorded), a row for each channel recorded in it.
     """
     index, channels = generated.index, imputed.channels
     typical = typical_epochs(imputed, generated.sample)
-    shown = {"all": typical["all"]} if len(channels) > 1 else typical
-    wanted = ("all",) if len(channels) > 1 else SHOWN_CLASSES
-    shown = {name: at for name, at in shown.items() if name in wanted} or typical
+    shown = {name: at for name, at in typical.items() if name in SHOWN_CLASSES} or typical
+    if len(channels) > 1:
+        first = "all" if "all" in typical else next(iter(shown))
+        shown = {first: typical[first]}
     positions = np.array(list(shown.values()))
     order = np.unique(positions)
     ((x_BCT, present_BC),) = data.sample_batches(index, order, len(order))

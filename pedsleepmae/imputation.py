@@ -446,6 +446,8 @@ def _difference(model, model_draws, other, other_draws, figure: str, weights_RG)
     if model[figure] is None or other[figure] is None:
         return {"value": None, "ci95": None}
     gap = model[figure] - other[figure]
+    if model["ci95"][figure] is None or other["ci95"][figure] is None:
+        return {"value": gap, "ci95": None}
     paired_R = model_draws[figure] - other_draws[figure]
     reach = BOUNDS[figure][1] - BOUNDS[figure][0]
     ci95 = metrics.interval(paired_R, weights_RG.shape[1], gap, (-reach, reach))

@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 
 from pedsleepmae import embeddings, machine, probes, store
+from pedsleepmae.annotations import NOTICE
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S
 from pedsleepmae.checkpoints import hash_encoder, load_model
 from pedsleepmae.evaluation import (
@@ -22,7 +23,6 @@ from pedsleepmae.evaluation import (
 )
 from pedsleepmae.probes import N_CLASSES, STAGES, Basis, Chosen, ProbeError
 
-NOTICE = "Research software, no medical device: not for diagnosis or treatment."
 # Texts of EDF+ (edfplus.info, standard texts) where it has one; NCH's for desaturations.
 EVENT_TEXTS = {
     "apnea": "Apnea",

@@ -157,4 +157,5 @@ def rank_correlation(
         rows = np.repeat(np.arange(len(x_M)), np.where(inside, first, first * second))
         if len(rows) > 2:
             draws_R[r] = spearman(x_M[rows], y_M[rows])
-    return value, metrics.interval(draws_R, n_groups, value, (-1.0, 1.0))
+    n_holding = len(np.unique(group_M2))
+    return value, metrics.interval(draws_R, n_holding, value, (-1.0, 1.0))

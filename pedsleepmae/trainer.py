@@ -153,6 +153,7 @@ class Trainer:
         self.patients_seen = checkpoints.hash_patients(
             np.unique(index.patient_ids[self.train_positions])
         )
+        self.simulated = bool(index.simulated)  # this or, with init_from, its start
         self.weight_C = self._weigh_channels().to(device)
         self.progress = Progress()
         self.model = MaskedAutoencoder(**asdict(settings.model))
@@ -374,7 +375,7 @@ class Trainer:
             ),
             "split_hash": self.index.split_hash,
             "patients_seen": self.patients_seen,
-            "simulated": bool(self.index.simulated),
+            "simulated": self.simulated,
             "data": describe_data(self.index, self.train_positions),
         }
         if to_resume:
@@ -415,10 +416,11 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         self.weight_C = content["channel_weights"].to(self.device)
         self.progress = Progress(**content["progress"])
-        self.patients_seen = sorted({*self.patients_seen, *content["patients_seen"]})
+        self.patients_seen = content["patients_seen"]
+        self.simulated = content["simulated"]
 
     def start_from(self, path: Path) -> None:
-        """Take the weights of a checkpoint and nothing else."""
+        """Take the weights of a checkpoint, and remember whose signals are behind them."""
         content = checkpoints.load_checkpoint(path)
         layout = content["model"]["token_layout"]
         if layout != self.settings.model.token_layout:
@@ -429,7 +431,9 @@ class Trainer:
         checkpoints.load_weights(self.model, content["state_dict"], f"init_from {path}")
         if self.averaged is not None:
             self.averaged.load_state_dict(self.model.state_dict())
-        self.patients_seen = sorted({*self.patients_seen, *(content["patients_seen"] or [])})
+        theirs = content["patients_seen"]
+        self.patients_seen = None if theirs is None else sorted({*self.patients_seen, *theirs})
+        self.simulated = self.simulated or bool(content["simulated"])
 
 
 def describe_data(index: ExampleIndex, positions: np.ndarray) -> dict[str, Any]:

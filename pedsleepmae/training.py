@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 from tqdm import tqdm
 
@@ -223,7 +224,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 def announce(trainer: Trainer, rate: float, say: Callable[[str], None]) -> None:
     """Say what is trained on what."""
     settings, index, model = trainer.settings, trainer.index, trainer.model
-    n_patients = len(trainer.patients_seen)
+    n_patients = len(np.unique(index.patient_ids[trainer.train_positions]))
     n_weights = sum(p.numel() for p in model.parameters())
     say(
         f"{len(trainer.train_positions):,} training examples of {n_patients:,} patient(s)"

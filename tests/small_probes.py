@@ -42,7 +42,7 @@ def run_script(name: str, *argv) -> int:
 
 
 def script_3(*argv: str) -> int:
-    settings = ["--config", ROOT / "configs/demo/probe.yaml"]
+    settings = ["--config", ROOT / "configs/demo/probe.yaml", "--paths.compare_with", "null"]
     return run_script("3_train_classifier.py", *settings, *argv)
 
 

@@ -10,6 +10,7 @@ import pytest
 from edf_files import stage_rows, write_tsv
 
 from pedsleepmae.annotations import (
+    NOTICE,
     AnnotationError,
     label_epochs,
     read_nsrr_xml,
@@ -342,3 +343,9 @@ def test_indices_count_each_event_once_and_only_those_that_begin_in_sleep():
     ]
     labels = label_epochs(scoring_from_rows(rows), recording_s=120)
     assert labels.n_events == {"apnea": 2, "hypop": 1, "desat": 0, "eeg": 1}
+
+
+def test_predictions_of_script_4_are_no_scoring():
+    rows = [(0.0, 0.0, NOTICE), (0.0, 30.0, "Sleep stage N2")]
+    with pytest.raises(AnnotationError, match="own predictions"):
+        scoring_from_rows(rows)

@@ -19,6 +19,7 @@ from pedsleepmae import (
     cohort_separation,
     diagnoses,
     exploration,
+    explore_report,
     night_path,
     signal_distances,
     store,
@@ -228,6 +229,18 @@ def test_a_table_that_cannot_be_used_is_named(tmp_path):
         diagnoses.read_patient_list(tmp_path / "list.csv")
 
 
+def test_what_stands_in_a_list_of_patients_is_not_repeated_in_an_error(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_bytes("patient_id,note\n3,für später\nJane Doe,x\n".encode("latin-1"))
+    with pytest.raises(diagnoses.DiagnosisError, match="line 3") as refused:
+        diagnoses.read_patient_list(path)
+    assert "Jane" not in str(refused.value)
+    path.write_bytes("patient_id,note\n3,für später\n4,\n".encode("latin-1"))
+    assert diagnoses.read_patient_list(path) == {3, 4}
+    path.write_text("patient_id\n5\n", encoding="utf-8-sig")
+    assert diagnoses.read_patient_list(path) == {5}
+
+
 def test_the_simulated_cohort_has_the_asked_share_and_its_diagnoses_say_who(tmp_path):
     plain = SimulateSettings(n_patients=20, n_repeat_studies=2, hours=0.25, seed=3)
     ill = SimulateSettings(
@@ -386,6 +399,20 @@ def test_a_constant_distance_has_no_correlation():
         np.ones(3), np.arange(3.0), group_M2, 3, n_draws=100, seed=0
     )
     assert found == (None, None)
+
+
+def test_one_patient_alone_carries_no_interval():
+    distance_M = np.arange(6.0)
+    value, ci95 = signal_distances.rank_correlation(
+        distance_M, distance_M, np.full((6, 2), 3), 30, n_draws=100, seed=0
+    )
+    assert value == pytest.approx(1)
+    assert ci95 is None
+
+
+def test_a_page_without_any_map_has_its_other_headlines():
+    content = {"maps": [], "cohort": None, "distances": None}
+    assert explore_report.headlines(content) == []
 
 
 def test_channels_count_alike_together_and_a_lacking_one_leaves_the_pair_out():
