@@ -12,7 +12,6 @@ import numpy as np
 
 from pedsleepmae import (
     config,
-    embeddings,
     generation,
     generation_report,
     imputation,
@@ -20,7 +19,7 @@ from pedsleepmae import (
     probes,
     store,
 )
-from pedsleepmae.checkpoints import CheckpointError, file_sha256, load_checkpoint, load_model
+from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, load_model
 from pedsleepmae.config import GenerateSettings
 from pedsleepmae.imputation import GenerationError
 
@@ -63,13 +62,21 @@ def run(settings: GenerateSettings, index, model, targets, queries, device) -> N
         "device": device,
         "dtype": machine.choose_dtype(settings.precision, device),
     }
-    space = open_space(settings, index, model, how)
+    folder = settings.paths.embeddings_dir or settings.paths.output_dir / "embeddings"
+    space = generation.open_space(
+        index, model, settings.paths.checkpoint, folder, settings.pooling, **how
+    )
     sample = imputation.sample_classes(index, settings.split, settings.max_epochs, seed)
     positions = imputation.union(sample)
     moments = imputation.RecordingMoments(index, positions, seed)
     variance_C = imputation.train_variances(index, seed)
     imputed = [
-        imputation.impute_target(model, index, positions, moments, name, hidden, variance_C, **how)
+        imputation.impute_target(
+            model,
+            *(index, positions, moments, name, hidden, variance_C),
+            show_all=settings.show_all,
+            **how,
+        )
         for name, hidden in targets.items()
     ]
     means = generation.decode_class_means(
@@ -109,23 +116,6 @@ def run(settings: GenerateSettings, index, model, targets, queries, device) -> N
     print(f"report: {place}")
 
 
-def open_space(settings: GenerateSettings, index, model, how) -> generation.Space:
-    """Embeddings of all examples, computed where they are not stored yet."""
-    paths = settings.paths
-    key = embeddings.embedding_key(
-        file_sha256(paths.checkpoint),
-        "pretrained",
-        index.split_hash,
-        str(how["dtype"]).removeprefix("torch."),
-    )
-    folder = (paths.embeddings_dir or paths.output_dir / "embeddings") / key
-    pooling, title, alone = settings.pooling, "embeddings", machine.World()
-    embeddings.embed_files(
-        index, model, folder, poolings=[pooling], title=title, world=alone, **how
-    )
-    return generation.Space(index, embeddings.open_tables(index, folder, [pooling])[pooling])
-
-
 def facts_of(settings: GenerateSettings, index) -> dict:
     """What generate.json says of the checkpoint and the call."""
     checkpoint = load_checkpoint(settings.paths.checkpoint)
@@ -137,6 +127,7 @@ def facts_of(settings: GenerateSettings, index) -> dict:
         "mask_channels": checkpoint["model"].get("mask_channels", 0.0),
         "seen_patients": seen,
         "pooling": settings.pooling,
+        "show_all": settings.show_all,
         "max_epochs": settings.max_epochs,
         "n_neighbours": settings.n_neighbours,
         "exclude_own_night": settings.exclude_own_night,

@@ -750,6 +750,9 @@ class GenerateSettings:
     targets: list[str] = field(default_factory=lambda: ["each", "EEG", "EOG", "effort"])
     """What is hidden and imputed from the rest, one after the other: channels such as SPO2, groups
     (EEG, EOG, EMG, effort, flow, snore, CO2, SpO2), or each for every channel by itself."""
+    show_all: bool = False
+    """Impute from the other channels whole; false: from masked ones as in pretraining, in several
+    passes. Which is better differs from model to model; compare with split val."""
     split: Literal["train", "val", "test"] = "test"
     """Whose examples are imputed, averaged and searched for."""
     max_epochs: int = 300

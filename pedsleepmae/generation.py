@@ -10,13 +10,15 @@ not grow with the cohort.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from pedsleepmae import data, machine, metrics, store
+from pedsleepmae import data, embeddings, machine, metrics, store
 from pedsleepmae.channels import EPOCH_S, N_CHANNELS
+from pedsleepmae.checkpoints import file_sha256
 from pedsleepmae.embeddings import FeatureTable, column_moments
 from pedsleepmae.imputation import (
     CLASSES,
@@ -84,6 +86,41 @@ class Space:
         return np.concatenate(
             [np.repeat(np.arange(N_CHANNELS), width // N_CHANNELS) for width in widths]
         )
+
+
+def open_space(
+    index: store.ExampleIndex,
+    model: MaskedAutoencoder,
+    checkpoint: Path,
+    folder: Path,
+    pooling: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Space:
+    """The space of all examples; embeddings that ``folder`` (script 3's, too) lacks are computed.
+
+    One process; for a large cohort let script 3 embed it with torchrun first.
+    """
+    key = embeddings.embedding_key(
+        file_sha256(checkpoint),
+        "pretrained",
+        index.split_hash,
+        str(dtype).removeprefix("torch."),
+    )
+    embeddings.embed_files(
+        index,
+        model,
+        Path(folder) / key,
+        poolings=[pooling],
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        title="embeddings",
+        world=machine.World(),
+    )
+    return Space(index, embeddings.open_tables(index, Path(folder) / key, [pooling])[pooling])
 
 
 def squared_distances(query_QF: np.ndarray, x_NF: np.ndarray) -> np.ndarray:

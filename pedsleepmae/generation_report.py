@@ -352,7 +352,15 @@ def examples_of(
     order = np.unique(positions)
     ((x_BCT, present_BC),) = data.sample_batches(index, order, len(order))
     pred_BMHT = predict_all(
-        model, x_BCT, present_BC, generated.moments, order, channels, device, dtype
+        model,
+        x_BCT,
+        present_BC,
+        generated.moments,
+        order,
+        channels,
+        show_all=generated.facts["show_all"],
+        device=device,
+        dtype=dtype,
     )
     rows, true_RT, pred_RMT = [], [], []
     for name, at in shown.items():

@@ -108,18 +108,23 @@ def require_decoder(model: MaskedAutoencoder, checkpoint: str) -> None:
 
 # ------------------------------------------------------------------ the model's imputation
 def impute(
-    model: MaskedAutoencoder, x_BCT: Tensor, present_BC: Tensor, channels: Sequence[int]
+    model: MaskedAutoencoder,
+    x_BCT: Tensor,
+    present_BC: Tensor,
+    channels: Sequence[int],
+    *,
+    show_all: bool = False,
 ) -> Tensor:
     """These channels (B, H, 3840) from the others; the model never sees what stands in them.
 
-    To the encoder they are absent, as in a recording that lacks them. A model that was pretrained
-    with mask_channels sees all patches of the others and is read off at once. One that was not has
-    only learnt to fill in masked patches: it is given masks that together cover each patch, and
-    read off where they hide.
+    To the encoder they are absent, as in a recording that lacks them. The others are masked as in
+    pretraining, by masks that together cover each patch, and the channels are read off where the
+    masks hide; with ``show_all`` the others are shown whole and all is read off at once, which only
+    a model pretrained with mask_channels has learnt to answer.
     """
     shown_BC = present_BC.clone()
     shown_BC[:, list(channels)] = False
-    if model.mask_channels:
+    if show_all:
         return model.reconstruct(x_BCT, present=shown_BC)[:, list(channels)]
 
     def decode(keep_1CK: Tensor) -> Tensor:
@@ -300,6 +305,7 @@ def impute_target(
     channels: tuple[int, ...],
     variance_C: np.ndarray,
     *,
+    show_all: bool,
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -320,7 +326,15 @@ def impute_target(
         for x_BCT, present_BC in batches:
             rows = slice(done, done + len(x_BCT))
             pred_BMHT = predict_all(
-                model, x_BCT, present_BC, moments, positions[rows], channels, device, dtype
+                model,
+                x_BCT,
+                present_BC,
+                moments,
+                positions[rows],
+                channels,
+                show_all=show_all,
+                device=device,
+                dtype=dtype,
             )
             true_BHT = x_BCT[:, list(channels)].float().numpy()
             for h, channel in enumerate(channels):
@@ -342,12 +356,15 @@ def predict_all(
     moments: RecordingMoments,
     positions: np.ndarray,
     channels: Sequence[int],
+    *,
+    show_all: bool,
     device: torch.device,
     dtype: torch.dtype,
 ) -> np.ndarray:
     """The hidden channels as each method gives them, (B, M, H, T) float32."""
     with machine.autocast(device, dtype):
-        pred_BHT = impute(model, x_BCT.to(device), present_BC.to(device), channels)
+        x_here, present_here = x_BCT.to(device), present_BC.to(device)
+        pred_BHT = impute(model, x_here, present_here, channels, show_all=show_all)
     by_method = {"model": pred_BHT.cpu().numpy()}
     simple = [
         baselines(x_CT, present_C, moments.of_others(position), channels)
