@@ -771,7 +771,7 @@ class GenerateSettings:
     outlier_reference: int = 20_000
     """Train examples that outlier scores are distances to, at most; held in memory."""
     n_outliers: int = 12
-    """Outliers drawn; outliers.csv ranks all examples."""
+    """Outliers drawn, one a night; outliers.csv ranks all examples."""
     bootstrap_draws: int = 1000
     """Resamples of patients behind each 95 % interval."""
     batch_size: int = 64

@@ -381,6 +381,12 @@ class Outliers:
         known = np.flatnonzero(np.isfinite(self.score_N))
         return known[np.argsort(-self.score_N[known], kind="stable")]
 
+    def top_of_nights(self, night_N: np.ndarray, n: int) -> np.ndarray:
+        """The ``n`` nights' most unusual examples, one a night: an odd montage fills no page."""
+        order = self.ranking()
+        _, first = np.unique(night_N[order], return_index=True)
+        return order[np.sort(first)[:n]]
+
 
 def find_outliers(space: Space, n_reference: int, seed: int) -> Outliers:
     """Distance to the OUTLIER_NEIGHBOUR-th nearest train example of other nights, relative.

@@ -285,7 +285,7 @@ def draw_outliers(index: store.ExampleIndex, outliers: Outliers, rows: np.ndarra
     return figure
 
 
-def draw_scores(index: store.ExampleIndex, outliers: Outliers, n_shown: int) -> Figure:
+def draw_scores(index: store.ExampleIndex, outliers: Outliers, drawn: np.ndarray) -> Figure:
     """How outlier scores are spread in each split, and where the drawn ones lie."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     ax: Axes = clean_axes(figure)[0, 0]
@@ -299,7 +299,7 @@ def draw_scores(index: store.ExampleIndex, outliers: Outliers, n_shown: int) -> 
             ax.hist(
                 score_n, bins, weights=weights, histtype="step", color=colour, lw=1.5, label=split
             )
-    for at in outliers.ranking()[:n_shown]:
+    for at in drawn:
         ax.axvline(outliers.score_N[at], ymax=0.06, color="#b3261e", lw=1)
     ax.set_yscale("log")
     ax.set_xlabel("outlier score (1: the median of train); red: the ones drawn below", fontsize=9)

@@ -105,7 +105,7 @@ def slug(target: str) -> str:
 def as_content(generated: Generated) -> dict:
     """Content of generate.json: figures, counts and facts, nothing of a single patient."""
     index, outliers = generated.index, generated.outliers
-    top = outliers.ranking()[: generated.n_outliers]
+    top = outliers.top_of_nights(index.nights(), generated.n_outliers)
     scores = {
         split: outliers.score_N[index.rows(split)][np.isfinite(outliers.score_N[index.rows(split)])]
         for split in SPLITS
@@ -324,9 +324,9 @@ def make_pictures(
     if generated.agreement:
         yield "neighbour_agreement", generation_pictures.draw_agreement(generated.agreement)
     outliers, n_shown = generated.outliers, generated.n_outliers
-    top = outliers.ranking()[:n_shown]
+    top = outliers.top_of_nights(index.nights(), n_shown)
     if len(top):  # none where train is one night: no example has neighbours of other nights
-        yield "outlier_scores", generation_pictures.draw_scores(index, outliers, n_shown)
+        yield "outlier_scores", generation_pictures.draw_scores(index, outliers, top)
         yield "outliers", generation_pictures.draw_outliers(index, outliers, top)
 
 

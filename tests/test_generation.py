@@ -361,6 +361,11 @@ def test_planted_outliers_come_first_and_their_channel_is_named(space):
     outliers = generation.find_outliers(space, n_reference=1000, seed=0)
     assert outliers.ranking()[:3].tolist() == space.outliers
     assert outliers.channel_N[space.outliers].tolist() == [4, 9, 12]
+    nights, top = space.night_N, outliers.top_of_nights(space.night_N, 12)
+    assert top[0] == space.outliers[0]
+    assert len(set(nights[top])) == len(top) == 12
+    for at in top:
+        assert outliers.score_N[at] == outliers.score_N[nights == nights[at]].max()
     train = space.index.rows("train")
     assert np.median(outliers.score_N[train]) == pytest.approx(1)
     assert outliers.score_N[outliers.ranking()[3]] < 2 < outliers.score_N[space.outliers[2]]
