@@ -1,0 +1,140 @@
+"""The one real night, cross-validated: a checkpoint, its untrained twin, and hand-made features.
+
+    python 1_prepare_dataset.py --config configs/sleep_edf/prepare.yaml
+    python benchmarks/real_night.py                            # two minutes on 2 cores
+
+Script 3 judges 180 of the 841 epochs of Sleep-EDF SC4001, too few to tell encoders apart. Here its
+10-minute blocks are dealt to five folds; each fold is judged by probes that three others fitted
+and the fourth chose, so that each epoch is judged by probes that never saw its block. Ten rounds,
+each with other folds and another untrained twin, are averaged; intervals by bootstrap over the
+blocks, paired. One healthy adult, five of the 16 channels: this says nothing of other people.
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pedsleepmae import embeddings, evaluation, machine, metrics, probes  # noqa: E402
+from pedsleepmae.checkpoints import load_model  # noqa: E402
+from pedsleepmae.config import ProbeSettings  # noqa: E402
+from pedsleepmae.store import ExampleIndex, load_index  # noqa: E402
+
+N_FOLDS = 5
+N_ROUNDS = 10
+N_DRAWS = 2000
+FIGURES = ("weighted_auroc", "kappa", "accuracy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batches_dir", type=Path, default=ROOT / "data/sleep_edf/batches")
+    parser.add_argument("--checkpoint", type=Path, default=ROOT / "checkpoint/m15p8_checkpoint.pt")
+    parser.add_argument(
+        "--pooling",
+        default=None,
+        help="one, or several joined by +; default: that of the checkpoint's probes.npz beside it, "
+        "chosen on simulated children",
+    )
+    options = parser.parse_args()
+    pooling = options.pooling
+    if pooling is None:
+        pooling, _ = probes.load_probes(options.checkpoint.with_name("probes.npz"))
+    index = load_index(options.batches_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        results = judge_all(index, options.checkpoint, pooling, Path(folder))
+    print(f"pooling {pooling}; {N_ROUNDS} rounds of {N_FOLDS} folds, {len(index)} epochs")
+    n_blocks = len(np.unique(blocks_of(index)))
+    for source, rounds in results.items():
+        print(f"{source:12s}", *(in_words(name, rounds, n_blocks) for name in FIGURES))
+    for other in ("untrained", "handmade"):
+        pairs = list(zip(results["encoder"], results[other], strict=True))
+        print(f"encoder over {other}:", *(gap_in_words(name, pairs, n_blocks) for name in FIGURES))
+
+
+def judge_all(index: ExampleIndex, checkpoint: Path, pooling: str, folder: Path) -> dict:
+    """Evaluations of every round by source of features."""
+    results = {"encoder": [], "untrained": [], "handmade": []}
+    embeddings.compute_handmade(index, folder / "handmade", n_workers=1)
+    embed(index, load_model(checkpoint), pooling, folder / "encoder")
+    for r in tqdm(range(N_ROUNDS), desc="rounds", unit="round"):
+        untrained = load_model(checkpoint)
+        untrained.reset_parameters(torch.Generator().manual_seed(r))
+        embed(index, untrained, pooling, folder / f"untrained{r}")
+        places = {"encoder": "encoder", "untrained": f"untrained{r}", "handmade": "handmade"}
+        for source, place in places.items():
+            name = "handmade" if source == "handmade" else pooling
+            results[source].append(judge(index, folder / place, name, seed=r))
+    return results
+
+
+def embed(index: ExampleIndex, model, pooling: str, folder: Path) -> None:
+    cpu = torch.device("cpu")
+    embeddings.embed_files(
+        index,
+        model,
+        folder,
+        poolings=[pooling],
+        batch_size=64,
+        device=cpu,
+        dtype=machine.choose_dtype("auto", cpu),
+        title=folder.name,
+        world=machine.join_world(cpu),
+    )
+
+
+def judge(index: ExampleIndex, folder: Path, name: str, seed: int) -> metrics.Evaluation:
+    """Probes of one set of features, fitted, chosen and judged over the folds of one round."""
+    block_N = blocks_of(index)
+    n_blocks = int(block_N.max()) + 1
+    fold_N = np.random.default_rng(seed).permutation(n_blocks)[block_N] % N_FOLDS
+    label_N = probes.task_labels(index, "sleep")
+    prob_NK = np.zeros((len(index), probes.N_CLASSES["sleep"]))
+    how = probes.FitSettings(strengths=ProbeSettings().regularisation)
+    for fold in range(N_FOLDS):
+        turned = np.select([fold_N == fold, fold_N == (fold + 1) % N_FOLDS], [2, 1], 0)
+        part = replace(index, split=turned)
+        table = embeddings.open_tables(part, folder, [name])[name]
+        chosen, _ = evaluation.fit_and_choose(part, table, {"sleep": label_N}, how)
+        test = part.rows("test")
+        logit_NK = probes.predict(table, test, {"sleep": chosen["sleep"].probe}, how)["sleep"]
+        prob_NK[test] = chosen["sleep"].probabilities(logit_NK)
+    scored = label_N >= 0
+    return metrics.evaluate(
+        label_N[scored],
+        prob_NK[scored],
+        prob_NK[scored].argmax(1),
+        block_N[scored],
+        metrics.draw_weights(n_blocks, N_DRAWS, seed=0),
+    )
+
+
+def blocks_of(index: ExampleIndex) -> np.ndarray:
+    """Number of the 10-minute block of each epoch, (N,)."""
+    return metrics.bootstrap_groups(index.patient_ids, index.study_ids, index.onsets_s)[0]
+
+
+def in_words(name: str, rounds: list[metrics.Evaluation], n_blocks: int) -> str:
+    value = np.mean([each.figures[name] for each in rounds])
+    draws = np.mean([each.draws[name] for each in rounds], axis=0)
+    low, high = metrics.interval(draws, n_blocks, value)
+    return f"  {name} {value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def gap_in_words(name: str, pairs: list[tuple], n_blocks: int) -> str:
+    value = np.mean([one.figures[name] - other.figures[name] for one, other in pairs])
+    draws = np.mean([one.draws[name] - other.draws[name] for one, other in pairs], axis=0)
+    low, high = metrics.interval(draws, n_blocks, value, (-1.0, 1.0))
+    return f"  {name} {value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+if __name__ == "__main__":
+    main()
