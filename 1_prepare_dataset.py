@@ -164,7 +164,7 @@ def make_plan(outcomes, settings: PrepareSettings, health) -> grouping.Grouping:
         health,
     )
     grouping.write_tables(outcomes, assignment, settings.split.by, health, batches_dir)
-    return grouping.Grouping(usable, assignment, settings.split, settings.seed)
+    return grouping.Grouping(usable, assignment, settings.split, settings.seed, settings.scaling)
 
 
 def write_batches(plan: grouping.Grouping, settings: PrepareSettings) -> None:

@@ -18,7 +18,12 @@ tensorboard/, pictures/ of reconstructions and the resolved settings.yaml.
 import sys
 from dataclasses import replace
 
-from pedsleepmae.checkpoints import CheckpointError, architecture
+from pedsleepmae.checkpoints import (
+    CheckpointError,
+    architecture,
+    load_checkpoint,
+    other_scaling,
+)
 from pedsleepmae.config import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -29,6 +34,7 @@ from pedsleepmae.config import (
     load_settings,
     require_file,
     require_folder,
+    warn,
 )
 from pedsleepmae.machine import MachineError
 from pedsleepmae.store import StoreError, load_index
@@ -44,6 +50,8 @@ def main(argv: list[str]) -> int:
             require_file(settings.init_from, "init_from", "give a checkpoint of script 2")
             settings.model = replace(settings.model, **architecture(settings.init_from))
         index = load_index(paths.batches_dir, seed=settings.seed)
+        if settings.init_from is not None:
+            warn(other_scaling(load_checkpoint(settings.init_from)["scaling"], index.scaling))
         pretrain(settings, index, as_plain_dict(settings))
     except (SettingsError, StoreError, MachineError, PretrainError, CheckpointError) as error:
         exit_bad_settings(str(error))

@@ -25,6 +25,7 @@ from pedsleepmae.checkpoints import (
     hash_encoder,
     load_checkpoint,
     load_model,
+    other_scaling,
 )
 from pedsleepmae.config import ProbeSettings
 
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
             config.require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
         facts, encoders = read_encoders(settings)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
+        config.warn(other_scaling(facts["checkpoint_scaling"], index.scaling))
         probes.check_index(index)
         poolings = probes.check_poolings(settings.pooling, settings.poolings)
         facts["seen_patients"] = probes.check_seen_patients(
@@ -125,6 +127,7 @@ def describe_checkpoint(path: Path) -> dict:
         "checkpoint_simulated": checkpoint["simulated"],
         "checkpoint_split_hash": checkpoint["split_hash"],
         "patients_seen": checkpoint["patients_seen"],
+        "checkpoint_scaling": checkpoint["scaling"],
     }
 
 

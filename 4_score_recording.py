@@ -13,7 +13,7 @@ import sys
 
 from pedsleepmae import config, layouts, prepare, scoring, scoring_files, scoring_report
 from pedsleepmae.annotations import AnnotationError
-from pedsleepmae.checkpoints import CheckpointError
+from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, other_scaling
 from pedsleepmae.config import ScoreSettings, SettingsError, require_file
 from pedsleepmae.machine import MachineError
 from pedsleepmae.probes import ProbeError
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
             precision=settings.precision,
             batch_size=settings.batch_size,
         )
+        config.warn(other_scaling(load_checkpoint(paths.checkpoint)["scaling"], settings.scaling))
     except (SettingsError, CheckpointError, ProbeError, MachineError) as error:
         config.exit_bad_settings(str(error))
     try:

@@ -31,6 +31,7 @@ from pedsleepmae.checkpoints import (
     hash_patient,
     load_checkpoint,
     load_model,
+    other_scaling,
 )
 from pedsleepmae.config import ExploreSettings
 
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
             config.require_folder(paths.health_dir, "paths.health_dir", "give NCH's Health_Data")
         checkpoint = load_checkpoint(paths.checkpoint)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
+        config.warn(other_scaling(checkpoint["scaling"], index.scaling))
         if settings.split != "all":
             index = store.files_of_split(index, settings.split)
         probes.check_poolings(settings.pooling, [])

@@ -19,7 +19,7 @@ from pedsleepmae import (
     probes,
     store,
 )
-from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, load_model
+from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, load_model, other_scaling
 from pedsleepmae.config import GenerateSettings
 from pedsleepmae.imputation import GenerationError
 
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
         queries = generation.parse_queries(index, settings.neighbours_of)
         model = load_model(paths.checkpoint)
         imputation.require_decoder(model, str(paths.checkpoint))
+        config.warn(other_scaling(load_checkpoint(paths.checkpoint)["scaling"], index.scaling))
         device = machine.choose_device(settings.device)
     except (
         config.SettingsError,

@@ -13,6 +13,7 @@ split_hash         who is in which split (empty when unknown)
 patients_seen      sorted SHA-256 digests of the training patients, see :func:`hash_patient`, with
                    those of init_from; None when these are unknown
 simulated          True when the data, or those of init_from, are simulated
+scaling            how script 1 standardised the data ("" when unknown)
 decoder            name of the file beside this one that holds the decoder's weights (published
                    checkpoints that would be too large in one file)
 data               counts and facts about the training data, in words and numbers
@@ -121,7 +122,7 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
         beside = path.parent / Path(content["decoder"]).name
         if beside.is_file():
             content["state_dict"] |= load_checkpoint(beside, device)["state_dict"]
-    return content | {"original": False}
+    return {"scaling": ""} | content | {"original": False}  # some are older than "scaling"
 
 
 def check_sum(path: Path) -> None:
@@ -181,6 +182,16 @@ def load_weights(model: MaskedAutoencoder, state_dict: Mapping[str, Any], where:
     raise CheckpointError(
         f"{where}: the weights are of a model of another shape: {name} {has}, {wants} "
         f"({n_other} more differ); set model.* as in that checkpoint, or use another"
+    )
+
+
+def other_scaling(theirs: str, ours: str) -> str:
+    """A warning when signals are scaled otherwise than those behind a checkpoint, else ""."""
+    if theirs == ours or "" in (theirs, ours):
+        return ""
+    return (
+        f"the encoder was trained on signals under scaling {theirs}, these stand under {ours}: "
+        f"its embeddings may mean little; prepare them with --scaling {theirs}"
     )
 
 
@@ -268,6 +279,7 @@ def _read_original(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         "split_hash": "",
         "patients_seen": None,
         "simulated": False,
+        "scaling": "original",
         "data": {"source": "original authors' checkpoint; training patients unknown"},
         "original": True,
     }

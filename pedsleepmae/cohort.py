@@ -271,7 +271,12 @@ def write_batches(visits: list[Visit], settings: "SimulateSettings") -> Iterator
     _write_state(batches_dir, visits, complete=False)
     table = pd.DataFrame(sorted(assignment.items()), columns=["patient_id", "split"])
     write_table(batches_dir / "splits.csv", table)
-    facts = {"split_hash": split_hash(assignment), "patient_disjoint": True, "simulated": True}
+    facts = {
+        "split_hash": split_hash(assignment),
+        "patient_disjoint": True,
+        "simulated": True,
+        "scaling": "policy",
+    }
     rng = np.random.default_rng((settings.seed, 3))
     waiting: dict[str, list[Examples]] = {name: [] for name in SPLITS}
     n_files, counts = dict.fromkeys(SPLITS, 0), []

@@ -826,6 +826,12 @@ def load_settings(
     return settings
 
 
+def warn(sentence: str) -> None:
+    """Say on stderr what may be wrong; nothing where there is nothing to say."""
+    if sentence:
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+
+
 def exit_bad_settings(sentence: str) -> typing.NoReturn:
     """End the script with exit code 2 and this sentence on stderr."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", file=sys.stderr)

@@ -40,9 +40,17 @@ class Grouping:
     identifies all that the batch files depend on.
     """
 
-    def __init__(self, studies: Sequence[Outcome], assignment: dict[int, str], split, seed: int):
+    def __init__(
+        self,
+        studies: Sequence[Outcome],
+        assignment: dict[int, str],
+        split,
+        seed: int,
+        scaling: str = "",
+    ):
         self.studies = sorted(studies, key=lambda study: (study.patient_id, study.study_id))
         self.assignment = assignment
+        self.scaling = scaling
         self.patient_disjoint = split.by == "patient"
         self.simulated = any(study.simulated for study in self.studies)
         self.split_hash = self._hash(split, seed)
@@ -134,6 +142,7 @@ def write_batches(plan: Grouping, examples_dir: Path, batches_dir: Path) -> Iter
         "split_hash": plan.split_hash,
         "patient_disjoint": plan.patient_disjoint,
         "simulated": plan.simulated,
+        "scaling": plan.scaling,
     }
     yield from run(
         joblib.delayed(_write_batch)(

@@ -86,7 +86,8 @@ class ExampleIndex:
     """All examples of a folder of batch files, without their signals; first axis N.
 
     ``file_of`` (N,) indexes ``files``, ``row_of`` (N,) the row in that file; ``split`` (N,) holds
-    0, 1, 2 for SPLITS = train, val, test. ``split_hash`` identifies who is in which split.
+    0, 1, 2 for SPLITS = train, val, test. ``split_hash`` identifies who is in which split;
+    ``scaling`` is the setting by which script 1 standardised, "" where that is not known.
     """
 
     files: list[Path]
@@ -101,6 +102,7 @@ class ExampleIndex:
     split_hash: str
     patient_disjoint: bool
     simulated: bool
+    scaling: str = ""
 
     def __len__(self) -> int:
         return len(self.file_of)
@@ -272,6 +274,7 @@ def write_batch(
     split_hash: str,
     patient_disjoint: bool,
     simulated: bool,
+    scaling: str = "",
 ) -> None:
     """Write a batch file, whole or not at all."""
     with write_whole(path) as temporary, h5py.File(temporary, "w") as file:
@@ -288,6 +291,7 @@ def write_batch(
         file.attrs["split_hash"] = split_hash
         file.attrs["patient_disjoint"] = patient_disjoint
         file.attrs["simulated"] = simulated
+        file.attrs["scaling"] = scaling
 
 
 def grouping_state_path(batches_dir: Path) -> Path:
@@ -364,6 +368,7 @@ def load_index(
                         str(file.attrs.get("split_hash", "")),
                         bool(file.attrs.get("patient_disjoint", True)),
                         bool(file.attrs.get("simulated", False)),
+                        str(file.attrs.get("scaling", "")),
                     )
                 )
             columns["file"].append(np.full(n, len(files), np.int32))
@@ -376,7 +381,7 @@ def load_index(
             "1; run script 1 again, or delete the folder's train/, val/ and test/ first"
         )
     data = {name: np.concatenate(values) for name, values in columns.items()}
-    ((stored_hash, disjoint, simulated),) = attributes
+    ((stored_hash, disjoint, simulated, scaling),) = attributes
     split = np.concatenate(split_of)
     if "" in by_split:
         assignment = split_patients(
@@ -406,6 +411,7 @@ def load_index(
         split_hash=stored_hash,
         patient_disjoint=not shared,
         simulated=simulated,
+        scaling=scaling,
     )
 
 

@@ -376,6 +376,7 @@ class Trainer:
             "split_hash": self.index.split_hash,
             "patients_seen": self.patients_seen,
             "simulated": self.simulated,
+            "scaling": self.index.scaling,
             "data": describe_data(self.index, self.train_positions),
         }
         if to_resume:

@@ -48,5 +48,6 @@ def write_folder(folder: Path, *, simulated: bool = True, **sizes: list[int]) ->
                 split_hash="0123456789abcdef",
                 patient_disjoint=True,
                 simulated=simulated,
+                scaling="policy",
             )
     return folder

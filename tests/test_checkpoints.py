@@ -14,6 +14,7 @@ from pedsleepmae.checkpoints import (
     hash_patients,
     load_checkpoint,
     load_model,
+    other_scaling,
     publish,
     save_checkpoint,
 )
@@ -242,3 +243,12 @@ def test_an_original_checkpoint_of_another_epoch_length_is_refused(original, tmp
     torch.save(raw, tmp_path / "short.pt")
     with pytest.raises(CheckpointError, match="240 x 8 samples a channel"):
         load_model(tmp_path / "short.pt")
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("policy", "policy"), ("", "policy"), ("fitted", "")])
+def test_equal_and_unknown_scalings_are_no_reason_to_warn(theirs, ours):
+    assert other_scaling(theirs, ours) == ""
+
+
+def test_another_scaling_is_named_with_the_remedy():
+    assert "--scaling original" in other_scaling("original", "policy")

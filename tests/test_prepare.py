@@ -490,6 +490,8 @@ def test_9_a_changed_setting_is_noticed(prepared, tmp_path):
     assert "finished already" not in run.stderr
     with h5py.File(next((folder / "batches" / "train").iterdir())) as file:
         assert file["scale"][0, 7] == 233451.1131535057
+    assert store.load_index(folder / "batches").scaling == "original"
+    assert store.load_index(prepared[0] / "batches").scaling == "policy"
 
 
 def test_7_splits_csv_is_honoured_and_extended(prepared, tmp_path):

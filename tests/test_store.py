@@ -170,3 +170,16 @@ def test_a_bad_splits_csv_is_refused(tmp_path, text, message):
     (tmp_path / "splits.csv").write_text(text)
     with pytest.raises(StoreError, match=message):
         store.read_splits(tmp_path)
+
+
+def test_batch_files_tell_their_scaling_and_older_ones_do_not(tmp_path):
+    write_folder(tmp_path / "new", {"train": (1,), "val": (2,)}, scaling="fitted")
+    assert store.load_index(tmp_path / "new").scaling == "fitted"
+    write_folder(tmp_path / "old", {"train": (1,), "val": (2,)})
+    for path in (tmp_path / "old").rglob("*.hdf5"):
+        with h5py.File(path, "a") as file:
+            del file.attrs["scaling"]
+    assert store.load_index(tmp_path / "old").scaling == ""
+    write_folder(tmp_path / "old", {"val": (2,)}, scaling="original")
+    with pytest.raises(StoreError, match="come from 2 different runs"):
+        store.load_index(tmp_path / "old")

@@ -280,6 +280,7 @@ def test_a_run_writes_checkpoints_metrics_settings_and_pictures(batches_dir, tmp
         assert content["patients_seen"] == hash_patients([1, 2])
         assert (content["step"], content["simulated"]) == (4, True)
         assert content["val_loss"] == metrics[4]["loss"]
+        assert content["scaling"] == "policy"
         assert content["data"]["n_examples"] == 13
         load_model(tmp_path / name).embed(torch.zeros(1, 16, 3840), "class")
     said = "\n".join(lines)
@@ -523,6 +524,20 @@ def test_one_flag_goes_on_from_a_published_checkpoint_of_another_shape(
     trained = load_checkpoint(tmp_path / "run" / "checkpoint_last.pt")
     assert trained["model"] == load_checkpoint(shipped)["model"] | {"mask_span": 1}
     assert_same(trained["state_dict"], load_checkpoint(shipped)["state_dict"])
+
+
+def test_a_start_under_another_scaling_is_told(script, batches_dir, tmp_path, monkeypatch, capsys):
+    train(settings_for(batches_dir, tmp_path / "first", max_steps=1))
+    content = load_checkpoint(tmp_path / "first" / "checkpoint_last.pt")
+    content.pop("original")
+    save_checkpoint(tmp_path / "start.pt", content | {"scaling": "original"})
+    monkeypatch.chdir(ROOT)
+    arguments = ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "run")]
+    arguments += ["--max_steps", "1", "--optim.batch_size", "4", "--probe_every", "0"]
+    assert script.main([*arguments, "--init_from", str(tmp_path / "start.pt")]) == 0
+    assert "trained on signals under scaling original, these stand under policy" in (
+        capsys.readouterr().err
+    )
 
 
 # ------------------------------------------------------------------ online probe
