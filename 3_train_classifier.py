@@ -23,6 +23,7 @@ from pedsleepmae.checkpoints import (
     CheckpointError,
     file_sha256,
     hash_encoder,
+    list_sums,
     load_checkpoint,
     load_model,
     other_scaling,
@@ -85,6 +86,9 @@ def run(settings: ProbeSettings, index, encoders, facts, poolings, device) -> in
         results, content, hash_encoder(encoders["encoder"][2]), settings.seed
     )
     probes.save_probes(output_dir / "probes.npz", results.pooling, results.chosen, basis)
+    if settings.paths.publish_to is not None:
+        probes.save_probes(settings.paths.publish_to, results.pooling, results.chosen, basis)
+        list_sums(settings.paths.publish_to)
     place = report.write_report(output_dir, results, content, settings.embedding_map, settings.seed)
     print(report.text_table(content))
     print(f"report: {place}")

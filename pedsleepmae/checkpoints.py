@@ -128,14 +128,29 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
 def check_sum(path: Path) -> None:
     """CheckpointError when SHA256SUMS beside a file lists it with another sum; else nothing."""
     sums = path.with_name(SUMS_NAME)
-    if not sums.is_file():
-        return
-    listed = dict(line.split()[::-1] for line in sums.read_text("utf-8").splitlines() if line)
+    listed = _read_sums(sums)
     if path.name in listed and listed[path.name] != file_sha256(path):
         raise CheckpointError(
             f"{path}: its SHA-256 is not the one that {sums.name} beside it lists, so it was "
             "changed or damaged; fetch it again"
         )
+
+
+def list_sums(*paths: Path) -> Path:
+    """Put these files into the SHA256SUMS beside them; the lines of other files stay."""
+    sums = paths[0].with_name(SUMS_NAME)
+    listed = _read_sums(sums) | {path.name: file_sha256(path) for path in paths}
+    with write_whole(sums) as temporary:
+        lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(listed.items())]
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return sums
+
+
+def _read_sums(sums: Path) -> dict[str, str]:
+    """SHA-256 by file name; empty without the file."""
+    if not sums.is_file():
+        return {}
+    return dict(line.split()[::-1] for line in sums.read_text("utf-8").splitlines() if line)
 
 
 def file_sha256(path: Path) -> str:
@@ -234,9 +249,7 @@ def publish(source: Path, target: Path, largest_file: int = LARGEST_FILE) -> lis
     sums.unlink(missing_ok=True)  # it lists other files' sums until the end
     for path, its_content in files.items():
         save_checkpoint(path, its_content)
-    with write_whole(sums) as temporary:
-        lines = [f"{file_sha256(path)}  {path.name}\n" for path in sorted(files)]
-        temporary.write_text("".join(lines), encoding="utf-8")
+    list_sums(*files)
     return [*files, sums]
 
 

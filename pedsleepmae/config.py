@@ -443,6 +443,9 @@ class ProbePaths:
     """Another checkpoint, probed in the same way on the same patients; none: nothing."""
     output_dir: Path = Path("results/m15p8")
     """Written: metrics.json, report.html, tables (CSV), pictures (PNG), embeddings/."""
+    publish_to: Path | None = None
+    """Written at the end: the probes once more, as they ship beside a published checkpoint, with
+    their line in the SHA256SUMS there; none: nothing."""
 
 
 @dataclass

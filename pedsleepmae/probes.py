@@ -26,7 +26,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pedsleepmae import metrics, solvers, store
-from pedsleepmae.checkpoints import hash_patient
+from pedsleepmae.checkpoints import check_sum, hash_patient
 from pedsleepmae.embeddings import FeatureTable, column_moments
 from pedsleepmae.model import POOLINGS
 from pedsleepmae.out_of_distribution import TrainingDensity
@@ -451,7 +451,8 @@ def save_probes(path: Path, pooling: str, chosen: Mapping[str, Chosen], basis: B
 
 
 def load_probes(path: Path) -> tuple[str, dict[str, Chosen]]:
-    """Pooling and probes by task from :func:`save_probes`; ProbeError names a file that is none.
+    """Pooling and probes by task from :func:`save_probes`; ProbeError names a file that is none,
+    CheckpointError one that was changed since it was published.
 
     With ``x = model.embed(...)``: ``probe.probabilities(probe.probe.logits(x))``, then ``decide``.
     """
@@ -496,6 +497,7 @@ def load_basis(path: Path) -> Basis:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    check_sum(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)

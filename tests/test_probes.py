@@ -13,7 +13,7 @@ from planted import planted_index, planted_table
 from scipy.stats import norm
 
 from pedsleepmae import config, embeddings, evaluation, probes, solvers
-from pedsleepmae.checkpoints import hash_patients
+from pedsleepmae.checkpoints import CheckpointError, hash_patients, list_sums
 from pedsleepmae.out_of_distribution import fit_density
 from pedsleepmae.probes import FitSettings
 
@@ -430,3 +430,12 @@ def test_probes_come_back_from_disk_as_they_were(tmp_path):
     assert (again.density.distance(x_NF) == density.distance(x_NF)).all()
     with pytest.raises(probes.ProbeError, match="run script 3"):
         probes.load_probes(tmp_path / "train" / "combined_0.hdf5")
+
+
+def test_published_probes_that_were_changed_are_refused(tmp_path):
+    (tmp_path / "probes.npz").write_bytes(b"as published")
+    list_sums(tmp_path / "probes.npz")
+    (tmp_path / "probes.npz").write_bytes(b"changed")
+    for load in (probes.load_probes, probes.load_basis):
+        with pytest.raises(CheckpointError, match=r"probes\.npz: its SHA-256 is not the one"):
+            load(tmp_path / "probes.npz")

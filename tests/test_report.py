@@ -30,6 +30,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
         printed = []
         patch.setattr("builtins.print", lambda *parts, **_: printed.append(" ".join(parts)))
         argv = ["--poolings", "[mean, time_abs]", *paths(folder, batches, checkpoint)]
+        argv += ["--paths.publish_to", str(folder / "published" / "probes.npz")]
         assert script_3(*argv) == 0
     return folder, "\n".join(printed)
 
@@ -127,6 +128,13 @@ def test_the_probes_on_disk_give_the_published_figure_again(finished, content):
     again = roc_auc_score(index.labels["apnea"][test] > 0, score_N)
     # Half precision on disk (and, where the machine has it, bfloat16) against float32 here.
     assert again == pytest.approx(content["tasks"]["apnea"]["test"]["auroc"], abs=0.03)
+
+
+def test_the_published_probes_are_the_same_with_their_sum(finished):
+    published = finished[0] / "published" / "probes.npz"
+    assert published.read_bytes() == (finished[0] / "results" / "probes.npz").read_bytes()
+    listed = published.with_name("SHA256SUMS").read_text("utf-8")
+    assert listed == f"{checkpoints.file_sha256(published)}  probes.npz\n"
 
 
 def test_the_report_stands_alone_and_says_that_the_data_are_simulated(finished):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from edf_files import nch_file
 
@@ -23,9 +24,10 @@ def test_its_files_fit_plain_git():
     assert sum(sizes) < 160e6
 
 
-def test_its_sums_are_listed():
+@pytest.mark.parametrize("name", ["m15p8_checkpoint.pt", "probes.npz"])
+def test_its_sums_are_listed(name):
     listed = (FOLDER / checkpoints.SUMS_NAME).read_text("utf-8")
-    assert f"{checkpoints.file_sha256(SHIPPED)}  {SHIPPED.name}" in listed
+    assert f"{checkpoints.file_sha256(FOLDER / name)}  {name}\n" in listed
 
 
 def test_it_embeds_and_reconstructs_and_says_that_it_is_simulated():
