@@ -12,6 +12,7 @@ it again and it goes on. --inspect FILE.edf prints which of the 16 channels a fi
 import contextlib
 import shutil
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -46,7 +47,7 @@ def run(settings: PrepareSettings) -> int:
     health = read_health(settings)
     with contextlib.ExitStack() as held:
         for folder in {paths.examples_dir.resolve(), paths.batches_dir.resolve()}:
-            held.enter_context(prepare.only_run_in(folder))
+            hold(folder, held)
         held.enter_context(prepare.workers(settings.n_workers, settings.cluster.address))
         studies = layouts.find_studies(paths.recordings_dir, settings.layout)
         if not studies:
@@ -79,6 +80,17 @@ def run(settings: PrepareSettings) -> int:
     return config.EXIT_SKIPPED if settings.strict and n_unusable else config.EXIT_DONE
 
 
+def hold(folder: Path, held: contextlib.ExitStack) -> None:
+    """Hold a folder of ours for this run; SettingsError where none can be made or written."""
+    try:
+        held.enter_context(prepare.only_run_in(folder))
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise SettingsError(
+            f"paths.examples_dir, paths.batches_dir: {folder} cannot be made or written "
+            f"({error.strerror}); give a folder of your own"
+        ) from error
+
+
 def refuse_to_overwrite(studies, examples_dir) -> None:
     """Stop when a study's folder of examples, which is made anew, holds recordings."""
     for study in studies:
@@ -99,7 +111,7 @@ def read_health(settings: PrepareSettings):
     require_folder(folder, "paths.health_dir", "give NCH's Health_Data folder")
     try:
         return layouts.read_health(folder)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if given:
             raise SettingsError(f"paths.health_dir: {error}") from error
         print(f"ages stay unknown: {error}", file=sys.stderr)

@@ -23,7 +23,6 @@ from pedsleepmae.checkpoints import (
     CheckpointError,
     file_sha256,
     hash_encoder,
-    list_sums,
     load_checkpoint,
     load_model,
     other_scaling,
@@ -41,7 +40,8 @@ def main(argv: list[str]) -> int:
             config.require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
         facts, encoders = read_encoders(settings)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
-        config.warn(other_scaling(facts["checkpoint_scaling"], index.scaling))
+        for source in ("checkpoint_scaling", "compared_scaling"):
+            config.warn(other_scaling(facts.get(source, ""), index.scaling))
         probes.check_index(index)
         poolings = probes.check_poolings(settings.pooling, settings.poolings)
         facts["seen_patients"] = probes.check_seen_patients(
@@ -86,12 +86,11 @@ def run(settings: ProbeSettings, index, encoders, facts, poolings, device) -> in
         results, content, hash_encoder(encoders["encoder"][2]), settings.seed
     )
     probes.save_probes(output_dir / "probes.npz", results.pooling, results.chosen, basis)
-    if settings.paths.publish_to is not None:
-        probes.save_probes(settings.paths.publish_to, results.pooling, results.chosen, basis)
-        list_sums(settings.paths.publish_to)
     place = report.write_report(output_dir, results, content, settings.embedding_map, settings.seed)
     print(report.text_table(content))
     print(f"report: {place}")
+    if settings.paths.publish_to is not None:
+        print(f"published: {probes.publish(output_dir / 'probes.npz', settings.paths.publish_to)}")
     return config.EXIT_DONE
 
 
@@ -116,6 +115,7 @@ def read_encoders(settings: ProbeSettings) -> tuple[dict, dict]:
             load_model(paths.compare_with),
         )
         facts["compared_with"] = other["checkpoint"]
+        facts["compared_scaling"] = other["checkpoint_scaling"]
         known = None not in (facts["patients_seen"], other["patients_seen"])
         facts["patients_seen"] = facts["patients_seen"] + other["patients_seen"] if known else None
     return facts, encoders

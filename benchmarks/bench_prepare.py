@@ -213,8 +213,9 @@ def time_workers(studies: list[layouts.Study], folder: Path) -> tuple[dict, floa
             shutil.rmtree(folder / "workers", ignore_errors=True)
             os.sync()
             start = time.perf_counter()
-            peaks += run(_prepare(study, folder / "workers") for study in studies)
+            found = run(_prepare(study, folder / "workers") for study in studies)
             seconds[n] = min(seconds[n], time.perf_counter() - start)
+            peaks += found if n == 2 else []  # one worker is this process, with MNE in it
             start = time.perf_counter()
             run(_count(15_000_000) for _ in range(4))
             seconds[f"count {n}"] = min(seconds[f"count {n}"], time.perf_counter() - start)

@@ -248,7 +248,7 @@ def _source(channel, signals, plus, minus, sign, prefix) -> Source | Absent:
         if part.problem:
             return Absent(f"{part.label}: {part.problem}")
     if len({part.rate_hz for part in parts}) > 1:
-        rates = " and ".join(f"{part.rate_hz:g} Hz" for part in parts)
+        rates = " and ".join(f"{part.rate_hz:.8g} Hz" for part in parts)
         return Absent(f"{parts[0].label} and {parts[1].label} have different rates ({rates})")
     scales = [_to_volts(part) for part in parts]
     if channel.kind == "voltage":

@@ -77,8 +77,9 @@ def hash_patients(patient_ids: Iterable[int]) -> list[str]:
 # ------------------------------------------------------------------ writing and reading
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint, whole or not at all."""
-    with write_whole(path) as temporary:
-        torch.save({"format": FORMAT, "version": VERSION, **content}, temporary)
+    with write_whole(path) as temporary, open(temporary, "wb") as file:
+        # Through a file, for torch writes a path's own name into it: equal content, equal bytes.
+        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
 
 
 def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -139,11 +140,24 @@ def check_sum(path: Path) -> None:
 def list_sums(*paths: Path) -> Path:
     """Put these files into the SHA256SUMS beside them; the lines of other files stay."""
     sums = paths[0].with_name(SUMS_NAME)
-    listed = _read_sums(sums) | {path.name: file_sha256(path) for path in paths}
+    _write_sums(sums, _read_sums(sums) | {path.name: file_sha256(path) for path in paths})
+    return sums
+
+
+def forget_sum(*paths: Path) -> None:
+    """Take these files out of the SHA256SUMS beside them, which may not be there."""
+    sums = paths[0].with_name(SUMS_NAME)
+    names = {path.name for path in paths}
+    if sums.is_file():
+        listed = _read_sums(sums)
+        _write_sums(sums, {name: listed[name] for name in listed if name not in names})
+
+
+def _write_sums(sums: Path, listed: Mapping[str, str]) -> None:
+    """SHA256SUMS as sha256sum writes and checks it."""
     with write_whole(sums) as temporary:
         lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(listed.items())]
         temporary.write_text("".join(lines), encoding="utf-8")
-    return sums
 
 
 def _read_sums(sums: Path) -> dict[str, str]:
@@ -204,9 +218,10 @@ def other_scaling(theirs: str, ours: str) -> str:
     """A warning when signals are scaled otherwise than those behind a checkpoint, else ""."""
     if theirs == ours or "" in (theirs, ours):
         return ""
+    remedy = {"fitted": "only its own cohort's statistics would fit it; use another encoder"}
     return (
-        f"the encoder was trained on signals under scaling {theirs}, these stand under {ours}: "
-        f"its embeddings may mean little; prepare them with --scaling {theirs}"
+        f"the encoder was trained on signals under scaling {theirs}, these stand under {ours}: its "
+        f"embeddings may mean little; {remedy.get(theirs, f'prepare with --scaling {theirs}')}"
     )
 
 
@@ -245,12 +260,10 @@ def publish(source: Path, target: Path, largest_file: int = LARGEST_FILE) -> lis
         }
     else:
         beside.unlink(missing_ok=True)
-    sums = target.with_name(SUMS_NAME)
-    sums.unlink(missing_ok=True)  # it lists other files' sums until the end
+    forget_sum(*files)  # until the end it would call the new ones damaged
     for path, its_content in files.items():
         save_checkpoint(path, its_content)
-    list_sums(*files)
-    return [*files, sums]
+    return [*files, list_sums(*files)]
 
 
 # ------------------------------------------------------------------ the original's files

@@ -511,11 +511,15 @@ class ProbeSettings:
             raise SettingsError(
                 f"bootstrap_draws is {self.bootstrap_draws}; give 100 or more for an interval"
             )
-        for key, least in (("context", 0), ("batch_size", 1), ("n_workers", 1)):
+        for key, least in (("context", 0), ("batch_size", 1), ("n_workers", 1), ("seed", 0)):
             if getattr(self, key) < least:
                 raise SettingsError(f"{key} is {getattr(self, key)}; give {least} or more")
         if self.memory_gb <= 0:
             raise SettingsError(f"memory_gb is {self.memory_gb:g}; give more than 0")
+        if self.paths.publish_to is not None and self.paths.publish_to.suffix != ".npz":
+            raise SettingsError(
+                f"paths.publish_to is {self.paths.publish_to}; give a file name that ends in .npz"
+            )
 
 
 # ------------------------------------------------------------------ 4_score_recording.py

@@ -49,13 +49,17 @@ def handmade_key(split_hash: str) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Identifies a batch file's content from its size and 16 blocks spread over it.
+    """Identifies a batch file's content: the hash that script 1 stored with its signals (without
+    one, the time of change), its size and 16 blocks spread over it.
 
     Reading whole files only to see that they are unchanged would take as long as embedding them.
-    A different standardisation or another grouping changes every block.
+    The hash tells that one example of 128 is another; the blocks, that somebody else wrote here.
     """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    stat = path.stat()
+    size = stat.st_size
+    with h5py.File(path, "r") as file:
+        made = file.attrs.get("signals_hash", stat.st_mtime_ns)
+    digest = hashlib.sha256(f"{size} {made}".encode())
     with open(path, "rb") as file:
         for i in range(FINGERPRINT_BLOCKS):
             file.seek(i * max(0, size - FINGERPRINT_BYTES) // (FINGERPRINT_BLOCKS - 1))
@@ -214,12 +218,21 @@ def _files_to_do(index: store.ExampleIndex, folder: Path, names: Sequence[str]) 
 def _read_file(
     index: store.ExampleIndex, i: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``x_BCT`` float32 and ``present_BC`` of one batch file, piece by piece."""
+    """``x_BCT`` float32 and ``present_BC`` of one batch file, piece by piece.
+
+    Values that are not finite count as 0, as in pretraining: one alone would reach every feature
+    through attention. A channel without a finite value is absent.
+    """
     signals = store.map_signals(index.files[i])
     present_NC = index.present[index.file_of == i]
     for start in range(0, len(signals), batch_size):
         rows = slice(start, start + batch_size)
-        yield np.array(signals[rows], np.float32), present_NC[rows]
+        x_BCT, present_BC = np.array(signals[rows], np.float32), present_NC[rows]
+        if not np.isfinite(x_BCT.sum()):
+            finite_BCT = np.isfinite(x_BCT)
+            present_BC = present_BC & finite_BCT.any(axis=2)
+            x_BCT[~finite_BCT] = 0
+        yield x_BCT, present_BC
 
 
 def _prefetched(items: Iterable) -> Iterator:

@@ -205,7 +205,7 @@ def studies_table(
                 "reason": outcome.reason,
                 "n_examples": outcome.n_examples,
                 **{name: outcome.event_counts.get(kind) for kind, name in EVENT_COUNTS.items()},
-                "rates": " ".join(f"{rate:g}" for rate in outcome.rates_hz),
+                "rates": " ".join(f"{rate:.8g}" for rate in outcome.rates_hz),
                 "n_channels": len(outcome.channels),
                 "channels": "; ".join(f"{n} = {how}" for n, how in outcome.channels.items()),
                 "channels_absent": "; ".join(f"{n}: {why}" for n, why in outcome.absent.items()),

@@ -251,6 +251,8 @@ def read_health(health_dir: Path) -> pd.DataFrame:
 def find_health_dir(recordings_dir: Path) -> Path | None:
     """Health_Data (in any case) in the recordings' folder or beside it, None when there is none."""
     for folder in (Path(recordings_dir), Path(recordings_dir).resolve().parent):
+        if not os.access(folder, os.R_OK):  # a parent may be closed, and holds nothing we must have
+            continue
         for path in sorted(folder.iterdir()):
             if path.is_dir() and path.name.lower() == "health_data":
                 return path

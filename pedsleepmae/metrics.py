@@ -269,6 +269,9 @@ def evaluate(
             values["auprc"] = float(average_precision_score(label_N, prob_NK[:, 1]))
     else:
         values["weighted_auroc"] = weighted_auroc(label_N, prob_NK)
+        if len(np.unique(label_N)) < 2:
+            needs_more = ("kappa", "balanced_accuracy", "weighted_auroc")
+            reasons = dict.fromkeys(needs_more, "one stage only among the epochs")
     for name in names:
         if name not in reasons and not np.isfinite(values[name]):
             reasons[name] = "one class only among the epochs"

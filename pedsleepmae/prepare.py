@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from pedsleepmae.config import PrepareSettings
 
 # Raised when what is written for the same recording and settings changes.
-PREPARE_VERSION = 2
+PREPARE_VERSION = 3
 FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
 PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
@@ -215,24 +215,46 @@ def cut_channel(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """One channel's epochs at 128 Hz in its unit, (N, 3840) float32, and its quality.
 
-    Raises UnusableRecording when the channel holds no signal.
+    Raises UnusableRecording when the channel holds no signal: the filter would turn one value
+    into its own rounding, and scaling that into a signal, so it is the native samples that decide.
     """
     start = grid_start(float(onsets_s[0]), source.rate_hz)
     end = int((onsets_s[-1] + EPOCH_S + FILTER_TAIL_S) * source.rate_hz)
     x, quality = read_channel(recording, channel, source, slice(start, end))
-    is_code = channel.kind == "percent"
-    night = resample(x, source.rate_hz, step_hold=is_code)
+    first, last = (int(t * source.rate_hz) - start for t in (onsets_s[0], onsets_s[-1] + EPOCH_S))
+    refuse_flat(recording, channel, source, x[first:last])
+    night = resample(x, source.rate_hz, step_hold=channel.kind == "percent")
     x_NT = cut_epochs(night, start / source.rate_hz, onsets_s)
-    if not is_code and x_NT.min() == x_NT.max():
-        label = recording.signals[source.plus].label
-        raise UnusableRecording(f"{label}: flat, one value in all scored epochs")
+    refuse_flat(recording, channel, source, x_NT)
     return x_NT, quality
+
+
+def refuse_flat(recording: Recording, channel: Channel, source: Source, x: np.ndarray) -> None:
+    """UnusableRecording when all samples are one value; a steady oximeter is a reading."""
+    if channel.kind != "percent" and x.min() == x.max():
+        label = recording.signals[source.plus].label
+        raise UnusableRecording(f"{label}: flat, one value throughout")
 
 
 def cut_first_usable(
     recording: Recording, c: int, onsets_s: np.ndarray, stand_ins: Mapping[str, list[str]]
 ) -> tuple[Source, np.ndarray, dict[str, float]] | Absent:
-    """Channel ``c`` from the first of its sources that holds a signal: source, epochs, quality.
+    """Channel ``c`` from the first of its sources that holds a signal: source, epochs, quality."""
+    return first_usable(
+        recording,
+        c,
+        stand_ins,
+        lambda source: cut_channel(recording, CHANNELS[c], source, onsets_s),
+    )
+
+
+def first_usable(
+    recording: Recording,
+    c: int,
+    stand_ins: Mapping[str, list[str]],
+    read: Callable[[Source], tuple[np.ndarray, dict[str, float]]],
+) -> tuple[Source, np.ndarray, dict[str, float]] | Absent:
+    """Source, samples and quality of the first source of channel ``c`` that ``read`` can use.
 
     Which source that is shows only when its samples are read: of two signals with one label the
     first may be flat, an oximeter may count nonsense.
@@ -241,7 +263,7 @@ def cut_first_usable(
     source = resolve_channels(signals, stand_ins)[c]
     while isinstance(source, Source):
         try:
-            return source, *cut_channel(recording, CHANNELS[c], source, onsets_s)
+            return source, *read(source)
         except UnusableRecording as error:
             reasons.append(str(error))
             signals[source.plus] = replace(signals[source.plus], problem="holds no signal")
@@ -306,7 +328,7 @@ def make_examples(
         recording=recording.name,
         onsets_s=labels.onsets_s.tolist(),
         duration_s=recording.duration_s,
-        rates_hz=sorted({round(signal.rate_hz, 5) for signal in recording.signals}),
+        rates_hz=native_rates(recording),
         channels=origins,
         absent=absent,
         quality=quality,
@@ -361,14 +383,14 @@ def prepare_study(
     ``run``: the holder of the folder (see only_run_in) for whom this is done.
     """
     if study.problem:  # it may name the study of another, good recording: touch nothing
-        return _unusable(study, study.problem)
+        return _with_header(_unusable(study, study.problem), study, settings)
     keep_freed_memory()
     mark = ""  # what may pass (a failing disk, a full memory) is tried again by the next run
     try:
         mark = fingerprint(study, settings)
         examples, outcome = build_examples(study, settings)
     except (RecordingError, AnnotationError, UnusableRecording) as error:
-        outcome = _unusable(study, str(error))
+        outcome = _with_header(_unusable(study, str(error)), study, settings)
     except UNFORESEEN as error:
         # What nobody foresaw in one of 4,000 recordings must not cost the other 3,999.
         mark, outcome = "", _unusable(study, _describe_unforeseen(study, error))
@@ -395,6 +417,35 @@ def _describe_unforeseen(study: Study, error: Exception) -> str:
 
 def _unusable(study: Study, reason: str) -> Outcome:
     return Outcome(study.patient_id, study.study_id, study.edf.name, reason=reason)
+
+
+def _with_header(outcome: Outcome, study: Study, settings: ExampleSettings) -> Outcome:
+    """An unusable recording with what its header tells, where it can be read at all."""
+    try:
+        recording = open_edf(study.edf)
+    except (RecordingError, *UNFORESEEN):
+        return outcome
+    sources = dict(
+        zip(
+            (channel.name for channel in CHANNELS),
+            resolve_channels(recording.signals, settings.stand_ins),
+            strict=True,
+        )
+    )
+    return replace(
+        outcome,
+        duration_s=recording.duration_s,
+        rates_hz=native_rates(recording),
+        channels={name: s.how for name, s in sources.items() if isinstance(s, Source)},
+        absent={name: s.reason for name, s in sources.items() if isinstance(s, Absent)},
+        remarks=recording.remarks,
+        simulated=recording.simulated,
+    )
+
+
+def native_rates(recording: Recording) -> list[float]:
+    """Sampling rates of a recording's signals, Hz, each once."""
+    return sorted({round(signal.rate_hz, 5) for signal in recording.signals})
 
 
 def _write_folder(folder: Path, examples: Examples) -> None:
@@ -473,7 +524,7 @@ def fingerprint(study: Study, settings: ExampleSettings) -> str:
 def finished_outcome(study: Study, settings: ExampleSettings, examples_dir: Path) -> Outcome | None:
     """What an earlier run made of a study, None when it has to be made (anew)."""
     if study.problem:
-        return _unusable(study, study.problem)
+        return _with_header(_unusable(study, study.problem), study, settings)
     path = _state_path(examples_dir, study.key)
     if not path.exists():
         return None

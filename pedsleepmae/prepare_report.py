@@ -4,6 +4,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -19,11 +20,12 @@ from pedsleepmae.channels import (
     EPOCH_SAMPLES,
     RATE_HZ,
     Absent,
-    resolve_channels,
+    Channel,
+    Source,
 )
 from pedsleepmae.grouping import Grouping, studies_table
-from pedsleepmae.prepare import Outcome, UnusableRecording, read_channel
-from pedsleepmae.recordings import open_edf
+from pedsleepmae.prepare import Outcome, first_usable, read_channel, refuse_flat
+from pedsleepmae.recordings import Recording, open_edf
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import batch_path, map_signals, write_whole
 
@@ -47,17 +49,13 @@ def inspect_recording(path: Path, stand_ins: Mapping[str, list[str]]) -> str:
     """
     recording = open_edf(path)
     rows = [("channel", "from", "rate", "unit", "1st to 99th percentile", "remark")]
-    sources = resolve_channels(recording.signals, stand_ins)
-    for channel, source in zip(CHANNELS, sources, strict=True):
-        if isinstance(source, Absent):
-            rows.append((channel.name, "-", "", "", "", f"absent: {source.reason}"))
+    for c, channel in enumerate(CHANNELS):
+        found = first_usable(recording, c, stand_ins, partial(read_whole, recording, channel))
+        if isinstance(found, Absent):
+            rows.append((channel.name, "-", "", "", "", f"absent: {found.reason}"))
             continue
-        row = (channel.name, source.how, f"{source.rate_hz:g} Hz", source.unit or "blank")
-        try:
-            x, quality = read_channel(recording, channel, source)
-        except UnusableRecording as error:
-            rows.append((*row, "", f"absent: {error}"))
-            continue
+        source, x, quality = found
+        row = (channel.name, source.how, f"{source.rate_hz:.8g} Hz", source.unit or "blank")
         rows.append((*row, _scale_in_words(channel.kind, x), _quality_in_words(quality)))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = []
@@ -70,6 +68,13 @@ def inspect_recording(path: Path, stand_ins: Mapping[str, list[str]]) -> str:
     )
     head += "".join(f"; {remark}" for remark in recording.remarks)
     return "\n".join([head, *lines, f"{found} of 16 channels found"])
+
+
+def read_whole(recording: Recording, channel: Channel, source: Source):
+    """A channel's samples of the whole recording and their quality; UnusableRecording for none."""
+    x, quality = read_channel(recording, channel, source)
+    refuse_flat(recording, channel, source, x)
+    return x, quality
 
 
 def _scale_in_words(kind: str, x: np.ndarray) -> str:

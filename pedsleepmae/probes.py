@@ -26,7 +26,8 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pedsleepmae import metrics, solvers, store
-from pedsleepmae.checkpoints import check_sum, hash_patient
+from pedsleepmae.annotations import UNSCORED
+from pedsleepmae.checkpoints import check_sum, forget_sum, hash_patient, list_sums
 from pedsleepmae.embeddings import FeatureTable, column_moments
 from pedsleepmae.model import POOLINGS
 from pedsleepmae.out_of_distribution import TrainingDensity
@@ -53,7 +54,7 @@ class ProbeError(ValueError):
 def task_labels(index: store.ExampleIndex, task: str) -> np.ndarray:
     """Class of each epoch, (N,), -1 for epochs that the task leaves out.
 
-    Types of event are collapsed to 0 and 1, as in the paper; unscored epochs have no stage.
+    Types of event are collapsed to 0 and 1, as in the paper; unscored epochs are in no task.
     """
     labels = index.labels
     if task == "sleep":
@@ -66,7 +67,10 @@ def task_labels(index: store.ExampleIndex, task: str) -> np.ndarray:
         "desaturation": labels["desat"] > 0,
         "arousal": labels["eeg"] > 0,
     }
-    return events[task].astype(np.int64)
+    label_N = events[task].astype(np.int64)
+    scored_N = labels["sleep"] != UNSCORED
+    # Where no stage was scored no event was looked for. A folder without stages has its events.
+    return np.where(scored_N, label_N, -1) if scored_N.any() else label_N
 
 
 def check_index(index: store.ExampleIndex) -> None:
@@ -448,6 +452,15 @@ def save_probes(path: Path, pooling: str, chosen: Mapping[str, Chosen], basis: B
         }
     with store.write_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
+
+
+def publish(source: Path, target: Path) -> Path:
+    """Copy a file of probes to where it ships, with its line in the SHA256SUMS there."""
+    forget_sum(target)  # the old line would call the new file damaged
+    with store.write_whole(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    list_sums(target)
+    return target
 
 
 def load_probes(path: Path) -> tuple[str, dict[str, Chosen]]:

@@ -19,8 +19,8 @@ from pedsleepmae.channels import EPOCH_S, SignalInfo, Source
 if TYPE_CHECKING:
     import mne
 
-# What edfio raises on headers that are none.
-_HEADER_ERRORS = (ValueError, OSError, ArithmeticError, IndexError, TypeError)
+# What edfio raises on headers that are none. OSError is the disk's, and may pass.
+_HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
 # MNE has no digital range: one far beyond every value, so that a step is 1 and nothing is clipped.
@@ -71,7 +71,8 @@ class Recording:
 
 
 def open_edf(path: Path) -> Recording:
-    """Recording of an EDF or EDF+C file; RecordingError says why it cannot be read.
+    """Recording of an EDF or EDF+C file; RecordingError says why it is none, OSError that the disk
+    did not give it.
 
     The record count of the header may be wrong or -1: the file's size decides, and a last record
     that was cut off is left out.

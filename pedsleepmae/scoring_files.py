@@ -4,6 +4,7 @@ Nothing of the recording's header but its signals' labels gets into them: no nam
 field, no date. Every file says that it comes from no medical device.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -21,8 +22,14 @@ LONGEST_NAME = 100
 
 
 def safe_name(stem: str) -> str:
-    """A file's stem as a folder name: letters, digits, `.`, `_` and `-`, no leading dot."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._")[:LONGEST_NAME] or "recording"
+    """A file's stem as a folder name: letters, digits, `.`, `_` and `-`, no leading dot.
+
+    A stem that has to be altered gets eight digits of its hash, so that two stay two.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._")[:LONGEST_NAME]
+    if name == stem:
+        return name
+    return f"{name or 'recording'}_{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
 
 
 def write_night(folder: Path, night: Night, summary: Mapping) -> None:

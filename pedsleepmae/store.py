@@ -8,6 +8,7 @@ the original authors' folders (float64, no split folders) are read as well.
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -292,6 +293,13 @@ def write_batch(
         file.attrs["patient_disjoint"] = patient_disjoint
         file.attrs["simulated"] = simulated
         file.attrs["scaling"] = scaling
+        # Tells script 3 that what it computed from this file is out of date.
+        file.attrs["signals_hash"] = hash_signals(examples.signals)
+
+
+def hash_signals(signals_NCT: np.ndarray) -> str:
+    """32 hexadecimal digits that identify these signals."""
+    return hashlib.blake2b(np.ascontiguousarray(signals_NCT), digest_size=16).hexdigest()
 
 
 def grouping_state_path(batches_dir: Path) -> Path:
@@ -354,6 +362,8 @@ def load_index(
     for split, paths in by_split.items():
         for path in paths:
             with _open_batch(path) as file:
+                _check_datasets(path, file)
+                of_ours = "format_version" in file.attrs
                 n = file["signals"].shape[0]
                 for name, (_, dataset) in LABELS.items():
                     columns[name].append(file[dataset][()].astype(np.int64))
@@ -368,7 +378,8 @@ def load_index(
                         str(file.attrs.get("split_hash", "")),
                         bool(file.attrs.get("patient_disjoint", True)),
                         bool(file.attrs.get("simulated", False)),
-                        str(file.attrs.get("scaling", "")),
+                        # The original authors' files carry nothing, and theirs is known.
+                        str(file.attrs.get("scaling", "" if of_ours else "original")),
                     )
                 )
             columns["file"].append(np.full(n, len(files), np.int32))
@@ -466,6 +477,20 @@ def _open_batch(path: Path) -> h5py.File:
         raise StoreError(
             f"{path}: not a whole HDF5 file ({error}); delete it and run script 1 again"
         ) from error
+
+
+def _check_datasets(path: Path, file: h5py.File) -> None:
+    """StoreError unless a batch file holds what scripts 2 and 3 read, in the right shape."""
+    wanted = ["signals", *(dataset for _, dataset in LABELS.values()), "patient_ids", "study_ids"]
+    missing = [name for name in wanted if name not in file]
+    if missing:
+        raise StoreError(f"{path}: holds no {missing[0]}; delete it and run script 1 again")
+    shape = file["signals"].shape
+    if shape[1:] != (N_CHANNELS, EPOCH_SAMPLES):
+        raise StoreError(
+            f"{path}: its signals have the shape {shape}; (n, {N_CHANNELS}, {EPOCH_SAMPLES}) is "
+            "needed: run script 1 again"
+        )
 
 
 def _optional(file: h5py.File, name: str, default: np.ndarray) -> np.ndarray:

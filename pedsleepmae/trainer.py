@@ -410,11 +410,26 @@ class Trainer:
                 f"{path}: holds the weights alone and cannot be resumed; give it as "
                 "init_from, or start anew with --resume false"
             )
-        if self.averaged is not None and "training_weights" in content:
+        other_scaling = checkpoints.other_scaling(content["scaling"], self.index.scaling)
+        if other_scaling:
+            raise PretrainError(
+                f"{path}: {other_scaling}, choose another paths.run_dir, or --resume false"
+            )
+        balanced = content["settings"]["optim"]["balance_channels"]
+        if balanced != self.settings.optim.balance_channels:
+            raise PretrainError(
+                f"{path}: its optim.balance_channels is {balanced}; set it as it was, choose "
+                "another paths.run_dir, or start anew with --resume false"
+            )
+        if self.averaged is not None:  # an average that begins now begins at these weights
             checkpoints.load_weights(self.averaged, content["state_dict"], str(path))
         weights = content.get("training_weights", content["state_dict"])
         checkpoints.load_weights(self.model, weights, str(path))
+        wanted = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
+        for group, weight_decay in zip(self.optimizer.param_groups, wanted, strict=True):
+            group["weight_decay"] = weight_decay  # as the settings say now, like the rate
+            group["betas"] = (BETA1, self.settings.optim.beta2)
         self.weight_C = content["channel_weights"].to(self.device)
         self.progress = Progress(**content["progress"])
         self.patients_seen = content["patients_seen"]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from pedsleepmae import embeddings, store
@@ -27,7 +28,8 @@ def planted_index(
     for number in range(3 * n_files):
         path = folder / store.SPLITS[number // n_files] / f"combined_{number % n_files}.hdf5"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(rng.bytes(9000))
+        with h5py.File(path, "w") as file:
+            file["stands for signals"] = rng.random(1000)
         files.append(path)
     onset_N = np.tile(np.arange(n_epochs) * 30.0, sum(patients.values()))
     order = rng.permutation(n)

@@ -12,6 +12,7 @@ from pedsleepmae.checkpoints import (
     CheckpointError,
     hash_patient,
     hash_patients,
+    list_sums,
     load_checkpoint,
     load_model,
     other_scaling,
@@ -131,6 +132,16 @@ def test_a_published_file_that_was_changed_is_refused(tmp_path, name):
         load_model(path)
 
 
+def test_publishing_again_changes_no_byte_and_keeps_the_lines_of_other_files(tmp_path):
+    path = published(tmp_path, 1000)
+    (path.parent / "probes.npz").write_bytes(b"probes")
+    list_sums(path.parent / "probes.npz")
+    before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    assert published(tmp_path, 1000) == path
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
+    assert b"probes.npz" in before["SHA256SUMS"]
+
+
 def test_the_list_of_sums_is_the_one_that_sha256sum_checks(tmp_path):
     path = published(tmp_path, 1000)
     command = ["sha256sum", "--check", "--strict", checkpoints.SUMS_NAME]
@@ -143,7 +154,7 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path, monkeypatch
     save_checkpoint(path, content(step=1))
 
     def half_written(value, target):
-        Path(target).write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoints.torch, "save", half_written)

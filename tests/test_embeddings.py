@@ -1,11 +1,14 @@
 """Features on disk: computed once, resumed by file, read back in any order."""
 
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import small_batches
 import torch
 from planted import planted_index, planted_table, write_cohort
 
@@ -101,6 +104,38 @@ def test_a_batch_file_that_changed_is_embedded_again(model, tmp_path):
     x_BCT = torch.from_numpy(store.read_signals(index, position))
     wanted = model.embed(x_BCT, "mean", present=present).numpy()
     assert table.read(position) == pytest.approx(wanted, rel=2e-3, abs=2e-3)
+
+
+def test_one_example_that_changed_is_noticed_wherever_it_stands(tmp_path):
+    examples = small_batches.make_examples(128, (1,), 0)
+    path, marks = tmp_path / "combined_0.hdf5", set()
+    for k in (None, 0, 1, 64, 101, 127):
+        changed = examples.signals.copy()
+        if k is not None:
+            changed[k] *= 2
+        facts = {"split_hash": "a", "patient_disjoint": True, "simulated": True}
+        store.write_batch(path, replace(examples, signals=changed), **facts)
+        marks.add(embeddings.fingerprint(path))
+    assert len(marks) == 6
+
+
+def test_one_value_that_is_not_finite_does_not_reach_the_features(batches, model, tmp_path):
+    index = store.load_index(batches)
+    shutil.copytree(batches, tmp_path / "bad")
+    path = store.batch_path(tmp_path / "bad", "train", 0)
+    with h5py.File(path, "r+") as file:
+        file["signals"][0, 3, 100] = np.nan
+        file["signals"][1, 5] = np.nan  # a channel throughout: not recorded
+    bad = store.load_index(tmp_path / "bad")
+    embed(bad, model, tmp_path / "features", ["class"])
+    (table,) = tables_of(bad, tmp_path / "features", "class")
+    first = bad.rows("train")[:2]
+    x_BCT = torch.from_numpy(store.read_signals(index, first))
+    present = torch.from_numpy(index.present[first])
+    x_BCT[0, 3, 100] = 0
+    present[1, 5] = False
+    wanted = model.embed(x_BCT, "class", present=present).numpy()
+    assert table.read(first) == pytest.approx(wanted, rel=2e-3, abs=2e-3)
 
 
 def test_an_interrupted_run_leaves_no_half_file_and_goes_on(batches, model, tmp_path):

@@ -187,6 +187,16 @@ def test_undefined_figures_are_none_with_a_reason_and_never_zero():
     one_stage = metrics.evaluate(
         np.full(9, 2), np.tile([0.1, 0.1, 0.6, 0.1, 0.1], (9, 1)), np.full(9, 2), np.arange(9), None
     )
+    varied = metrics.evaluate(
+        np.full(6, 2),
+        np.eye(5)[[0, 1, 2, 2, 3, 4]],
+        np.array([0, 1, 2, 2, 3, 4]),
+        np.arange(6),
+        None,
+    )
+    for name in ("kappa", "balanced_accuracy", "weighted_auroc"):
+        assert varied.figures[name] is None
+        assert varied.undefined[name] == "one stage only among the epochs"
     assert one_stage.figures["weighted_auroc"] is None
     assert one_stage.figures["kappa"] is None
     assert one_stage.figures["accuracy"] == 1

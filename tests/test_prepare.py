@@ -1,5 +1,6 @@
 """Recordings to examples: right on every known quirk, restartable, nothing lost or hidden."""
 
+import errno
 import json
 import os
 import random
@@ -140,6 +141,20 @@ def test_a_flat_channel_is_absent_and_says_so(tmp_path):
     file.write(edf)
     examples, outcome = build_examples(only_study(tmp_path), SETTINGS)
     assert not examples.present[0, 12]
+    assert "flat" in outcome.absent["C-FLOW"]
+
+
+@pytest.mark.parametrize("rate_hz", [256, 400])
+@pytest.mark.parametrize("first_s", [0.5, 40.0])
+def test_the_filter_makes_no_signal_of_a_flat_channel(tmp_path, rate_hz, first_s):
+    # 400 Hz: soxr's phases sum to slightly different values; at the ends of the file it rings.
+    file = nch_file(seconds=92 if first_s < 1 else 180, rate_hz=rate_hz)
+    file.signals[12].digital[:] = 12
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(first_s, "WR2"))
+    examples, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    assert len(examples) == 3
+    assert not examples.present[:, 12].any()
     assert "flat" in outcome.absent["C-FLOW"]
 
 
@@ -412,6 +427,9 @@ def test_8_every_recording_found_has_a_row_and_the_unusable_one_a_reason(prepare
     bad = table[table["status"] == "unusable"].iloc[0]
     assert bad["patient_id"] == 99
     assert "no scored 30-s epoch" in bad["reason"]
+    assert (bad["rates"], bad["n_channels"]) == (256, 16)  # its header can be read
+    assert bad["channels"].startswith("EEG C3-M2 = ")
+    assert bad["duration_h"] > 0
     good = table[table["status"] == "used"]
     assert (good["reason"] == "").all()
     assert (good["n_examples"] > 0).all()
@@ -492,6 +510,29 @@ def test_9_a_changed_setting_is_noticed(prepared, tmp_path):
         assert file["scale"][0, 7] == 233451.1131535057
     assert store.load_index(folder / "batches").scaling == "original"
     assert store.load_index(prepared[0] / "batches").scaling == "policy"
+
+
+def test_a_disk_that_fails_at_opening_costs_a_recording_this_run_only(tmp_path, monkeypatch):
+    nch_study(tmp_path, "5_6")
+    study, examples_dir = only_study(tmp_path), tmp_path / "examples"
+    with monkeypatch.context() as patch:
+
+        def stale(*_, **__):
+            raise OSError(errno.ESTALE, "Stale file handle", str(study.edf))
+
+        patch.setattr(prepare.open_edf.__globals__["edfio"], "read_edf", stale)
+        outcome = prepare_study(study, SETTINGS, examples_dir)
+    assert "cannot be read (Stale file handle)" in outcome.reason
+    assert prepare.finished_outcome(study, SETTINGS, examples_dir) is None
+    assert prepare_study(study, SETTINGS, examples_dir).usable
+
+
+def test_a_folder_that_cannot_be_made_stops_with_2_and_names_the_settings(prepared, tmp_path):
+    folder = copied(prepared, tmp_path)
+    (folder / "file").write_text("no folder")
+    run = run_script(folder, "--paths.examples_dir", str(folder / "file"))
+    assert run.returncode == 2, run.stderr
+    assert "paths.examples_dir" in run.stderr
 
 
 def test_7_splits_csv_is_honoured_and_extended(prepared, tmp_path):

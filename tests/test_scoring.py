@@ -1,6 +1,7 @@
 """One recording to stages and events: the same scores whatever the file, nothing hidden or told."""
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -391,16 +392,23 @@ def test_an_annotation_file_that_cannot_be_read_is_one_sentence_with_the_remedy(
     ("stem", "name"),
     [
         ("10000_17728", "10000_17728"),
-        ("..", "recording"),
-        ("../../etc/passwd", "etc_passwd"),
-        ("a b;rm -rf $HOME", "a_b_rm_-rf_HOME"),
-        (".hidden", "hidden"),
-        ("Ü", "recording"),
-        ("x" * 300, "x" * 100),
+        ("..", "recording_"),
+        ("../../etc/passwd", "etc_passwd_"),
+        ("a b;rm -rf $HOME", "a_b_rm_-rf_HOME_"),
+        (".hidden", "hidden_"),
+        ("Ü", "recording_"),
+        ("x" * 300, "x" * 100 + "_"),
     ],
 )
 def test_a_file_name_becomes_a_plain_folder_name(stem, name):
-    assert scoring_files.safe_name(stem) == name
+    got = scoring_files.safe_name(stem)
+    assert re.fullmatch(re.escape(name) + "([0-9a-f]{8})?", got)
+    assert (got == stem) == (name == stem)
+
+
+def test_two_file_names_stay_two_folders():
+    names = {scoring_files.safe_name(stem) for stem in ("a b", "a_b", "a;b", "Ü", "Ö", "recording")}
+    assert len(names) == 6
 
 
 # ------------------------------------------------------------------ whose probes

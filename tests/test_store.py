@@ -183,3 +183,17 @@ def test_batch_files_tell_their_scaling_and_older_ones_do_not(tmp_path):
     write_folder(tmp_path / "old", {"val": (2,)}, scaling="original")
     with pytest.raises(StoreError, match="come from 2 different runs"):
         store.load_index(tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [("hypop_labels", "holds no hypop_labels"), ("signals", r"have the shape \(4, 16, 100\)")],
+)
+def test_a_batch_file_that_lacks_something_is_named(tmp_path, dataset, message):
+    write_folder(tmp_path, {"train": (1,), "val": (2,)})
+    with h5py.File(store.batch_path(tmp_path, "val", 0), "a") as file:
+        del file[dataset]
+        if dataset == "signals":
+            file["signals"] = np.zeros((4, 16, 100), np.float16)
+    with pytest.raises(StoreError, match=rf"combined_0\.hdf5: .*{message}"):
+        store.load_index(tmp_path)

@@ -195,6 +195,36 @@ def test_balanced_channels_divide_each_error_by_its_variance(batches_dir, tmp_pa
     )
 
 
+def test_an_average_that_begins_with_a_resumed_run_begins_at_its_weights(batches_dir, tmp_path):
+    train(settings_for(batches_dir, tmp_path, max_steps=8, stop_at_step=4))
+    settings = settings_for(batches_dir, tmp_path, optim={"ema_decay": 0.9}, max_steps=8)
+    run = make_trainer(settings)
+    run.resume(tmp_path / "checkpoint_last.pt")
+    assert_same(dict(run.averaged.state_dict()), dict(run.model.state_dict()))
+
+
+def test_a_resumed_run_takes_decay_and_memory_from_the_settings(batches_dir, tmp_path):
+    train(settings_for(batches_dir, tmp_path, max_steps=8, stop_at_step=4))
+    run = make_trainer(
+        settings_for(batches_dir, tmp_path, optim={"weight_decay": 0.3, "beta2": 0.5})
+    )
+    run.resume(tmp_path / "checkpoint_last.pt")
+    groups = run.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert all(group["betas"][1] == 0.5 for group in groups)
+    other = make_trainer(settings_for(batches_dir, tmp_path, optim={"balance_channels": True}))
+    with pytest.raises(PretrainError, match=r"its optim\.balance_channels is False"):
+        other.resume(tmp_path / "checkpoint_last.pt")
+
+
+def test_signals_under_another_scaling_are_no_way_to_go_on(batches_dir, tmp_path):
+    train(settings_for(batches_dir, tmp_path, max_steps=8, stop_at_step=4))
+    run = make_trainer(settings_for(batches_dir, tmp_path))
+    run.index = replace(run.index, scaling="original")
+    with pytest.raises(PretrainError, match="under scaling policy, these stand under original"):
+        run.resume(tmp_path / "checkpoint_last.pt")
+
+
 def test_gradients_are_clipped_to_the_norm_asked_for(batches_dir, tmp_path, monkeypatch):
     norms = []
     run = make_trainer(settings_for(batches_dir, tmp_path, optim={"grad_clip": 1e-3}))
