@@ -308,7 +308,7 @@ class OptimSettings:
     """Steps of linear warm-up, then a cosine down to lr x final_lr_ratio."""
     final_lr_ratio: float = 0.05
     """Learning rate at the end over the peak; 1 without warm-up: constant, as the original."""
-    balance_channels: bool = False
+    balance_channels: bool = True
     """true: divide each channel's error by its variance in the training data, so that all channels
     count alike (a loss of 1: no better than the mean); false: plain squared error."""
     grad_clip: float = 1.0

@@ -212,8 +212,8 @@ def test_a_resumed_run_takes_decay_and_memory_from_the_settings(batches_dir, tmp
     groups = run.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert all(group["betas"][1] == 0.5 for group in groups)
-    other = make_trainer(settings_for(batches_dir, tmp_path, optim={"balance_channels": True}))
-    with pytest.raises(PretrainError, match=r"its optim\.balance_channels is False"):
+    other = make_trainer(settings_for(batches_dir, tmp_path, optim={"balance_channels": False}))
+    with pytest.raises(PretrainError, match=r"its optim\.balance_channels is True"):
         other.resume(tmp_path / "checkpoint_last.pt")
 
 
