@@ -26,7 +26,6 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pedsleepmae import metrics, solvers, store
-from pedsleepmae.annotations import UNSCORED
 from pedsleepmae.checkpoints import check_sum, forget_sum, hash_patient, list_sums
 from pedsleepmae.embeddings import FeatureTable, column_moments
 from pedsleepmae.model import POOLINGS
@@ -54,7 +53,7 @@ class ProbeError(ValueError):
 def task_labels(index: store.ExampleIndex, task: str) -> np.ndarray:
     """Class of each epoch, (N,), -1 for epochs that the task leaves out.
 
-    Types of event are collapsed to 0 and 1, as in the paper; unscored epochs are in no task.
+    Types of event are collapsed to 0 and 1, as in the paper; unscored epochs have no stage.
     """
     labels = index.labels
     if task == "sleep":
@@ -67,10 +66,7 @@ def task_labels(index: store.ExampleIndex, task: str) -> np.ndarray:
         "desaturation": labels["desat"] > 0,
         "arousal": labels["eeg"] > 0,
     }
-    label_N = events[task].astype(np.int64)
-    scored_N = labels["sleep"] != UNSCORED
-    # Where no stage was scored no event was looked for. A folder without stages has its events.
-    return np.where(scored_N, label_N, -1) if scored_N.any() else label_N
+    return events[task].astype(np.int64)
 
 
 def check_index(index: store.ExampleIndex) -> None:
