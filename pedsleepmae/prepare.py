@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 
 # Raised when what is written for the same recording and settings changes.
 PREPARE_VERSION = 3
+FLAT_STRIDE = 4099
 FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
 PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
@@ -231,44 +233,42 @@ def cut_channel(
 
 def refuse_flat(recording: Recording, channel: Channel, source: Source, x: np.ndarray) -> None:
     """UnusableRecording when all samples are one value; a steady oximeter is a reading."""
-    if channel.kind != "percent" and x.min() == x.max():
+    few = x.ravel()[::FLAT_STRIDE]  # a look at these is enough for nearly all channels
+    if channel.kind != "percent" and (few == few[:1]).all() and x.min() == x.max():
         label = recording.signals[source.plus].label
         raise UnusableRecording(f"{label}: flat, one value throughout")
 
 
-def cut_first_usable(
-    recording: Recording, c: int, onsets_s: np.ndarray, stand_ins: Mapping[str, list[str]]
-) -> tuple[Source, np.ndarray, dict[str, float]] | Absent:
-    """Channel ``c`` from the first of its sources that holds a signal: source, epochs, quality."""
-    return first_usable(
-        recording,
-        c,
-        stand_ins,
-        lambda source: cut_channel(recording, CHANNELS[c], source, onsets_s),
-    )
+def cut_channels(
+    recording: Recording, onsets_s: np.ndarray, stand_ins: Mapping[str, list[str]]
+) -> Iterator[tuple[Source, np.ndarray, dict[str, float]] | Absent]:
+    """The 16 channels one after the other, each as :func:`first_usable` finds its epochs."""
+    return first_usable(recording, stand_ins, partial(cut_channel, onsets_s=onsets_s))
 
 
 def first_usable(
     recording: Recording,
-    c: int,
     stand_ins: Mapping[str, list[str]],
-    read: Callable[[Source], tuple[np.ndarray, dict[str, float]]],
-) -> tuple[Source, np.ndarray, dict[str, float]] | Absent:
-    """Source, samples and quality of the first source of channel ``c`` that ``read`` can use.
+    read: Callable[[Recording, Channel, Source], tuple[np.ndarray, dict[str, float]]],
+) -> Iterator[tuple[Source, np.ndarray, dict[str, float]] | Absent]:
+    """For each of the 16 channels the first source that ``read`` can use, samples and quality.
 
     Which source that is shows only when its samples are read: of two signals with one label the
     first may be flat, an oximeter may count nonsense.
     """
-    signals, reasons = list(recording.signals), []
-    source = resolve_channels(signals, stand_ins)[c]
-    while isinstance(source, Source):
-        try:
-            return source, *read(source)
-        except UnusableRecording as error:
-            reasons.append(str(error))
-            signals[source.plus] = replace(signals[source.plus], problem="holds no signal")
-            source = resolve_channels(signals, stand_ins)[c]
-    return Absent("; ".join(reasons) or source.reason)
+    for c, source in enumerate(resolve_channels(recording.signals, stand_ins)):
+        signals, reasons = list(recording.signals), []
+        while isinstance(source, Source):
+            try:
+                found = (source, *read(recording, CHANNELS[c], source))
+                break
+            except UnusableRecording as error:
+                reasons.append(str(error))
+                signals[source.plus] = replace(signals[source.plus], problem="holds no signal")
+                source = resolve_channels(signals, stand_ins)[c]
+        else:
+            found = Absent("; ".join(reasons) or source.reason)
+        yield found
 
 
 def build_examples(study: Study, settings: ExampleSettings) -> tuple[Examples, Outcome]:
@@ -296,8 +296,8 @@ def make_examples(
     center, scale = np.zeros(N_CHANNELS), np.ones(N_CHANNELS)
     present = np.zeros(N_CHANNELS, bool)
     origins, absent, quality = {}, {}, {}
-    for c, channel in enumerate(CHANNELS):
-        found = cut_first_usable(recording, c, labels.onsets_s, settings.stand_ins)
+    found_in_turn = cut_channels(recording, labels.onsets_s, settings.stand_ins)
+    for c, (channel, found) in enumerate(zip(CHANNELS, found_in_turn, strict=True)):
         if isinstance(found, Absent):
             absent[channel.name] = found.reason
             continue
@@ -488,8 +488,8 @@ def _moments(study: Study, settings: ExampleSettings) -> dict[str, tuple[int, fl
     """Moments of a study that prepare_study will use, {} of one with too few channels."""
     recording, labels = read_study(study, settings)
     moments = {}
-    for c, channel in enumerate(CHANNELS):
-        found = cut_first_usable(recording, c, labels.onsets_s, settings.stand_ins)
+    found_in_turn = cut_channels(recording, labels.onsets_s, settings.stand_ins)
+    for channel, found in zip(CHANNELS, found_in_turn, strict=True):
         if not isinstance(found, Absent):
             x_NT = found[1].astype(np.float64)
             moments[channel.name] = (x_NT.size, float(x_NT.sum()), float((x_NT**2).sum()))

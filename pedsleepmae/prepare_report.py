@@ -4,7 +4,6 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import jinja2
@@ -49,8 +48,8 @@ def inspect_recording(path: Path, stand_ins: Mapping[str, list[str]]) -> str:
     """
     recording = open_edf(path)
     rows = [("channel", "from", "rate", "unit", "1st to 99th percentile", "remark")]
-    for c, channel in enumerate(CHANNELS):
-        found = first_usable(recording, c, stand_ins, partial(read_whole, recording, channel))
+    found_in_turn = first_usable(recording, stand_ins, read_whole)
+    for channel, found in zip(CHANNELS, found_in_turn, strict=True):
         if isinstance(found, Absent):
             rows.append((channel.name, "-", "", "", "", f"absent: {found.reason}"))
             continue
