@@ -205,6 +205,7 @@ def read_channel(
         digital,
         x,
         source.rate_hz,
+        monotone=source.minus is None,
         flat_s=300.0 if channel.kind == "percent" else 1.0,
         digital_range=(signal.digital_min, signal.digital_max),
         plausible=PLAUSIBLE.get(channel.name.split()[0], (-np.inf, np.inf)),
@@ -225,7 +226,8 @@ def cut_channel(
     x, quality = read_channel(recording, channel, source, slice(start, end))
     first, last = (int(t * source.rate_hz) - start for t in (onsets_s[0], onsets_s[-1] + EPOCH_S))
     refuse_flat(recording, channel, source, x[first:last])
-    night = resample(x, source.rate_hz, step_hold=channel.kind == "percent")
+    is_code = channel.kind == "percent"
+    night = resample(x, source.rate_hz, step_hold=is_code, finite=not quality["missing"])
     x_NT = cut_epochs(night, start / source.rate_hz, onsets_s)
     refuse_flat(recording, channel, source, x_NT)
     return x_NT, quality

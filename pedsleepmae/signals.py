@@ -51,19 +51,20 @@ def grid_start(onset_s: float, rate_hz: float) -> int:
     return int(shifts[np.argmin(off)])
 
 
-def resample(x: np.ndarray, rate_hz: float, *, step_hold: bool) -> np.ndarray:
+def resample(x: np.ndarray, rate_hz: float, *, step_hold: bool, finite: bool = False) -> np.ndarray:
     """One channel of a night, (n_native,), at 128 Hz, float32; sample 0 stays sample 0.
 
     Band-limited by soxr's high-quality linear-phase filter: what lies above 64 Hz is more than
     100 dB down. ``step_hold`` is for SpO2 and other numbers that an oximeter holds between its
     updates: each output sample is the last native one, for a filter would ring at every step.
+    ``finite``: the caller has seen that all samples are; others would reach far through the filter.
     """
     if step_hold:
         n_out = int(np.ceil(len(x) * RATE_HZ / rate_hz - 1e-6))
         held = np.floor(np.arange(n_out) * (rate_hz / RATE_HZ) + 1e-6).astype(np.int64)
         return x[np.minimum(held, len(x) - 1)].astype(np.float32)
     x = np.asarray(x, np.float32)
-    if not np.isfinite(x.sum()):
+    if not finite and not np.isfinite(x.sum()):
         x = np.nan_to_num(x, posinf=0.0, neginf=0.0)
     if rate_hz == RATE_HZ:
         return x
@@ -107,12 +108,14 @@ def measure_quality(
     x: np.ndarray,
     rate_hz: float,
     *,
+    monotone: bool,
     flat_s: float,
     digital_range: tuple[float, float],
     plausible: tuple[float, float],
 ) -> ChannelQuality:
     """Quality of one channel from its samples, digital and physical, both (n,).
 
+    ``monotone``: x rises (or falls) with digital, so that their extremes stand at the same places.
     ``flat_s`` is the length of a stretch that may not be all one value.
     """
     n_piece = max(int(rate_hz * flat_s), 2)
@@ -121,12 +124,13 @@ def measure_quality(
     ends = pieces[:, [0, 1, n_piece // 2, -1]]
     candidates = pieces[(ends == ends[:, :1]).all(axis=1)]
     n_flat = int((candidates == candidates[:, :1]).all(axis=1).sum())
-    extremes = x.min(), x.max()  # both NaN where any sample is
+    lowest, highest = digital.argmin(), digital.argmax()  # of NaN, should there be any
+    extremes = np.sort(x[[lowest, highest]]) if monotone else (x.min(), x.max())
     return ChannelQuality(
         flat=n_flat / max(len(pieces), 1),
         clipped=_share_outside(
             digital,
-            (digital.min(), digital.max()),
+            (digital[lowest], digital[highest]),
             (min(digital_range) + 1, max(digital_range) - 1),
         ),
         missing=0.0 if np.isfinite(extremes).all() else float(1 - np.isfinite(x).mean()),

@@ -112,10 +112,36 @@ def test_2_an_oximeter_is_read_as_percent_or_refused(numbers, volts_per_unit, fa
 
 
 def quality(digital, x=None, rate_hz=128.0):
-    x = digital.astype(float) if x is None else x
+    monotone = x is None
+    x = digital.astype(float) if monotone else x
     return measure_quality(
-        digital, x, rate_hz, flat_s=1.0, digital_range=(-100, 100), plausible=(-50, 50)
+        digital,
+        x,
+        rate_hz,
+        monotone=monotone,
+        flat_s=1.0,
+        digital_range=(-100, 100),
+        plausible=(-50, 50),
     )
+
+
+@pytest.mark.parametrize("factor", [0.5, -2.0])
+def test_8_quality_of_a_signal_that_rises_or_falls_with_its_digits_is_that_of_its_samples(factor):
+    digital = np.random.default_rng(0).integers(-60, 60, 1280)
+    both = [
+        measure_quality(
+            digital,
+            digital * factor + 5,
+            128.0,
+            monotone=monotone,
+            flat_s=1.0,
+            digital_range=(-100, 100),
+            plausible=(-20, 30),
+        )
+        for monotone in (True, False)
+    ]
+    assert both[0] == both[1]
+    assert both[0].out_of_range > 0
 
 
 def test_8_quality_tells_flat_clipped_missing_and_out_of_range():
