@@ -1,6 +1,6 @@
 """Script 1 against the naive way, on a simulated 10-hour study of 25 channels at 256 Hz.
 
-    python benchmarks/bench_prepare.py            # about four minutes on 2 cores, 3 GB of disk
+    python benchmarks/bench_prepare.py            # about three minutes on 2 cores, 9 GB of disk
 
 Prints, from one run: examples/s of one core with the part of each stage, milliseconds to write
 one example file beside a plain file of as many bytes, peak memory of a worker, the gain of a second
@@ -9,13 +9,16 @@ to the same datasets: MNE, one read per epoch, every second sample without a fil
 look at all rows, quality epoch by epoch, one h5py file per example.
 
 Each is measured in several rounds, in turn with what it is compared with, and the fastest counts:
-other work on the machine can only make a round slower.
+other work on the machine can only make a round slower. What a round leaves behind would slow down
+the next in two ways that preparation has no part in, each by up to a second a study: ext4 looks
+again and again at the inodes of files deleted in the last minutes, so no round's files are deleted
+before the end (and two runs should be five minutes apart); and a virtual machine's memory is slow
+at its first use, so a round's files leave the page cache, for the next one to use the same pages.
 """
 
 import argparse
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,14 +106,22 @@ def simulate(folder: Path, hours: float) -> list[layouts.Study]:
     return layouts.find_studies(folder / "recordings", "nch")
 
 
+def new_folder(folder: Path) -> Path:
+    """A new folder to write to, with all that was written before on the disk and out of memory."""
+    os.sync()
+    for path in folder.rglob("*.hdf5"):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return Path(tempfile.mkdtemp(dir=folder))
+
+
 def time_one_core(study: layouts.Study, folder: Path) -> tuple[float, dict[str, float], int]:
     """(seconds, seconds by stage, examples) of one study."""
-    shutil.rmtree(folder / "one", ignore_errors=True)
-    os.sync()  # what was written before does not slow down what is measured now
+    out = new_folder(folder)
     parts = defaultdict(float)
     with timed_stages(parts):
         start = time.perf_counter()
-        outcome = prepare.prepare_study(study, SETTINGS, folder / "one")
+        outcome = prepare.prepare_study(study, SETTINGS, out)
         parts["until all is on the disk"] -= time.perf_counter()
         os.sync()
         parts["until all is on the disk"] += time.perf_counter()
@@ -148,10 +159,7 @@ class timed_stages:
 
 def time_naive(study: layouts.Study, folder: Path) -> float:
     """Examples/s of the plain way on the same file, to the same datasets; nothing filtered."""
-    out = folder / "naive"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    os.sync()
+    out = new_folder(folder)
     start = time.perf_counter()
     raw = mne.io.read_raw_edf(study.edf, preload=False, verbose="error")
     by_name = {name.upper(): name for name in raw.ch_names}
@@ -188,10 +196,7 @@ def time_naive(study: layouts.Study, folder: Path) -> float:
 def time_plain_files(folder: Path, n_files: int) -> float:
     """Milliseconds to write one file of an example file's size: what the disk allows."""
     content = next((folder / "one").rglob("*.hdf5")).read_bytes()
-    out = folder / "plain"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    os.sync()
+    out = new_folder(folder)
     start = time.perf_counter()
     for k in range(n_files):
         (out / f"{k}.hdf5").write_bytes(content)
@@ -208,12 +213,11 @@ def time_workers(studies: list[layouts.Study], folder: Path) -> tuple[dict, floa
     peaks = []
     for n in (1, 2) * ROUNDS:
         with joblib.parallel_config("loky", n_jobs=n), joblib.Parallel() as run:
-            run(_prepare(study, folder / "warm") for study in studies[:n])
+            run(_prepare(study, new_folder(folder)) for study in studies[:n])
             run(_count(1000) for _ in range(n))
-            shutil.rmtree(folder / "workers", ignore_errors=True)
-            os.sync()
+            out = new_folder(folder)
             start = time.perf_counter()
-            found = run(_prepare(study, folder / "workers") for study in studies)
+            found = run(_prepare(study, out) for study in studies)
             seconds[n] = min(seconds[n], time.perf_counter() - start)
             peaks += found if n == 2 else []  # one worker is this process, with MNE in it
             start = time.perf_counter()

@@ -19,7 +19,7 @@ from pedsleepmae.store import (
     EVENT_COUNTS,
     batch_path,
     example_folder,
-    example_path,
+    example_name,
     grouping_state_path,
     read_examples,
     read_grouping_state,
@@ -165,7 +165,7 @@ def _example_paths(plan: Grouping, rows: np.ndarray, examples_dir: Path) -> list
     for i, k in rows:
         study = plan.studies[i]
         folder = example_folder(examples_dir, study.patient_id, study.study_id)
-        paths.append(example_path(folder, k))
+        paths.append(folder / example_name(folder.name, k))
     return paths
 
 

@@ -56,11 +56,11 @@ from pedsleepmae.standardise import choose_standard, standardise
 from pedsleepmae.store import (
     LABELS,
     Examples,
-    ExampleWriter,
     example_folder,
-    example_path,
+    example_name,
     remove_partial,
     umask,
+    write_examples,
     write_whole,
 )
 
@@ -456,9 +456,8 @@ def _write_folder(folder: Path, examples: Examples) -> None:
         tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial")
     )
     partial.chmod(0o777 & ~umask())
-    writer = ExampleWriter()
-    for k in range(len(examples)):
-        writer.write(partial / example_path(folder, k).name, examples, k)
+    paths = [partial / example_name(folder.name, k) for k in range(len(examples))]
+    write_examples(paths, examples)
     partial.rename(folder)
 
 

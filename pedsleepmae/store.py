@@ -8,13 +8,14 @@ the original authors' folders (float64, no split folders) are read as well.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,62 +180,69 @@ def example_folder(examples_dir: Path, patient_id: int, study_id: int) -> Path:
     return Path(examples_dir) / f"{patient_id}_{study_id}"
 
 
-def example_path(folder: Path, k: int) -> Path:
-    """Path of the k-th example (time order of the kept epochs) in a study's folder."""
-    return folder / f"{folder.name}_sample_{k}.hdf5"
+def example_name(study_key: str, k: int) -> str:
+    """File name of the k-th example (time order of the kept epochs) of a study."""
+    return f"{study_key}_sample_{k}.hdf5"
 
 
-class ExampleWriter:
-    """Writes one example file after the other from an HDF5 image that is built once.
+@functools.cache
+def _example_template() -> tuple[bytes, dict[str, int]]:
+    """Bytes of an example file, and where in them the raw values of each field stand."""
+    rng = np.random.default_rng(0)
+    marks = {
+        name: np.frombuffer(
+            rng.bytes(np.dtype(dtype).itemsize * int(np.prod(shape))), dtype
+        ).reshape(shape)
+        for name, (shape, dtype) in EXAMPLE_FIELDS.items()
+    }
+    present = np.arange(N_CHANNELS) % 3 == 1  # any bytes but 0 and 1 are no booleans
+    marks["@channels_present"] = present
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
+        for name, mark in marks.items():
+            if name.startswith("@"):
+                file.attrs[name[1:]] = mark
+            else:
+                file.create_dataset(name, data=mark)
+        file.attrs["format_version"] = FORMAT_VERSION
+    image = buffer.getvalue()
+    places = {}
+    for name, mark in marks.items():
+        places[name] = image.find(mark.tobytes())
+        assert places[name] >= 0, f"{name} not found in the template"
+        assert image.find(mark.tobytes(), places[name] + 1) < 0, f"{name} found twice"
+    return image, places
+
+
+def write_examples(paths: Sequence[Path], examples: Examples) -> None:
+    """Write example i to ``paths[i]``; the caller renames their folder when all are there.
 
     Creating a small file through the HDF5 library costs milliseconds, nearly all of it for
-    structure that never changes; here the library writes one template, and each example patches
-    its numbers into a copy of those bytes (file format 1.8, whose objects carry no checksums).
+    structure that never changes; here the library writes one template, and each example puts its
+    numbers into a copy of those bytes (file format 1.8, whose objects carry no checksums).
     """
-
-    def __init__(self):
-        rng = np.random.default_rng(0)
-        marks = {
-            name: np.frombuffer(
-                rng.bytes(np.dtype(dtype).itemsize * int(np.prod(shape))), dtype
-            ).reshape(shape)
-            for name, (shape, dtype) in EXAMPLE_FIELDS.items()
-        }
-        present = np.arange(N_CHANNELS) % 3 == 1  # any bytes but 0 and 1 are no booleans
-        marks["@channels_present"] = present
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
-            for name, mark in marks.items():
-                if name.startswith("@"):
-                    file.attrs[name[1:]] = mark
-                else:
-                    file.create_dataset(name, data=mark)
-            file.attrs["format_version"] = FORMAT_VERSION
-        self._image = bytearray(buffer.getvalue())
-        self._places = {}
-        for name, mark in marks.items():
-            place = self._image.find(mark.tobytes())
-            assert place >= 0, f"{name} not found in the template"
-            assert self._image.find(mark.tobytes(), place + 1) < 0, f"{name} found twice"
-            self._places[name] = place
-
-    def write(self, path: Path, examples: Examples, i: int) -> None:
-        """Write example ``i`` to ``path``; the caller renames the folder when all are there."""
-        values = {"signal": examples.signals[i]}
-        values |= {dataset: examples.labels[name][i] for name, (dataset, _) in LABELS.items()}
-        values |= {
-            "patID": examples.patient_ids[i],
-            "studID": examples.study_ids[i],
-            "@onset_s": examples.onsets_s[i],
-            "@channels_present": examples.present[i],
-            "@center": examples.center[i],
-            "@scale": examples.scale[i],
-        }
-        for name, (shape, dtype) in EXAMPLE_FIELDS.items():
-            raw = np.ascontiguousarray(values[name], dtype).reshape(shape).tobytes()
-            self._image[self._places[name] : self._places[name] + len(raw)] = raw
+    template, places = _example_template()
+    image = np.frombuffer(bytearray(template), np.uint8)
+    values = {
+        "signal": examples.signals,
+        **{dataset: examples.labels[name] for name, (dataset, _) in LABELS.items()},
+        "patID": examples.patient_ids,
+        "studID": examples.study_ids,
+        "@onset_s": examples.onsets_s,
+        "@channels_present": examples.present,
+        "@center": examples.center,
+        "@scale": examples.scale,
+    }
+    patches = []  # (where in the image, the bytes of every example)
+    for name, (shape, dtype) in EXAMPLE_FIELDS.items():
+        column = np.ascontiguousarray(values[name], dtype).reshape(len(examples), *shape)
+        raw = column.reshape(len(examples), -1).view(np.uint8)
+        patches.append((image[places[name] : places[name] + raw.shape[1]], raw))
+    for i, path in enumerate(paths):
+        for place, raw in patches:
+            place[:] = raw[i]
         with open(path, "wb") as file:
-            file.write(self._image)
+            file.write(image)
 
 
 def read_examples(paths: list[Path]) -> Examples:

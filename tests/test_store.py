@@ -31,8 +31,8 @@ def write_folder(folder, split_patients, **facts):
 
 def test_an_example_file_holds_what_the_contract_says(tmp_path):
     examples = make_examples()
-    store.ExampleWriter().write(tmp_path / "3_11_sample_1.hdf5", examples, 1)
-    with h5py.File(tmp_path / "3_11_sample_1.hdf5") as file:
+    store.write_examples([tmp_path / f"{i}.hdf5" for i in range(5)], examples)
+    with h5py.File(tmp_path / "1.hdf5") as file:
         np.testing.assert_array_equal(file["signal"][()], examples.signals[1])
         assert file["signal"].dtype == np.float16
         for name, dataset in (
@@ -54,10 +54,9 @@ def test_an_example_file_holds_what_the_contract_says(tmp_path):
 
 
 def test_example_files_are_read_back_as_they_were_written(tmp_path):
-    examples, writer = make_examples(), store.ExampleWriter()
+    examples = make_examples()
     paths = [tmp_path / f"{i}.hdf5" for i in range(5)]
-    for i, path in enumerate(paths):
-        writer.write(path, examples, i)
+    store.write_examples(paths, examples)
     order = [3, 0, 4]
     back = store.read_examples([paths[i] for i in order])
     np.testing.assert_array_equal(back.signals, examples.signals[order])
@@ -66,9 +65,8 @@ def test_example_files_are_read_back_as_they_were_written(tmp_path):
 
 
 def test_a_torn_example_file_is_named(tmp_path):
-    examples = make_examples()
     path = tmp_path / "3_11_sample_0.hdf5"
-    store.ExampleWriter().write(path, examples, 0)
+    store.write_examples([path], make_examples(1))
     path.write_bytes(path.read_bytes()[:50_000])
     with pytest.raises(StoreError, match="3_11_sample_0"):
         store.read_examples([path])
