@@ -1,6 +1,6 @@
 """Script 1 against the naive way, on a simulated 10-hour study of 25 channels at 256 Hz.
 
-    python benchmarks/bench_prepare.py            # about three minutes on 2 cores, 9 GB of disk
+    python benchmarks/bench_prepare.py            # about four minutes on 2 cores, 11 GB of disk
 
 Prints, from one run: examples/s of one core with the part of each stage, milliseconds to write
 one example file beside a plain file of as many bytes, peak memory of a worker, the gain of a second
@@ -9,11 +9,11 @@ to the same datasets: MNE, one read per epoch, every second sample without a fil
 look at all rows, quality epoch by epoch, one h5py file per example.
 
 Each is measured in several rounds, in turn with what it is compared with, and the fastest counts:
-other work on the machine can only make a round slower. What a round leaves behind would slow down
-the next in two ways that preparation has no part in, each by up to a second a study: ext4 looks
-again and again at the inodes of files deleted in the last minutes, so no round's files are deleted
-before the end (and two runs should be five minutes apart); and a virtual machine's memory is slow
-at its first use, so a round's files leave the page cache, for the next one to use the same pages.
+other work on the machine can only make a round slower. What one round leaves behind must not slow
+down the next, which cost up to a second a study. So no files are deleted before the end (ext4 looks
+at every inode freed in the last minutes before it gives out a new one: leave five minutes between
+two runs), and they are dropped from the page cache (a virtual machine's memory is slow at its first
+use; the next round uses the same pages).
 """
 
 import argparse
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def simulate(folder: Path, hours: float) -> list[layouts.Study]:
-    """Four studies with the same content, so that two workers have two each."""
+    """Six studies with the same content, so that two workers have three each."""
     command = [sys.executable, str(ROOT / "0_simulate_cohort.py"), "--hours", str(hours)]
     command += ["--output_dir", str(folder / "cohort"), "--n_patients", "1"]
     command += ["--n_repeat_studies", "0", "--rates_hz", "[256]", "--n_workers", "1"]
@@ -100,7 +100,7 @@ def simulate(folder: Path, hours: float) -> list[layouts.Study]:
     subprocess.run(command, check=True, stdout=sys.stderr)
     (edf,) = folder.rglob("*.edf")
     (folder / "recordings").mkdir()
-    for i in range(1, 5):
+    for i in range(1, 7):
         os.link(edf, folder / "recordings" / f"{i}_{i}.edf")
         os.link(edf.with_suffix(".tsv"), folder / "recordings" / f"{i}_{i}.tsv")
     return layouts.find_studies(folder / "recordings", "nch")
@@ -221,7 +221,7 @@ def time_workers(studies: list[layouts.Study], folder: Path) -> tuple[dict, floa
             seconds[n] = min(seconds[n], time.perf_counter() - start)
             peaks += found if n == 2 else []  # one worker is this process, with MNE in it
             start = time.perf_counter()
-            run(_count(15_000_000) for _ in range(4))
+            run(_count(15_000_000) for _ in studies)
             seconds[f"count {n}"] = min(seconds[f"count {n}"], time.perf_counter() - start)
     return seconds, max(peaks) / 1e6
 
