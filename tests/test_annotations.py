@@ -185,7 +185,7 @@ def test_min_overlap_must_be_exceeded():
     assert label(rows, min_overlap_s=10.0).events["desat"].tolist() == [0, 0, 0]
 
 
-def test_an_event_of_zero_duration_marks_the_epoch_that_holds_its_onset():
+def test_3_an_event_of_zero_duration_marks_the_epoch_that_holds_its_onset():
     rows = [*stage_rows(0, "222"), (30.0, 0.0, "EEG arousal")]
     assert label(rows, min_overlap_s=5.0).events["eeg"].tolist() == [0, 1, 0]
 

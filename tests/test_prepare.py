@@ -85,6 +85,35 @@ def test_0_5_examples_are_cut_at_the_stage_onsets(tmp_path):
     assert examples.onsets_s.tolist() == [first_s, first_s + 30, first_s + 60]
 
 
+@pytest.mark.parametrize(
+    ("date", "clock"), [(b"01.01.01", b"23.59.58"), (b"31.12.99", b"00.00.00"), (b"XX.XX.XX", b"")]
+)
+def test_0_4_onsets_count_from_the_start_whatever_the_header_calls_it(tmp_path, date, clock):
+    nch_study(tmp_path / "a", "5_6")
+    nch_study(tmp_path / "b", "5_6", header={"startdate": date, "starttime": clock})
+    first, second = (build_examples(only_study(tmp_path / f), SETTINGS)[0] for f in "ab")
+    assert second.onsets_s.tolist() == first.onsets_s.tolist()
+    np.testing.assert_array_equal(second.signals, first.signals)
+
+
+def test_0_12_a_400_hz_recording_brings_neither_alias_nor_shift_into_the_examples(tmp_path):
+    seconds = 120
+    t = np.arange(seconds * 400) / 400
+    file = nch_file(seconds=seconds, rate_hz=400)
+    file.signals[0].digital = np.round(3000 * np.sin(2 * np.pi * 10 * t)).astype(np.int16)
+    file.signals[1].digital = np.round(3000 * np.sin(2 * np.pi * 100 * t)).astype(np.int16)
+    file.write(tmp_path / "5_6.edf")
+    first_s = 12.0025  # a native sample, between two of 128 Hz
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(first_s, "22"))
+    examples, _ = build_examples(only_study(tmp_path), SETTINGS)
+    uv = undo_standard(examples.signals, examples.center, examples.scale)[:, :2] * 1e6
+    height = 3000 * 2 * 8711 / 65535
+    at = first_s + np.arange(3840) / 128
+    expected = -height * np.sin(2 * np.pi * 10 * at)  # inverted calibration
+    np.testing.assert_allclose(uv[0, 0], expected, atol=2e-3 * height)
+    assert np.abs(uv[:, 1]).max() < 1  # plain decimation would leave all 797 uV, at 28 Hz
+
+
 def test_0_2_the_sign_of_inverted_calibration_reaches_the_examples(tmp_path):
     file = nch_file(seconds=120)
     file.signals[0].digital = np.repeat([3000, -3000], 60 * 256).astype(np.int16)
@@ -134,7 +163,7 @@ def test_3_absent_channels_keep_the_study_down_to_min_channels(tmp_path):
         build_examples(study, replace(SETTINGS, min_channels=6))
 
 
-def test_a_flat_channel_is_absent_and_says_so(tmp_path):
+def test_0_8_a_flat_channel_is_absent_and_says_so(tmp_path):
     edf, _ = nch_study(tmp_path, "5_6")
     file = nch_file(seconds=180)
     file.signals[12].digital[:] = 12  # C-FLOW of a child without CPAP
@@ -146,7 +175,7 @@ def test_a_flat_channel_is_absent_and_says_so(tmp_path):
 
 @pytest.mark.parametrize("rate_hz", [256, 400])
 @pytest.mark.parametrize("first_s", [0.5, 40.0])
-def test_the_filter_makes_no_signal_of_a_flat_channel(tmp_path, rate_hz, first_s):
+def test_0_8_the_filter_makes_no_signal_of_a_flat_channel(tmp_path, rate_hz, first_s):
     # 400 Hz: soxr's phases sum to slightly different values; at the ends of the file it rings.
     file = nch_file(seconds=92 if first_s < 1 else 180, rate_hz=rate_hz)
     file.signals[12].digital[:] = 12
