@@ -20,6 +20,7 @@ from pedsleepmae import config, grouping, layouts, prepare
 from pedsleepmae.config import PrepareSettings, SettingsError, require_file, require_folder
 from pedsleepmae.prepare_report import describe_outcomes, inspect_recording, write_report
 from pedsleepmae.store import StoreError, example_folder, read_splits
+from pedsleepmae.workers import use_workers
 
 
 def main() -> int:
@@ -48,7 +49,7 @@ def run(settings: PrepareSettings) -> int:
     with contextlib.ExitStack() as held:
         for folder in {paths.examples_dir.resolve(), paths.batches_dir.resolve()}:
             hold(folder, held)
-        held.enter_context(prepare.workers(settings.n_workers, settings.cluster.address))
+        held.enter_context(use_workers(settings.n_workers, settings.cluster.address))
         studies = layouts.find_studies(paths.recordings_dir, settings.layout)
         if not studies:
             raise SettingsError(

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import joblib
 import numpy as np
 
 from pedsleepmae.annotations import (
@@ -63,6 +62,7 @@ from pedsleepmae.store import (
     write_examples,
     write_whole,
 )
+from pedsleepmae.workers import in_parallel
 
 if TYPE_CHECKING:
     from pedsleepmae.config import PrepareSettings
@@ -71,6 +71,10 @@ if TYPE_CHECKING:
 PREPARE_VERSION = 3
 FLAT_STRIDE = 4099
 FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
+DEADLY = (
+    "the process that read it died more than once (killed for its memory, or crashed over a "
+    "damaged file); it is tried again by the next run"
+)
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
 PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
 
@@ -548,50 +552,31 @@ def prepare_studies(
     studies: Iterable[Study], settings: ExampleSettings, examples_dir: Path
 ) -> Iterator[tuple[Study, Outcome]]:
     """Prepare studies in parallel, in any order, by the workers in force."""
-    run = holder(examples_dir)
-    return _in_parallel(prepare_study, studies, settings, examples_dir, run)
+    _make_ready(examples_dir)
+    work = partial(
+        prepare_study, settings=settings, examples_dir=examples_dir, run=holder(examples_dir)
+    )
+    return in_parallel(work, list(studies), partial(_unusable, reason=DEADLY), examples_dir)
 
 
 def measure_studies(
     studies: Iterable[Study], settings: ExampleSettings, examples_dir: Path
 ) -> Iterator[tuple[str, dict[str, tuple[int, float, float]]]]:
     """(key, moments) of the studies that can be opened, in any order."""
+    _make_ready(examples_dir)
+    work = partial(measure_study, settings=settings, examples_dir=examples_dir)
     named = [study for study in studies if not study.problem]
-    results = _in_parallel(measure_study, named, settings, examples_dir)
-    return ((study.key, moments) for study, moments in results)
+    found = in_parallel(work, named, _no_moments, examples_dir)
+    return ((study.key, moments) for study, moments in found)
 
 
-def _in_parallel(work: Callable, studies: Iterable[Study], settings, examples_dir: Path, *more):
+def _no_moments(study: Study) -> dict:
+    return {}  # prepare_study will list it
+
+
+def _make_ready(examples_dir: Path) -> None:
     Path(examples_dir).mkdir(parents=True, exist_ok=True)
     remove_partial(Path(examples_dir), ".*.partial", ".prepared/.*.partial")
-    run = joblib.Parallel(return_as="generator_unordered")
-    return run(
-        joblib.delayed(_with_study)(work, study, settings, examples_dir, *more) for study in studies
-    )
-
-
-def _with_study(work: Callable, study: Study, *args):
-    return study, work(study, *args)
-
-
-@contextmanager
-def workers(n_workers: int, cluster_address: str | None = None) -> Iterator[None]:
-    """Run joblib's work on this many processes, or on the Dask cluster of that address."""
-    if cluster_address is None:
-        with joblib.parallel_config(n_jobs=n_workers):
-            yield
-        return
-    import distributed  # needed on a cluster only
-
-    try:
-        client = distributed.Client(cluster_address)
-    except (OSError, ValueError) as error:
-        raise RuntimeError(
-            f"no Dask scheduler answers at {cluster_address} ({error}); start one with "
-            "`dask scheduler` and workers with `dask worker`, then give its address"
-        ) from error
-    with client, joblib.parallel_config("dask"):
-        yield
 
 
 def _state_path(examples_dir: Path, key: str) -> Path:

@@ -26,6 +26,7 @@ _HEADER_ENCODING = "latin-1"
 # MNE has no digital range: one far beyond every value, so that a step is 1 and nothing is clipped.
 _MNE_RANGE = (-1e9, 1e9)
 _CACHED_SAMPLES = 1 << 16  # 256 kB of float32: stays in the processor's cache from step to step
+_READ_BYTES = 1 << 20
 SIMULATED_MARK = "SIMULATED"  # in the recording field of the header of simulated files
 
 
@@ -104,10 +105,32 @@ def open_edf(path: Path) -> Recording:
         name=path.name,
         duration_s=n_records * record_s,
         signals=[_signal_info(signal, record_s) for signal in edf.signals],
-        read_digital=lambda i: edf.signals[i].get_digital_slice(0, n_records * record_s),
+        read_digital=_sample_reader(path, edf, n_records * record_s),
         simulated=SIMULATED_MARK in recording_field,
         remarks=header_remarks + [_one_line(warning.message) for warning in caught],
     )
+
+
+def _sample_reader(path: Path, edf: edfio.Edf, duration_s: float) -> Callable[[int], np.ndarray]:
+    """``read_digital`` of a recording; OSError when the disk does not give all of the file.
+
+    edfio maps the file into memory, where a sector that cannot be read kills the process instead
+    of raising an error. So the first call reads the file once from end to end, which also brings it
+    into memory in the disk's own order.
+    """
+    is_readable = False
+
+    def read_digital(i: int) -> np.ndarray:
+        nonlocal is_readable
+        if not is_readable:
+            buffer = bytearray(_READ_BYTES)
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+            is_readable = True
+        return edf.signals[i].get_digital_slice(0, duration_s)
+
+    return read_digital
 
 
 def _mended(path: Path, any_record: bool = False) -> tuple[Path | memoryview, list[str]]:

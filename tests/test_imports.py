@@ -16,7 +16,7 @@ PORTABLE += ["out_of_distribution", "scoring", "scoring_report", "estimator"]
 PORTABLE += ["cohort_health", "explore_report"]
 # Layers from the leaves to the edges; a module imports its own package's lower layers only.
 LAYERS = {
-    "channels": 0, "config": 1, "splits": 0, "metrics": 0,
+    "channels": 0, "config": 1, "splits": 0, "metrics": 0, "workers": 0,
     "annotations": 1, "signals": 1, "standardise": 1, "model": 1, "simulate": 1,
     "simulate_norms": 1, "simulate_events": 1, "simulate_waves": 1, "simulate_head": 1,
     "simulate_body": 1, "simulate_signals": 1,

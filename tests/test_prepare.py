@@ -1,6 +1,7 @@
 """Recordings to examples: right on every known quirk, restartable, nothing lost or hidden."""
 
 import errno
+import io
 import json
 import os
 import random
@@ -19,7 +20,7 @@ import pandas as pd
 import pytest
 from edf_files import EdfFile, Signal, nch_file, nch_study, stage_rows, write_tsv
 
-from pedsleepmae import layouts, prepare, store
+from pedsleepmae import layouts, prepare, recordings, store
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import ExampleSettings, build_examples, prepare_study
 from pedsleepmae.standardise import undo_standard
@@ -42,12 +43,21 @@ def only_study(folder: Path, layout="nch"):
     return study
 
 
-def run_script(folder: Path, *options, recordings=None) -> subprocess.CompletedProcess:
+def run_script(
+    folder: Path, *options, recordings=None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "1_prepare_dataset.py")]
     command += ["--paths.recordings_dir", str(recordings or folder / "Sleep_Data")]
     command += ["--paths.examples_dir", str(folder / "examples")]
     command += ["--paths.batches_dir", str(folder / "batches"), "--n_workers", "1", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=os.environ | (env or {}),
+    )
 
 
 def contents(folder: Path) -> dict:
@@ -554,6 +564,50 @@ def test_a_disk_that_fails_at_opening_costs_a_recording_this_run_only(tmp_path, 
     assert "cannot be read (Stale file handle)" in outcome.reason
     assert prepare.finished_outcome(study, SETTINGS, examples_dir) is None
     assert prepare_study(study, SETTINGS, examples_dir).usable
+
+
+def test_a_sector_that_cannot_be_read_costs_a_recording_this_run_only(tmp_path, monkeypatch):
+    nch_study(tmp_path, "5_6")
+    study, examples_dir = only_study(tmp_path), tmp_path / "examples"
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer):
+            if self.tell():
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(buffer)
+
+    def open_failing(path, mode, buffering=-1):
+        return Failing(path) if buffering == 0 else open(path, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recordings, "open", open_failing, raising=False)
+        outcome = prepare_study(study, SETTINGS, examples_dir)
+    assert outcome.reason == "5_6.edf: cannot be read (Input/output error)"
+    assert prepare_study(study, SETTINGS, examples_dir).usable
+
+
+def test_a_recording_that_kills_its_worker_is_listed_and_the_rest_goes_on(tmp_path):
+    for stem in ("1_1", "2_2", "4_4"):
+        nch_study(tmp_path / "Sleep_Data", stem)
+    nch_study(tmp_path / "Sleep_Data", "3_3", stages="W123RW")  # 30 s longer
+    # Stands for a library that crashes: read by every Python that starts with it in its path.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, soxr\n"
+        "resample = soxr.resample\n"
+        "def crash(x, *args, **kwargs):\n"
+        "    if len(x) > 185 * 256:\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    return resample(x, *args, **kwargs)\n"
+        "soxr.resample = crash\n"
+    )
+    run = run_script(tmp_path, "--n_workers", "2", env={"PYTHONPATH": str(tmp_path)})
+    assert run.returncode == 0, run.stderr
+    studies = pd.read_csv(tmp_path / "batches" / "studies.csv").set_index("study_id")
+    assert studies.status.to_dict() == {1: "used", 2: "used", 3: "unusable", 4: "used"}
+    assert "died more than once" in studies.reason[3]
+    assert run_script(tmp_path).returncode == 0  # tried again, now without the crash
+    studies = pd.read_csv(tmp_path / "batches" / "studies.csv").set_index("study_id")
+    assert set(studies.status) == {"used"}
 
 
 def test_a_folder_that_cannot_be_made_stops_with_2_and_names_the_settings(prepared, tmp_path):
