@@ -363,45 +363,25 @@ def load_index(
             f"{batches_dir}: script 1 was stopped before all batch files were written; run it "
             "again with the same settings, it goes on where it stopped"
         )
-    columns = {
-        name: [] for name in [*LABELS, "patient", "study", "onset", "present", "file", "row"]
-    }
-    split_of, files, attributes = [], [], set()
+    parts, files, runs = [], [], set()
     for split, paths in by_split.items():
         for path in paths:
-            with _open_batch(path) as file:
-                _check_datasets(path, file)
-                of_ours = "format_version" in file.attrs
-                n = file["signals"].shape[0]
-                for name, (_, dataset) in LABELS.items():
-                    columns[name].append(file[dataset][()].astype(np.int64))
-                columns["patient"].append(file["patient_ids"][()].astype(np.int64))
-                columns["study"].append(file["study_ids"][()].astype(np.int64))
-                columns["onset"].append(_optional(file, "onsets_s", np.full(n, np.nan)))
-                columns["present"].append(
-                    _optional(file, "channels_present", np.ones((n, N_CHANNELS), bool))
-                )
-                attributes.add(
-                    (
-                        str(file.attrs.get("split_hash", "")),
-                        bool(file.attrs.get("patient_disjoint", True)),
-                        bool(file.attrs.get("simulated", False)),
-                        # The original authors' files carry nothing, and theirs is known.
-                        str(file.attrs.get("scaling", "" if of_ours else "original")),
-                    )
-                )
-            columns["file"].append(np.full(n, len(files), np.int32))
-            columns["row"].append(np.arange(n, dtype=np.int32))
-            split_of.append(np.full(n, SPLITS.index(split) if split else -1, np.int8))
+            columns, run = _read_columns(path)
+            n = len(columns["patient"])
+            columns["file"] = np.full(n, len(files), np.int32)
+            columns["row"] = np.arange(n, dtype=np.int32)
+            columns["split"] = np.full(n, SPLITS.index(split) if split else -1, np.int8)
+            parts.append(columns)
             files.append(path)
-    if len(attributes) > 1:
+            runs.add(run)
+    if len(runs) > 1:
         raise StoreError(
-            f"{batches_dir}: its batch files come from {len(attributes)} different runs of script "
+            f"{batches_dir}: its batch files come from {len(runs)} different runs of script "
             "1; run script 1 again, or delete the folder's train/, val/ and test/ first"
         )
-    data = {name: np.concatenate(values) for name, values in columns.items()}
-    ((stored_hash, disjoint, simulated, scaling),) = attributes
-    split = np.concatenate(split_of)
+    data = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    ((stored_hash, disjoint, simulated, scaling),) = runs
+    split = data["split"]
     if "" in by_split:
         assignment = split_patients(
             np.unique(data["patient"]),
@@ -432,6 +412,32 @@ def load_index(
         simulated=simulated,
         scaling=scaling,
     )
+
+
+def _read_columns(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, bool, bool, str]]:
+    """All but the signals of a batch file, and what is the same in all files of one run.
+
+    The latter: split hash, whether each patient is in one split, whether simulated, scaling.
+    """
+    with _open_batch(path) as file:
+        _check_datasets(path, file)
+        n = file["signals"].shape[0]
+        columns = {
+            name: file[dataset][()].astype(np.int64) for name, (_, dataset) in LABELS.items()
+        }
+        columns["patient"] = file["patient_ids"][()].astype(np.int64)
+        columns["study"] = file["study_ids"][()].astype(np.int64)
+        columns["onset"] = _optional(file, "onsets_s", np.full(n, np.nan))
+        columns["present"] = _optional(file, "channels_present", np.ones((n, N_CHANNELS), bool))
+        # The original authors' files carry nothing, and theirs is known.
+        unstated = "" if "format_version" in file.attrs else "original"
+        run = (
+            str(file.attrs.get("split_hash", "")),
+            bool(file.attrs.get("patient_disjoint", True)),
+            bool(file.attrs.get("simulated", False)),
+            str(file.attrs.get("scaling", unstated)),
+        )
+    return columns, run
 
 
 def read_signals(index: ExampleIndex, positions: np.ndarray) -> np.ndarray:
