@@ -128,6 +128,22 @@ def test_a_bad_call_is_one_sentence_with_exit_code_2(capsys, argv, words):
         assert word in sentence
 
 
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--paths.publish_to", "probes.txt"], ["paths.publish_to", "probes.txt", ".npz"]),
+        (["--seed", "-1"], ["seed", "-1"]),
+        (["--regularisation", "[0.1, 0]"], ["regularisation", "above 0"]),
+        (["--bootstrap_draws", "10"], ["bootstrap_draws", "100"]),
+        (["--memory_gb", "0"], ["memory_gb", "more than 0"]),
+    ],
+)
+def test_a_bad_call_of_the_probes_is_refused_before_any_work(capsys, argv, words):
+    sentence = refused(capsys, "probe", *argv)
+    for word in words:
+        assert word in sentence
+
+
 def test_a_wrong_type_in_a_file_is_traced_to_the_file(capsys, tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text("min_channels: many\n")

@@ -23,6 +23,7 @@ from edf_files import EdfFile, Signal, nch_file, nch_study, stage_rows, write_ts
 from pedsleepmae import layouts, prepare, recordings, store
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import ExampleSettings, build_examples, prepare_study
+from pedsleepmae.prepare_report import inspect_recording
 from pedsleepmae.standardise import undo_standard
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -784,6 +785,20 @@ def test_2_inspect_prints_the_table_of_channels(prepared):
     ] == list(CHANNEL_NAMES)
     assert "256 Hz" in lines[2]
     assert lines[-1] == "16 of 16 channels found"
+
+
+def test_2_inspect_says_why_a_channel_is_absent_as_preparation_does(tmp_path):
+    nch_study(tmp_path, "5_6")
+    file = nch_file(seconds=180, rate_hz=400)
+    file.signals[12].digital[:] = 12
+    file.signals[8].physical = ("0", "0.001")  # an oximeter in no unit that it could have
+    file.write(tmp_path / "5_6.edf")
+    lines = inspect_recording(tmp_path / "5_6.edf", {}).splitlines()
+    _, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    for name, c in (("C-FLOW", 12), ("SPO2", 8)):
+        assert lines[2 + c].startswith(name)
+        assert lines[2 + c].endswith(f"absent: {outcome.absent[name]}")
+    assert lines[-1] == "14 of 16 channels found"
 
 
 def test_5_fitted_statistics_standardise_the_training_patients(prepared, tmp_path):
