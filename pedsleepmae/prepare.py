@@ -456,13 +456,13 @@ def native_rates(recording: Recording) -> list[float]:
 
 def _write_folder(folder: Path, examples: Examples) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(
+    unfinished = Path(
         tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial")
     )
-    partial.chmod(0o777 & ~umask())
-    paths = [partial / example_name(folder.name, k) for k in range(len(examples))]
+    unfinished.chmod(0o777 & ~umask())
+    paths = [unfinished / example_name(folder.name, k) for k in range(len(examples))]
     write_examples(paths, examples)
-    partial.rename(folder)
+    unfinished.rename(folder)
 
 
 def measure_study(
