@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
         problem = str(error)
     except prepare.UNFORESEEN as error:  # of a file that nobody foresaw
         name = settings.recording.name
+        print(prepare.where_it_failed(error), file=sys.stderr)
         problem = f"{name}: unforeseen {type(error).__name__}: {error}; please report it"
     print(f"4_score_recording.py: {problem}", file=sys.stderr)
     return config.EXIT_FAILED

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,8 +57,8 @@ from pedsleepmae.store import (
     Examples,
     example_folder,
     example_name,
+    partial_path,
     remove_partial,
-    umask,
     write_examples,
     write_whole,
 )
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 
 # Raised when what is written for the same recording and settings changes.
 PREPARE_VERSION = 3
+TRACEBACK_SUFFIX = ".traceback.txt"
 FLAT_STRIDE = 4099
 FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 DEADLY = (
@@ -392,6 +393,7 @@ def prepare_study(
         return _with_header(_unusable(study, study.problem), study, settings)
     keep_freed_memory()
     mark = ""  # what may pass (a failing disk, a full memory) is tried again by the next run
+    trace = ""
     try:
         mark = fingerprint(study, settings)
         examples, outcome = build_examples(study, settings)
@@ -400,15 +402,21 @@ def prepare_study(
     except UNFORESEEN as error:
         # What nobody foresaw in one of 4,000 recordings must not cost the other 3,999.
         mark, outcome = "", _unusable(study, _describe_unforeseen(study, error))
+        trace = where_it_failed(error)
     outcome = replace(outcome, fingerprint=mark)
     if holder(examples_dir) != run:
         return outcome  # a worker whose run was killed: another run holds the folder by now
     state = _state_path(examples_dir, outcome.key)
     state.unlink(missing_ok=True)
+    log = traceback_path(examples_dir, outcome.key)
+    log.unlink(missing_ok=True)
     folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
     shutil.rmtree(folder, ignore_errors=True)
     if outcome.usable:
         _write_folder(folder, examples)
+    if trace:
+        with write_whole(log) as temporary:
+            temporary.write_text(trace, encoding="utf-8")
     with write_whole(state) as temporary:
         temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     return outcome
@@ -418,7 +426,29 @@ def _describe_unforeseen(study: Study, error: Exception) -> str:
     if isinstance(error, OSError):
         name = Path(error.filename).name if error.filename else study.edf.name
         return f"{name}: cannot be read ({error.strerror})"
-    return f"unforeseen {type(error).__name__}: {error}; please report it"
+    log = f".prepared/{study.key}{TRACEBACK_SUFFIX}"
+    return (
+        f"unforeseen {type(error).__name__}: {error}; please report it with {log} in "
+        "paths.examples_dir"
+    )
+
+
+def where_it_failed(error: BaseException) -> str:
+    """The traceback of an error, frame by frame, and the types of the errors on the way.
+
+    Without their messages, which may quote what a file says of a patient: it is made to be sent.
+    """
+    lines = []
+    while error is not None:
+        lines += traceback.format_tb(error.__traceback__)
+        lines.append(f"{type(error).__name__}\n")
+        error = error.__cause__ or error.__context__
+    return "".join(lines)
+
+
+def traceback_path(examples_dir: Path, key: str) -> Path:
+    """Where the traceback of a recording's unforeseen error stands, beside its state."""
+    return Path(examples_dir) / ".prepared" / f"{key}{TRACEBACK_SUFFIX}"
 
 
 def _unusable(study: Study, reason: str) -> Outcome:
@@ -455,11 +485,8 @@ def native_rates(recording: Recording) -> list[float]:
 
 
 def _write_folder(folder: Path, examples: Examples) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(
-        tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial")
-    )
-    unfinished.chmod(0o777 & ~umask())
+    unfinished = partial_path(folder)
+    unfinished.mkdir(parents=True)
     paths = [unfinished / example_name(folder.name, k) for k in range(len(examples))]
     write_examples(paths, examples)
     unfinished.rename(folder)

@@ -13,8 +13,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,14 +144,12 @@ def write_whole(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = partial_path(path)
     try:
+        temporary.touch(exist_ok=False)  # with the permissions that the user's umask leaves
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -167,11 +165,9 @@ def remove_partial(folder: Path, *patterns: str) -> None:
                 path.unlink(missing_ok=True)
 
 
-def umask() -> int:
-    """Permissions that this process takes from new files."""
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def partial_path(path: Path) -> Path:
+    """A hidden name beside ``path``, of its own at every call, for what is not finished yet."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 # ------------------------------------------------------------------ example files

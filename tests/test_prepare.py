@@ -267,6 +267,27 @@ def test_what_nobody_foresaw_costs_one_recording_only(tmp_path, monkeypatch):
     assert "unforeseen ZeroDivisionError: surprise" in reason(tmp_path)
 
 
+def test_the_traceback_of_what_nobody_foresaw_is_kept_beside_the_state(tmp_path, monkeypatch):
+    nch_study(tmp_path, "5_6")
+
+    name = "Jane Doe"
+
+    def fail_deep_inside(*args, **kwargs):
+        raise ZeroDivisionError(name)
+
+    examples = tmp_path / "examples"
+    with monkeypatch.context() as broken:
+        broken.setattr(prepare, "resample", fail_deep_inside)
+        outcome = prepare_study(only_study(tmp_path), SETTINGS, examples)
+    assert ".prepared/5_6.traceback.txt" in outcome.reason
+    log = examples / ".prepared" / "5_6.traceback.txt"
+    assert "in cut_channel" in log.read_text()
+    assert "in fail_deep_inside" in log.read_text()
+    assert "Jane" not in log.read_text()  # a message may quote what a file says of a patient
+    assert prepare_study(only_study(tmp_path), SETTINGS, examples).usable
+    assert not log.exists()
+
+
 # ------------------------------------------------------------------ layouts
 @pytest.mark.parametrize(
     ("sleep", "health"), [("Sleep_Data", "Health_Data"), ("sleep_data", "health_data")]

@@ -1,5 +1,9 @@
 """Files written whole or not at all, and read back as they were written."""
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import h5py
 import numpy as np
 import pytest
@@ -105,6 +109,30 @@ def test_signals_come_in_the_order_asked_for(tmp_path):
     whole = np.concatenate([store.map_signals(path) for path in index.files])
     order = [7, 0, 11, 3]
     np.testing.assert_array_equal(store.read_signals(index, order), whole[order])
+
+
+def test_threads_that_write_leave_nothing_writable_for_everybody(tmp_path, monkeypatch):
+    set_umask = os.umask
+
+    def slowly(mask):  # whoever changes the mask for a moment is seen by the other threads
+        before = set_umask(mask)
+        time.sleep(0.002)
+        return before
+
+    def write_many(thread):
+        for i in range(20):
+            with store.write_whole(tmp_path / f"{thread}_{i}") as temporary:
+                temporary.write_bytes(b"")
+
+    before = set_umask(0o027)
+    monkeypatch.setattr(os, "umask", slowly)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(write_many, range(4)))
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+    finally:
+        left = set_umask(before)
+    assert left == 0o027
 
 
 def test_7_a_patient_in_two_splits_is_refused_with_the_count(tmp_path):
