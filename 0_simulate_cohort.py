@@ -4,7 +4,7 @@
 
 Writes Sleep_Data/<patient>_<study>.edf with .tsv and Health_Data/*.csv for script 1. With
 --batches_dir it writes the batch files of scripts 2 and 3 straight away, without EDF. The data
-are made up: stages, breathing events and signals follow rules by age (pedsleepmae/simulate_norms.py
+are made up: stages, breathing events and signals follow rules by age (pedsleepmae/simulate/norms.py
 has their sources), and breathing events are more frequent than at NCH unless events.* says
 otherwise. Every file says that it is simulated.
 """
@@ -13,16 +13,10 @@ import sys
 
 from tqdm import tqdm
 
-from pedsleepmae import cohort, cohort_health
-from pedsleepmae.config import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    SettingsError,
-    SimulateSettings,
-    exit_bad_settings,
-    load_settings,
-    require_folder,
-)
+from pedsleepmae.config import exit_bad_settings, load_settings
+from pedsleepmae.errors import EXIT_DONE, EXIT_FAILED, SettingsError, require_folder
+from pedsleepmae.simulate import batches, cohort, health
+from pedsleepmae.simulate.cohort import SimulateSettings
 
 
 def main(argv: list[str]) -> int:
@@ -59,13 +53,17 @@ def refuse_other_recordings(settings: SimulateSettings, visits: list[cohort.Visi
 def simulate(settings: SimulateSettings, visits: list[cohort.Visit]) -> str:
     """Simulate and write all visits; returns the sentence that says what is there now."""
     if settings.batches_dir is not None:
-        cohort_health.write_health_data(settings.output_dir / "Health_Data", visits)
-        work, unit, place = cohort.write_batches(visits, settings), "examples", settings.batches_dir
+        health.write_health_data(settings.output_dir / "Health_Data", visits)
+        work, unit, place = (
+            batches.write_batches(visits, settings),
+            "examples",
+            settings.batches_dir,
+        )
     else:
-        from pedsleepmae import cohort_files  # needs edfio, which batch files do without
+        from pedsleepmae.simulate import nch_files
 
         work, unit, place = (
-            cohort_files.write_cohort(visits, settings),
+            nch_files.write_cohort(visits, settings),
             "epochs",
             settings.output_dir,
         )

@@ -16,11 +16,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pedsleepmae import config, grouping, layouts, prepare
-from pedsleepmae.config import PrepareSettings, SettingsError, require_file, require_folder
-from pedsleepmae.prepare_report import describe_outcomes, inspect_recording, write_report
+from pedsleepmae import config, errors
+from pedsleepmae.errors import SettingsError, require_file, require_folder
+from pedsleepmae.prepare import examples, grouping, layouts, recordings, workers
+from pedsleepmae.prepare.report import describe_outcomes, inspect_recording, write_report
+from pedsleepmae.prepare.run import (
+    PrepareSettings,
+    finished_outcome,
+    fit_standard,
+    has_examples,
+    measure_studies,
+    prepare_studies,
+)
+from pedsleepmae.prepare.workers import use_workers
 from pedsleepmae.store import StoreError, example_folder, read_splits
-from pedsleepmae.workers import use_workers
 
 
 def main() -> int:
@@ -29,17 +38,17 @@ def main() -> int:
         if settings.inspect is not None:
             require_file(settings.inspect, "inspect", "give the path of an EDF file")
             print(inspect_recording(settings.inspect, settings.stand_ins))
-            return config.EXIT_DONE
+            return errors.EXIT_DONE
         return run(settings)
     except SettingsError as error:
         config.exit_bad_settings(str(error))
-    except (StoreError, RuntimeError, prepare.RecordingError) as error:
+    except (StoreError, RuntimeError, recordings.RecordingError) as error:
         print(f"1_prepare_dataset.py: {error}", file=sys.stderr)
     except OSError as error:
         what = f"{error.strerror or error} ({error.filename or 'while writing'})"
         remedy = "make room or mend the disk and run it again: it goes on where it stopped"
         print(f"1_prepare_dataset.py: {what}; {remedy}", file=sys.stderr)
-    return config.EXIT_FAILED
+    return errors.EXIT_FAILED
 
 
 def run(settings: PrepareSettings) -> int:
@@ -59,7 +68,7 @@ def run(settings: PrepareSettings) -> int:
         refuse_to_overwrite(studies, paths.examples_dir)
         if settings.split.by == "patient":
             read_splits(paths.batches_dir)  # a bad splits.csv is told before the work, not after
-        example_settings = prepare.ExampleSettings.of(settings)
+        example_settings = examples.ExampleSettings.of(settings)
         if settings.scaling == "fitted":
             example_settings = fit(studies, example_settings, settings, health)
         outcomes, plan = prepare_all(studies, example_settings, settings, health)
@@ -78,13 +87,13 @@ def run(settings: PrepareSettings) -> int:
     print(describe_outcomes(outcomes, plan))
     print(f"Tables and report: {paths.batches_dir / 'studies.csv'}, {report}")
     n_unusable = sum(not outcome.usable for outcome in outcomes)
-    return config.EXIT_SKIPPED if settings.strict and n_unusable else config.EXIT_DONE
+    return errors.EXIT_SKIPPED if settings.strict and n_unusable else errors.EXIT_DONE
 
 
 def hold(folder: Path, held: contextlib.ExitStack) -> None:
     """Hold a folder of ours for this run; SettingsError where none can be made or written."""
     try:
-        held.enter_context(prepare.only_run_in(folder))
+        held.enter_context(workers.only_run_in(folder))
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise SettingsError(
             f"paths.examples_dir, paths.batches_dir: {folder} cannot be made or written "
@@ -121,7 +130,7 @@ def read_health(settings: PrepareSettings):
 
 def fit(studies, example_settings, settings: PrepareSettings, health):
     """Example settings with the mean and sd of the training patients' channels."""
-    moments = prepare.measure_studies(studies, example_settings, settings.paths.examples_dir)
+    moments = measure_studies(studies, example_settings, settings.paths.examples_dir)
     moments = dict(tqdm(moments, total=len(studies), desc="Measuring", unit="recording"))
     measured = {study.patient_id for study in studies if moments.get(study.key)}
     assignment = grouping.assign_patients(
@@ -130,7 +139,7 @@ def fit(studies, example_settings, settings: PrepareSettings, health):
     training = [
         moments[study.key] for study in studies if assignment.get(study.patient_id) == "train"
     ]
-    return example_settings.with_fitted(prepare.fit_standard(training))
+    return example_settings.with_fitted(fit_standard(training))
 
 
 def prepare_all(studies, example_settings, settings: PrepareSettings, health):
@@ -138,23 +147,23 @@ def prepare_all(studies, example_settings, settings: PrepareSettings, health):
     paths = settings.paths
     done = {}
     for study in studies:
-        outcome = prepare.finished_outcome(study, example_settings, paths.examples_dir)
+        outcome = finished_outcome(study, example_settings, paths.examples_dir)
         if outcome is not None:
             done[study] = outcome
     if len(done) == len(studies):  # nothing changed: are the batch files all there is to do?
         plan = make_plan(list(done.values()), settings, health)
         complete = not settings.keep_examples or all(
-            prepare.has_examples(outcome, paths.examples_dir) for outcome in done.values()
+            has_examples(outcome, paths.examples_dir) for outcome in done.values()
         )
         if complete and grouping.is_grouped(plan, paths.batches_dir):
             return list(done.values()), plan
-    done = {s: o for s, o in done.items() if prepare.has_examples(o, paths.examples_dir)}
+    done = {s: o for s, o in done.items() if has_examples(o, paths.examples_dir)}
     todo = [study for study in studies if study not in done]
     if done:
         print(f"{len(done)} of {len(studies)} recordings are finished already", file=sys.stderr)
     n_examples, n_skipped = 0, 0
     with tqdm(total=len(todo), desc="Preparing", unit="recording") as bar:
-        for study, outcome in prepare.prepare_studies(todo, example_settings, paths.examples_dir):
+        for study, outcome in prepare_studies(todo, example_settings, paths.examples_dir):
             done[study] = outcome
             n_examples += outcome.n_examples
             n_skipped += not outcome.usable

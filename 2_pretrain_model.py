@@ -18,27 +18,20 @@ tensorboard/, pictures/ of reconstructions and the resolved settings.yaml.
 import sys
 from dataclasses import replace
 
-from pedsleepmae.checkpoints import (
-    CheckpointError,
-    architecture,
-    load_checkpoint,
-    other_scaling,
-)
-from pedsleepmae.config import (
+from pedsleepmae.checkpoints import CheckpointError, architecture, load_checkpoint, other_scaling
+from pedsleepmae.config import exit_bad_settings, load_settings, warn
+from pedsleepmae.errors import (
     EXIT_DONE,
     EXIT_FAILED,
-    PretrainSettings,
     SettingsError,
     as_plain_dict,
-    exit_bad_settings,
-    load_settings,
     require_file,
     require_folder,
-    warn,
 )
 from pedsleepmae.machine import MachineError
+from pedsleepmae.pretrain.run import pretrain
+from pedsleepmae.pretrain.trainer import DivergedError, PretrainError, PretrainSettings
 from pedsleepmae.store import StoreError, load_index
-from pedsleepmae.training import DivergedError, PretrainError, pretrain
 
 
 def main(argv: list[str]) -> int:

@@ -18,7 +18,7 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn on torch tensors; 
 
 import torch
 
-from pedsleepmae import config, embeddings, evaluation, machine, probes, report, store
+from pedsleepmae import checkpoints, config, errors, machine, model, store
 from pedsleepmae.checkpoints import (
     CheckpointError,
     file_sha256,
@@ -27,32 +27,33 @@ from pedsleepmae.checkpoints import (
     load_model,
     other_scaling,
 )
-from pedsleepmae.config import ProbeSettings
+from pedsleepmae.probe import embeddings, evaluation, files, linear, nights, report
+from pedsleepmae.probe.evaluation import ProbeSettings
 
 
 def main(argv: list[str]) -> int:
     settings = config.load_settings(ProbeSettings, "probe.yaml", __doc__, argv)
     paths = settings.paths
     try:
-        config.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
-        config.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+        errors.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+        errors.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
         if paths.compare_with is not None:
-            config.require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
+            errors.require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
         facts, encoders = read_encoders(settings)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
         for source in ("checkpoint_scaling", "compared_scaling"):
             config.warn(other_scaling(facts.get(source, ""), index.scaling))
-        probes.check_index(index)
-        poolings = probes.check_poolings(settings.pooling, settings.poolings)
-        facts["seen_patients"] = probes.check_seen_patients(
+        linear.check_index(index)
+        poolings = model.check_poolings(settings.pooling, settings.poolings)
+        facts["seen_patients"] = checkpoints.check_seen_patients(
             index, facts.pop("patients_seen"), settings.allow_seen_patients
         )
         device = machine.choose_device(settings.device)
     except (
-        config.SettingsError,
+        errors.SettingsError,
         CheckpointError,
         store.StoreError,
-        probes.ProbeError,
+        errors.ProbeError,
         machine.MachineError,
     ) as error:
         config.exit_bad_settings(str(error))
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
         return run(settings, index, encoders, facts, poolings, device)
     except (OSError, store.StoreError) as error:
         print(f"3_train_classifier.py: {error}; run it again: it goes on", file=sys.stderr)
-        return config.EXIT_FAILED
+        return errors.EXIT_FAILED
 
 
 def run(settings: ProbeSettings, index, encoders, facts, poolings, device) -> int:
@@ -69,29 +70,29 @@ def run(settings: ProbeSettings, index, encoders, facts, poolings, device) -> in
     tables = compute_features(settings, index, encoders, facts, poolings, device, world)
     machine.leave_world(world)
     if not world.is_first:
-        return config.EXIT_DONE
-    how = probes.FitSettings(
+        return errors.EXIT_DONE
+    how = linear.FitSettings(
         strengths=settings.regularisation,
         memory_gb=settings.memory_gb,
         n_workers=settings.n_workers,
         device=device,
         array_api=device.type == "cuda",
     )
-    studies = evaluation.read_studies(settings.paths.batches_dir)
+    studies = nights.read_studies(settings.paths.batches_dir)
     results = evaluation.compare(settings, index, tables, studies, how)
-    content = evaluation.as_metrics(results, facts)
+    content = report.as_metrics(results, facts)
     with store.write_whole(output_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
-    basis = evaluation.probe_basis(
+    basis = report.probe_basis(
         results, content, hash_encoder(encoders["encoder"][2]), settings.seed
     )
-    probes.save_probes(output_dir / "probes.npz", results.pooling, results.chosen, basis)
+    files.save_probes(output_dir / "probes.npz", results.pooling, results.chosen, basis)
     place = report.write_report(output_dir, results, content, settings.embedding_map, settings.seed)
     print(report.text_table(content))
     print(f"report: {place}")
     if settings.paths.publish_to is not None:
-        print(f"published: {probes.publish(output_dir / 'probes.npz', settings.paths.publish_to)}")
-    return config.EXIT_DONE
+        print(f"published: {files.publish(output_dir / 'probes.npz', settings.paths.publish_to)}")
+    return errors.EXIT_DONE
 
 
 def read_encoders(settings: ProbeSettings) -> tuple[dict, dict]:

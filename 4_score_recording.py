@@ -11,13 +11,16 @@ the recording, the agreement with them is shown.
 
 import sys
 
-from pedsleepmae import config, layouts, prepare, scoring, scoring_files, scoring_report
-from pedsleepmae.annotations import AnnotationError
+from pedsleepmae import config, errors
 from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, other_scaling
-from pedsleepmae.config import ScoreSettings, SettingsError, require_file
+from pedsleepmae.errors import ProbeError, SettingsError, require_file
 from pedsleepmae.machine import MachineError
-from pedsleepmae.probes import ProbeError
-from pedsleepmae.recordings import RecordingError, open_edf
+from pedsleepmae.prepare import layouts
+from pedsleepmae.prepare.annotations import AnnotationError
+from pedsleepmae.prepare.examples import UNFORESEEN, ExampleSettings, examples_to_score
+from pedsleepmae.prepare.recordings import RecordingError, open_edf
+from pedsleepmae.score import files, report
+from pedsleepmae.score.night import Scorer, ScoreSettings, load_scorer, score_examples, summarise
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +36,7 @@ def main(argv: list[str]) -> int:
             require_file(
                 paths.annotations, "paths.annotations", "give the scoring, or leave it out"
             )
-        scorer = scoring.load_scorer(
+        scorer = load_scorer(
             paths.checkpoint,
             paths.probes,
             device=settings.device,
@@ -49,32 +52,32 @@ def main(argv: list[str]) -> int:
         problem = f"{error}; --use_annotations false passes the annotations over"
     except (RecordingError, OSError) as error:
         problem = str(error)
-    except prepare.UNFORESEEN as error:  # of a file that nobody foresaw
+    except UNFORESEEN as error:  # of a file that nobody foresaw
         name = settings.recording.name
-        print(prepare.where_it_failed(error), file=sys.stderr)
+        print(errors.where_it_failed(error), file=sys.stderr)
         problem = f"{name}: unforeseen {type(error).__name__}: {error}; please report it"
     print(f"4_score_recording.py: {problem}", file=sys.stderr)
-    return config.EXIT_FAILED
+    return errors.EXIT_FAILED
 
 
-def run(settings: ScoreSettings, scorer: scoring.Scorer) -> int:
+def run(settings: ScoreSettings, scorer: Scorer) -> int:
     recording = open_edf(settings.recording)
     annotations = None
     if settings.use_annotations:
         annotations = layouts.find_scoring(settings.recording, settings.paths.annotations)
-    example_settings = prepare.ExampleSettings(
+    example_settings = ExampleSettings(
         stand_ins=settings.stand_ins,
         min_channels=settings.min_channels,
         wake_margin_min=settings.wake_margin_min,
         scaling=settings.scaling,
         clip=settings.clip,
     )
-    examples, outcome = prepare.examples_to_score(
+    examples, outcome = examples_to_score(
         recording, annotations, example_settings, settings.grid_offset_s
     )
-    night = scoring.score_examples(scorer, examples, far_share=settings.far_share, title="Scoring")
-    name = scoring_files.safe_name(settings.recording.stem)
-    summary = scoring.summarise(
+    night = score_examples(scorer, examples, far_share=settings.far_share, title="Scoring")
+    name = files.safe_name(settings.recording.stem)
+    summary = summarise(
         scorer,
         night,
         recording=name,
@@ -85,11 +88,11 @@ def run(settings: ScoreSettings, scorer: scoring.Scorer) -> int:
         event_counts=outcome.event_counts,
     )
     folder = settings.paths.output_dir / name
-    scoring_files.write_night(folder, night, summary)
-    page = scoring_report.write_report(folder, night, summary, examples)
-    print(scoring_report.text_summary(summary))
+    files.write_night(folder, night, summary)
+    page = report.write_report(folder, night, summary, examples)
+    print(report.text_summary(summary))
     print(f"report: {page}")
-    return config.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -14,17 +14,7 @@ Writes explore.json, explore.html, tables/ and pictures/.
 import json
 import sys
 
-from pedsleepmae import (
-    config,
-    diagnoses,
-    embeddings,
-    evaluation,
-    exploration,
-    explore_report,
-    machine,
-    probes,
-    store,
-)
+from pedsleepmae import config, errors, machine, model, store
 from pedsleepmae.checkpoints import (
     CheckpointError,
     file_sha256,
@@ -33,51 +23,54 @@ from pedsleepmae.checkpoints import (
     load_model,
     other_scaling,
 )
-from pedsleepmae.config import ExploreSettings
+from pedsleepmae.explore import diagnoses, report, run
+from pedsleepmae.explore.cohort import find_cohort
+from pedsleepmae.explore.run import ExploreSettings
+from pedsleepmae.probe import embeddings, nights
 
 
 def main(argv: list[str]) -> int:
     settings = config.load_settings(ExploreSettings, "explore.yaml", __doc__, argv)
     paths = settings.paths
     try:
-        config.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
-        config.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+        errors.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+        errors.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
         if paths.health_dir is not None:
-            config.require_folder(paths.health_dir, "paths.health_dir", "give NCH's Health_Data")
+            errors.require_folder(paths.health_dir, "paths.health_dir", "give NCH's Health_Data")
         checkpoint = load_checkpoint(paths.checkpoint)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
         config.warn(other_scaling(checkpoint["scaling"], index.scaling))
         if settings.split != "all":
             index = store.files_of_split(index, settings.split)
-        probes.check_poolings(settings.pooling, [])
-        exploration.choose_positions(settings, index)
-        cohort = exploration.find_cohort(settings)
+        model.check_poolings(settings.pooling, [])
+        run.choose_positions(settings, index)
+        cohort = find_cohort(settings.cohort, paths.health_dir)
         device = machine.choose_device(settings.device)
         dtype = machine.choose_dtype(settings.precision, device)
     except (
-        config.SettingsError,
+        errors.SettingsError,
         CheckpointError,
         diagnoses.DiagnosisError,
-        exploration.ExplorationError,
+        run.ExplorationError,
         store.StoreError,
-        probes.ProbeError,
+        errors.ProbeError,
         machine.MachineError,
     ) as error:
         config.exit_bad_settings(str(error))
     try:
         table = open_features(settings, index, device, dtype)
-        studies = evaluation.read_studies(paths.batches_dir)
-        result = exploration.explore(settings, index, table, studies, cohort)
-        content = exploration.as_content(result, facts_of(settings, result, checkpoint))
+        studies = nights.read_studies(paths.batches_dir)
+        result = run.explore(settings, index, table, studies, cohort)
+        content = run.as_content(result, facts_of(settings, result, checkpoint))
         with store.write_whole(paths.output_dir / "explore.json") as temporary:
             temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
-        place = explore_report.write_page(paths.output_dir, result, content)
+        place = report.write_page(paths.output_dir, result, content)
     except (OSError, store.StoreError) as error:
         print(f"5_explore_embeddings.py: {error}; run it again", file=sys.stderr)
-        return config.EXIT_FAILED
-    print(explore_report.text_summary(content))
+        return errors.EXIT_FAILED
+    print(report.text_summary(content))
     print(f"page: {place}")
-    return config.EXIT_DONE
+    return errors.EXIT_DONE
 
 
 def open_features(settings: ExploreSettings, index, device, dtype) -> embeddings.FeatureTable:

@@ -10,40 +10,44 @@ import sys
 
 import numpy as np
 
-from pedsleepmae import (
-    config,
-    generation,
-    generation_report,
-    imputation,
-    machine,
-    probes,
-    store,
-)
+from pedsleepmae import checkpoints, config, errors, machine, store
 from pedsleepmae.checkpoints import CheckpointError, load_checkpoint, load_model, other_scaling
-from pedsleepmae.config import GenerateSettings
-from pedsleepmae.imputation import GenerationError
+from pedsleepmae.errors import GenerationError
+from pedsleepmae.generate import imputation, report
+from pedsleepmae.generate.means import decode_class_means
+from pedsleepmae.generate.run import Generated, GenerateSettings
+from pedsleepmae.generate.space import (
+    check_index,
+    check_pooling,
+    find_neighbours,
+    find_outliers,
+    neighbour_agreement,
+    open_space,
+    parse_queries,
+    typical_examples,
+)
 
 
 def main(argv: list[str]) -> int:
     settings = config.load_settings(GenerateSettings, "generate.yaml", __doc__, argv)
     paths = settings.paths
     try:
-        config.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
-        config.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+        errors.require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+        errors.require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
         targets = imputation.parse_targets(settings.targets)
-        generation.check_pooling(settings.pooling)
+        check_pooling(settings.pooling)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
-        generation.check_index(index, settings.split, settings.mean_of_patient)
-        queries = generation.parse_queries(index, settings.neighbours_of)
+        check_index(index, settings.split, settings.mean_of_patient)
+        queries = parse_queries(index, settings.neighbours_of)
         model = load_model(paths.checkpoint)
         imputation.require_decoder(model, str(paths.checkpoint))
         config.warn(other_scaling(load_checkpoint(paths.checkpoint)["scaling"], index.scaling))
         device = machine.choose_device(settings.device)
     except (
-        config.SettingsError,
+        errors.SettingsError,
         CheckpointError,
         store.StoreError,
-        probes.ProbeError,
+        errors.ProbeError,
         machine.MachineError,
         GenerationError,
     ) as error:
@@ -52,8 +56,8 @@ def main(argv: list[str]) -> int:
         run(settings, index, model, targets, queries, device)
     except (OSError, store.StoreError) as error:
         print(f"6_generate_signals.py: {error}; run it again: it goes on", file=sys.stderr)
-        return config.EXIT_FAILED
-    return config.EXIT_DONE
+        return errors.EXIT_FAILED
+    return errors.EXIT_DONE
 
 
 def run(settings: GenerateSettings, index, model, targets, queries, device) -> None:
@@ -64,9 +68,7 @@ def run(settings: GenerateSettings, index, model, targets, queries, device) -> N
         "dtype": machine.choose_dtype(settings.precision, device),
     }
     folder = settings.paths.embeddings_dir or settings.paths.output_dir / "embeddings"
-    space = generation.open_space(
-        index, model, settings.paths.checkpoint, folder, settings.pooling, **how
-    )
+    space = open_space(index, model, settings.paths.checkpoint, folder, settings.pooling, **how)
     sample = imputation.sample_classes(index, settings.split, settings.max_epochs, seed)
     positions = imputation.union(sample)
     moments = imputation.RecordingMoments(index, positions, seed)
@@ -80,16 +82,16 @@ def run(settings: GenerateSettings, index, model, targets, queries, device) -> N
         )
         for name, hidden in targets.items()
     ]
-    means = generation.decode_class_means(
+    means = decode_class_means(
         model, space, settings.split, settings.max_epochs, settings.mean_of_patient, seed, **how
     )
-    queries = queries or generation.typical_examples(space, sample)
+    queries = queries or typical_examples(space, sample)
     own = settings.exclude_own_night
-    of_sample, _ = generation.find_neighbours(space, positions, k, exclude_own_night=own)
-    found, distance = generation.find_neighbours(
+    of_sample, _ = find_neighbours(space, positions, k, exclude_own_night=own)
+    found, distance = find_neighbours(
         space, np.array(list(queries.values())), k, exclude_own_night=own
     )
-    generated = generation_report.Generated(
+    generated = Generated(
         index=index,
         split=settings.split,
         sample=sample,
@@ -103,24 +105,20 @@ def run(settings: GenerateSettings, index, model, targets, queries, device) -> N
         queries=queries,
         neighbours_QK=found,
         distance_QK=distance,
-        agreement=generation.neighbour_agreement(
-            index, sample, positions, of_sample, n_draws, seed
-        ),
-        outliers=generation.find_outliers(space, settings.outlier_reference, seed),
+        agreement=neighbour_agreement(index, sample, positions, of_sample, n_draws, seed),
+        outliers=find_outliers(space, settings.outlier_reference, seed),
         n_outliers=settings.n_outliers,
         facts=facts_of(settings, index),
     )
-    place = generation_report.write_results(
-        settings.paths.output_dir, generated, model, device, how["dtype"]
-    )
-    print(generation_report.text_summary(generated))
+    place = report.write_results(settings.paths.output_dir, generated, model, device, how["dtype"])
+    print(report.text_summary(generated))
     print(f"report: {place}")
 
 
 def facts_of(settings: GenerateSettings, index) -> dict:
     """What generate.json says of the checkpoint and the call."""
     checkpoint = load_checkpoint(settings.paths.checkpoint)
-    seen = probes.count_seen_patients(index, checkpoint["patients_seen"])
+    seen = checkpoints.count_seen_patients(index, checkpoint["patients_seen"])
     return {
         "checkpoint": str(settings.paths.checkpoint),
         "checkpoint_step": checkpoint["step"],

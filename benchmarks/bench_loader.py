@@ -28,13 +28,13 @@ from pedsleepmae import data
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.store import (
     BATCH_EXAMPLES,
-    LABELS,
     ExampleIndex,
     Examples,
     batch_path,
     load_index,
     write_batch,
 )
+from pedsleepmae.tasks import LABELS
 
 EXAMPLE_BYTES = N_CHANNELS * EPOCH_SAMPLES * 2
 BLOCK_BYTES = 1 << 22

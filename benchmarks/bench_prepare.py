@@ -37,19 +37,20 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pedsleepmae import layouts, prepare, store  # noqa: E402
-from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS  # noqa: E402
-from pedsleepmae.config import PrepareSettings  # noqa: E402
+from pedsleepmae import store, tasks
+from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS
+from pedsleepmae.prepare import examples, layouts, recordings
+from pedsleepmae.prepare.run import PrepareSettings, prepare_study
 
-SETTINGS = prepare.ExampleSettings.of(PrepareSettings())
+SETTINGS = examples.ExampleSettings.of(PrepareSettings())
 STAGES = {  # what is timed, under the name that the table shows
-    "read and calibrate": (prepare.Recording, "read_source"),
-    "resample": (prepare, "resample"),
-    "quality": (prepare, "measure_quality"),
-    "cut": (prepare, "cut_epochs"),
-    "standardise": (prepare, "standardise"),
-    "robust statistics": (prepare, "choose_standard"),
-    "write": (prepare, "_write_folder"),
+    "read and calibrate": (recordings.Recording, "read_source"),
+    "resample": (examples, "resample"),
+    "quality": (examples, "measure_quality"),
+    "cut": (examples, "cut_epochs"),
+    "standardise": (examples, "standardise"),
+    "robust statistics": (examples, "choose_standard"),
+    "write": (examples, "_write_folder"),
 }
 ROUNDS = 4
 NAIVE_STAGES = ["W", "N1", "N2", "N3", "R"]
@@ -65,7 +66,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
         studies = simulate(folder, options.hours)
-        prepare.prepare_study(studies[0], SETTINGS, folder / "one")  # the file into the cache
+        prepare_study(studies[0], SETTINGS, folder / "one")  # the file into the cache
         rounds, naive_rates = [], []
         for _ in range(ROUNDS):
             rounds.append(time_one_core(studies[0], folder))
@@ -121,7 +122,7 @@ def time_one_core(study: layouts.Study, folder: Path) -> tuple[float, dict[str, 
     parts = defaultdict(float)
     with timed_stages(parts):
         start = time.perf_counter()
-        outcome = prepare.prepare_study(study, SETTINGS, out)
+        outcome = prepare_study(study, SETTINGS, out)
         parts["until all is on the disk"] -= time.perf_counter()
         os.sync()
         parts["until all is on the disk"] += time.perf_counter()
@@ -183,7 +184,7 @@ def time_naive(study: layouts.Study, folder: Path) -> float:
             file["signal"] = ((x - mean[:, None]) / sd[:, None]).astype(np.float16)
             file["sleep_label"] = NAIVE_STAGES.index(stage.removeprefix("Sleep stage "))
             for name, word in NAIVE_EVENTS.items():
-                file[store.LABELS[name][0]] = int(inside.str.contains(word).any())
+                file[tasks.LABELS[name][0]] = int(inside.str.contains(word).any())
             file["patID"], file["studID"] = study.patient_id, study.study_id
             file.attrs["onset_s"], file.attrs["channels_present"] = onset_s, np.ones(16, bool)
             file.attrs["center"], file.attrs["scale"] = mean, sd
@@ -237,7 +238,7 @@ def _count(n: int) -> int:
 @joblib.delayed
 def _prepare(study: layouts.Study, folder: Path) -> int:
     """Prepare a study; the peak memory of the process so far, in kB."""
-    prepare.prepare_study(study, SETTINGS, folder)
+    prepare_study(study, SETTINGS, folder)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -23,18 +23,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pedsleepmae import data, machine
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
-from pedsleepmae.config import ModelSettings, OptimSettings, PretrainSettings
-from pedsleepmae.machine import World
-from pedsleepmae.memory import keep_freed_memory
+from pedsleepmae.machine import World, keep_freed_memory
 from pedsleepmae.model import (
     MaskedAutoencoder,
+    ModelSettings,
     flops_per_example,
     from_tokens,
     patchify,
     to_tokens,
 )
-from pedsleepmae.store import LABELS, ExampleIndex
-from pedsleepmae.trainer import Trainer
+from pedsleepmae.pretrain.trainer import OptimSettings, PretrainSettings, Trainer
+from pedsleepmae.store import ExampleIndex
+from pedsleepmae.tasks import LABELS
 
 NCH_EXAMPLES = 2_332_544
 

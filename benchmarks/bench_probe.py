@@ -26,9 +26,10 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pedsleepmae import embeddings, machine, metrics, probes, store
+from pedsleepmae import machine, metrics, store, tasks
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.model import MaskedAutoencoder
+from pedsleepmae.probe import embeddings, linear
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 NAIVE_EPOCHS = 50  # passes over the training examples in the paper's probe
@@ -107,17 +108,17 @@ def bench_fits(options: argparse.Namespace, device: torch.device) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         table, targets = random_features(Path(name), n, n_features)
         everything = np.arange(n)
-        enough_gb = n * n_features * 4 * probes.COPIES_IN_MEMORY / 1e9
+        enough_gb = n * n_features * 4 * linear.COPIES_IN_MEMORY / 1e9
         fitted, seconds = {}, {}
         for way, memory_gb in (("in memory", enough_gb), ("by passes", enough_gb / 10)):
-            how = probes.FitSettings(
+            how = linear.FitSettings(
                 STRENGTHS, memory_gb, options.n_workers, device, array_api=device.type == "cuda"
             )
             seconds[way], (fitted[way], _) = timed(
-                lambda how=how: probes.fit_probes(table, everything, targets, how), device
+                lambda how=how: linear.fit_probes(table, everything, targets, how), device
             )
         flat = {
-            way: probes.predict(
+            way: linear.predict(
                 table,
                 everything,
                 {(t, c): p for t, by_c in fits.items() for c, p in by_c.items()},
@@ -143,7 +144,7 @@ def random_features(folder: Path, n: int, n_features: int) -> tuple:
         file_of=np.arange(n) // 128,
         row_of=np.arange(n) % 128,
         split=np.zeros(n, np.int8),
-        labels={name: np.zeros(n, np.int64) for name in store.LABELS},
+        labels={name: np.zeros(n, np.int64) for name in tasks.LABELS},
         patient_ids=np.arange(n) // 900,
         study_ids=np.arange(n) // 900,
         onsets_s=np.arange(n) * 30.0,
@@ -162,7 +163,7 @@ def random_features(folder: Path, n: int, n_features: int) -> tuple:
         embeddings.write_features(folder, index, i, {"x": embeddings.as_float16(x_NF)})
     noise_NH = hidden_NH + rng.standard_normal((n, 30))
     targets = {"sleep": noise_NH[:, :5].argmax(1)}
-    for k, task in enumerate([name for name in probes.N_CLASSES if name != "sleep"]):
+    for k, task in enumerate([name for name in tasks.N_CLASSES if name != "sleep"]):
         targets[task] = (noise_NH[:, 6 + k] > 2.0).astype(np.int64)
     return embeddings.open_tables(index, folder, ["x"])["x"], targets
 
@@ -197,7 +198,7 @@ def bench_embedding(options: argparse.Namespace, device: torch.device) -> list[s
     ours()  # warm up
     ours_s, _ = timed(ours, device)
     naive_s, _ = timed(naive_epoch, device)
-    n_tasks = len(probes.N_CLASSES)
+    n_tasks = len(tasks.N_CLASSES)
     factor = NAIVE_EPOCHS * n_tasks * naive_s / ours_s
     return [
         f"embedding once, width {options.emb_dim}, five poolings, "

@@ -22,16 +22,19 @@ START = time.perf_counter()
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pedsleepmae import embeddings, machine, prepare, scoring, scoring_files, scoring_report  # noqa: E402
+from pedsleepmae import machine
+from pedsleepmae.prepare import examples
+from pedsleepmae.probe import embeddings
+from pedsleepmae.score import files, night, report
 
 LOADED_S = time.perf_counter() - START
 PARTS = {  # what is timed, under the name that the table shows
-    "load encoder, probes": (scoring, "load_scorer"),
-    "read, resample": (prepare, "examples_to_score"),
+    "load encoder, probes": (night, "load_scorer"),
+    "read, resample": (examples, "examples_to_score"),
     "encode": (embeddings, "embed_arrays"),
-    "probes, distance": (scoring, "score_examples"),  # less what is encoded in it
-    "tables, annotations": (scoring_files, "write_night"),
-    "report": (scoring_report, "write_report"),
+    "probes, distance": (night, "score_examples"),  # less what is encoded in it
+    "tables, annotations": (files, "write_night"),
+    "report": (report, "write_report"),
 }
 
 
@@ -85,7 +88,7 @@ def time_script(argv: list[str]) -> tuple[float, dict[str, float], int]:
             start = time.perf_counter()
             result = function(*args, **kwargs)
             parts[part] += time.perf_counter() - start
-            nights.extend([result] * isinstance(result, scoring.Night))
+            nights.extend([result] * isinstance(result, night.Night))
             return result
 
         return call

@@ -35,18 +35,23 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pedsleepmae import config, data, machine, metrics, probes, training  # noqa: E402
-from pedsleepmae.checkpoints import load_model  # noqa: E402
-from pedsleepmae.model import (  # noqa: E402
+from pedsleepmae import data, machine, metrics
+from pedsleepmae.checkpoints import load_model
+from pedsleepmae.errors import as_plain_dict
+from pedsleepmae.model import (
     POOLINGS,
     MaskedAutoencoder,
+    ModelSettings,
     flops_per_example,
     hidden_patches,
     masked_mse,
     n_kept_patches,
     random_mask,
 )
-from pedsleepmae.store import ExampleIndex, load_index, write_whole  # noqa: E402
+from pedsleepmae.pretrain import monitor, trainer
+from pedsleepmae.pretrain.run import pretrain
+from pedsleepmae.store import ExampleIndex, load_index, write_whole
+from pedsleepmae.tasks import N_CLASSES, task_labels
 
 SECOND = 8  # patches of 16 samples
 SMALL = {"patch_size": 16, "emb_dim": 8, "num_layer": 2, "num_head": 4, "decoder_num_layer": 1}
@@ -95,13 +100,13 @@ def result_path(options, name: str, seed: int) -> Path:
     return options.results_dir / f"{plain}_{seed}.npz"
 
 
-def pretrain_settings(name: str, seed: int, run_dir: str, options) -> config.PretrainSettings:
+def pretrain_settings(name: str, seed: int, run_dir: str, options) -> trainer.PretrainSettings:
     """The small model under one objective, with as many steps as the budget pays for."""
     given = OBJECTIVES[name]
-    model = config.ModelSettings(
+    model = ModelSettings(
         **SMALL, **{key: value for key, value in given.items() if not key.startswith("optim.")}
     )
-    optim = config.OptimSettings(
+    optim = trainer.OptimSettings(
         batch_size=BATCH,
         lr=3e-3,
         warmup_steps=60,
@@ -109,8 +114,8 @@ def pretrain_settings(name: str, seed: int, run_dir: str, options) -> config.Pre
     )
     budget = STEPS * flops_per_example(MaskedAutoencoder(**SMALL))
     steps = round(budget / flops_per_example(MaskedAutoencoder(**vars(model))))
-    return config.PretrainSettings(
-        paths=config.PretrainPaths(options.batches_dir, Path(run_dir), None),
+    return trainer.PretrainSettings(
+        paths=trainer.PretrainPaths(options.batches_dir, Path(run_dir), None),
         model=model,
         optim=optim,
         max_steps=steps,
@@ -133,15 +138,15 @@ def measure(name: str, seed: int, options) -> None:
     index, night = load_index(options.batches_dir), load_index(options.night_dir)
     with tempfile.TemporaryDirectory() as run_dir:
         settings = pretrain_settings(name, seed, run_dir, options)
-        training.pretrain(settings, index, config.as_plain_dict(settings), say=lambda _: None)
-        model = load_model(Path(run_dir) / training.LAST)
+        pretrain(settings, index, as_plain_dict(settings), say=lambda _: None)
+        model = load_model(Path(run_dir) / monitor.LAST)
     figures = {"steps": settings.max_steps}
     train, val = (
         data.fixed_sample(index.rows(split), PROBE_EXAMPLES, seed=0) for split in ("train", "val")
     )
     for masks, ratio, span in (("scattered", 0.5, 1), ("1-s spans", 0.5, SECOND)):
         figures[f"error, {masks}"] = masked_error(model, index, val[::4], ratio, span)
-    draws = probe_all(model, index, train, val, probes.N_CLASSES, figures, "")
+    draws = probe_all(model, index, train, val, N_CLASSES, figures, "")
     blocks = night.rows("train"), night.rows("val")
     draws |= probe_all(model, night, *blocks, ["sleep"], figures, "real night ")
     with write_whole(result_path(options, name, seed)) as temporary, open(temporary, "wb") as file:
@@ -191,7 +196,7 @@ def probe_all(model, index, train_rows, val_rows, tasks, figures, prefix) -> dic
     weights_RG = metrics.draw_weights(n_groups, N_DRAWS, seed=0)
     draws = {}
     for task in tasks:
-        label_N = probes.task_labels(index, task)
+        label_N = task_labels(index.labels, task)
         used, judged = label_N[train_rows] >= 0, label_N[val_rows] >= 0
         for pooling in POOLINGS:
             probe = make_pipeline(
@@ -201,7 +206,7 @@ def probe_all(model, index, train_rows, val_rows, tasks, figures, prefix) -> dic
             with warnings.catch_warnings():  # 200 steps: enough to rank, for all alike
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 probe.fit(x_train[pooling][used], label_N[train_rows][used])
-            prob_NK = np.zeros((int(judged.sum()), probes.N_CLASSES[task]))
+            prob_NK = np.zeros((int(judged.sum()), N_CLASSES[task]))
             prob_NK[:, probe.classes_] = probe.predict_proba(x_val[pooling][judged])
             scored = metrics.evaluate(
                 label_N[val_rows][judged], prob_NK, prob_NK.argmax(1), groups[judged], weights_RG

@@ -23,10 +23,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pedsleepmae import embeddings, evaluation, machine, metrics, probes  # noqa: E402
-from pedsleepmae.checkpoints import load_model  # noqa: E402
-from pedsleepmae.config import ProbeSettings  # noqa: E402
-from pedsleepmae.store import ExampleIndex, load_index  # noqa: E402
+from pedsleepmae import machine, metrics, tasks
+from pedsleepmae.checkpoints import load_model
+from pedsleepmae.probe import embeddings, evaluation, files, linear
+from pedsleepmae.probe.evaluation import ProbeSettings
+from pedsleepmae.store import ExampleIndex, load_index
 
 N_FOLDS = 5
 N_ROUNDS = 10
@@ -47,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     pooling = options.pooling
     if pooling is None:
-        pooling, _ = probes.load_probes(options.checkpoint.with_name("probes.npz"))
+        pooling, _ = files.load_probes(options.checkpoint.with_name("probes.npz"))
     index = load_index(options.batches_dir)
     with tempfile.TemporaryDirectory() as folder:
         results = judge_all(index, options.checkpoint, pooling, Path(folder))
@@ -96,16 +97,16 @@ def judge(index: ExampleIndex, folder: Path, name: str, seed: int) -> metrics.Ev
     block_N = blocks_of(index)
     n_blocks = int(block_N.max()) + 1
     fold_N = np.random.default_rng(seed).permutation(n_blocks)[block_N] % N_FOLDS
-    label_N = probes.task_labels(index, "sleep")
-    prob_NK = np.zeros((len(index), probes.N_CLASSES["sleep"]))
-    how = probes.FitSettings(strengths=ProbeSettings().regularisation)
+    label_N = tasks.task_labels(index.labels, "sleep")
+    prob_NK = np.zeros((len(index), tasks.N_CLASSES["sleep"]))
+    how = linear.FitSettings(strengths=ProbeSettings().regularisation)
     for fold in range(N_FOLDS):
         turned = np.select([fold_N == fold, fold_N == (fold + 1) % N_FOLDS], [2, 1], 0)
         part = replace(index, split=turned)
         table = embeddings.open_tables(part, folder, [name])[name]
         chosen, _ = evaluation.fit_and_choose(part, table, {"sleep": label_N}, how)
         test = part.rows("test")
-        logit_NK = probes.predict(table, test, {"sleep": chosen["sleep"].probe}, how)["sleep"]
+        logit_NK = linear.predict(table, test, {"sleep": chosen["sleep"].probe}, how)["sleep"]
         prob_NK[test] = chosen["sleep"].probabilities(logit_NK)
     scored = label_N >= 0
     return metrics.evaluate(

@@ -4,9 +4,9 @@ import importlib
 
 _MODULE_OF = {  # name -> the module that defines it
     "load_model": "checkpoints",
-    "PedSleepEncoder": "estimator",
-    "examples_from_raw": "from_mne",
-    "annotate": "from_mne",
+    "PedSleepEncoder": "api",
+    "examples_from_raw": "api",
+    "annotate": "api",
 }
 
 

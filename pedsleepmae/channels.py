@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pedsleepmae.errors import SettingsError
+
 EPOCH_S = 30.0
 RATE_HZ = 128.0
 EPOCH_SAMPLES = 3840
@@ -168,6 +170,16 @@ def canonical_label(label: str) -> str:
     text = " ".join(label.replace("_", " ").upper().split())
     text = re.sub(r" ?[-:/] ?", "-", text)
     return _TYPE_WORD.sub("", text)
+
+
+def check_stand_ins(stand_ins: dict[str, list[str]]) -> None:
+    """Raise SettingsError for a stand-in for what is none of the 16 channels."""
+    for name in stand_ins:
+        if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
+            raise SettingsError(
+                f"stand_ins: {name!r} is none of the 16 channels; they are "
+                f"{', '.join(CHANNEL_NAMES)}"
+            )
 
 
 def resolve_channels(

@@ -27,13 +27,16 @@ training_weights   likewise, the weights that are trained when state_dict holds 
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from pedsleepmae import store
 from pedsleepmae.channels import EPOCH_SAMPLES
+from pedsleepmae.errors import ProbeError
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.store import write_whole
 
@@ -314,3 +317,28 @@ def _read_original(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 def _count_blocks(weights: Mapping[str, Any], part: str) -> int:
     start = f"{part}.transformer."
     return len({name[len(start) :].split(".")[0] for name in weights if name.startswith(start)})
+
+
+def count_seen_patients(index: store.ExampleIndex, seen: Sequence[str] | None) -> int | None:
+    """Patients of val and test among the hashed patients of pretraining; None when unknown."""
+    if seen is None:
+        return None
+    judged = np.unique(index.patient_ids[np.isin(index.split, (1, 2))])
+    return len({hash_patient(patient) for patient in judged} & set(seen))
+
+
+def check_seen_patients(
+    index: store.ExampleIndex, seen: Sequence[str] | None, allowed: bool
+) -> int | None:
+    """Number of judged patients that pretraining saw (None: unknown); ProbeError unless allowed.
+
+    A cohort that is split in time holds every patient on both sides anyway and says so.
+    """
+    n_seen = count_seen_patients(index, seen)
+    if n_seen and index.patient_disjoint and not allowed:
+        raise ProbeError(
+            f"paths.checkpoint: its pretraining saw {n_seen} of the val and test patients of "
+            "paths.batches_dir, so scores would be flattered; give a checkpoint pretrained on "
+            "these train patients, or set allow_seen_patients to true and the report says so"
+        )
+    return n_seen

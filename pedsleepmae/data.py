@@ -18,6 +18,9 @@ from torch import Tensor
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.store import ExampleIndex, map_signals
 
+VARIANCE_SAMPLE = 512  # training examples; enough for a variance within some per cent
+LEAST_VARIANCE = 1e-3  # of a standardised channel; below, it is constant but for rounding
+
 # Files whose examples are mixed with each other: 64 x 128 examples, a gigabyte of float16, which
 # the page cache holds while the pool is read, so that each file comes from the disk once.
 POOL_FILES = 64
@@ -184,3 +187,19 @@ def _in_advance(read: Callable, jobs: Iterable, n_threads: int, ahead: int) -> I
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def channel_variances(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Variance of each channel, (16,) float32, over the (``x_BCT``, ``present_BC``) where present.
+
+    At least LEAST_VARIANCE; 1 for a channel that is never present.
+    """
+    sums_C = torch.zeros(3, N_CHANNELS, dtype=torch.float64)
+    for x_BCT, present_BC in batches:
+        x_BCT = x_BCT.double() * present_BC[:, :, None]
+        sums_C[0] += x_BCT.sum(dim=(0, 2))
+        sums_C[1] += x_BCT.square().sum(dim=(0, 2))
+        sums_C[2] += present_BC.sum(dim=0) * x_BCT.shape[2]
+    mean_C, mean_square_C = sums_C[:2] / sums_C[2].clamp(min=1)
+    variance_C = (mean_square_C - mean_C.square()).clamp(min=LEAST_VARIANCE)
+    return torch.where(sums_C[2] > 0, variance_C, 1).float()

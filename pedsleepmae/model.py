@@ -7,12 +7,90 @@ Names in the state dict are those of the original PedSleepMAE, so that its check
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.errors import ProbeError, SettingsError
+
+
+@dataclass
+class ModelSettings:
+    """The masked autoencoder; the defaults are m15p8's, 76,547,272 parameters."""
+
+    patch_size: int = 8
+    """Samples in a patch; must divide 3,840."""
+    emb_dim: int = 64
+    """Width of one channel's patch embedding; a token is 16 times as wide."""
+    num_layer: int = 3
+    """Transformer blocks in the encoder."""
+    num_head: int = 4
+    """Attention heads; must divide 16 x emb_dim."""
+    decoder_emb_dim: int | None = None
+    """Width of the decoder's patch embedding; none: as the encoder."""
+    decoder_num_layer: int | None = None
+    """Transformer blocks in the decoder; none: as the encoder."""
+    mask_ratio: float = 0.5
+    """Share of each channel's patches hidden from the encoder, 0 to 1."""
+    mask_span: int = 1
+    """Patches hidden together, in runs of this length (16 patches of 8 samples are a second)."""
+    mask_channels: float = 0.0
+    """Share of training examples, 0 to 1, in which a random group of channels, or one channel of
+    it, is hidden whole as if absent, and asked for in the loss; script 6 imputes only what a model
+    has been asked for so. Validation hides no whole channels."""
+    token_layout: Literal["reference", "moment", "channel"] = "channel"
+    """What a token is made of. reference: the original's view of memory; moment: the k-th kept
+    patch of all 16 channels; channel: 16 kept patches of one channel."""
+    loss_on: Literal["masked", "all"] = "masked"
+    """Patches that count in the loss, of present channels: the masked ones, or all."""
+
+
+def _check_model(model: ModelSettings) -> None:
+    """Raise SettingsError when the model's settings do not fit each other."""
+    sizes = ["patch_size", "emb_dim", "num_layer", "num_head", "mask_span"]
+    sizes += [f"decoder_{name}" for name in ("emb_dim", "num_layer")]
+    for name in sizes:
+        value = getattr(model, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"model.{name} is {value}; give 1 or more")
+    if 3840 % model.patch_size:
+        raise SettingsError(
+            f"model.patch_size is {model.patch_size}, which does not divide the 3,840 samples of "
+            "an example; give a divisor such as 4, 8, 16 or 20"
+        )
+    n_patches = 3840 // model.patch_size
+    for name, emb_dim in {"": model.emb_dim, "decoder_": model.decoder_emb_dim}.items():
+        if emb_dim is not None and 16 * emb_dim % model.num_head:
+            raise SettingsError(
+                f"model.num_head is {model.num_head}, which does not divide the token width "
+                f"16 x {name}emb_dim = {16 * emb_dim}; give a divisor of it"
+            )
+    if not 0 < model.mask_ratio < 1:
+        raise SettingsError(
+            f"model.mask_ratio is {model.mask_ratio}; it is the fraction of patches hidden, give "
+            "a number between 0 and 1 such as 0.5"
+        )
+    if not 0 <= model.mask_channels <= 1:
+        raise SettingsError(
+            f"model.mask_channels is {model.mask_channels}; it is the share of examples that lose "
+            "whole channels, give a number from 0 to 1 such as 0.3"
+        )
+    if model.mask_span > n_patches:
+        raise SettingsError(
+            f"model.mask_span is {model.mask_span}, but a channel has {n_patches} patches; "
+            "give fewer"
+        )
+    if model.token_layout == "channel" and (n_patches % 16 or n_patches < 32):
+        raise SettingsError(
+            f"model.patch_size {model.patch_size} makes {n_patches} patches a channel, and "
+            "model.token_layout channel takes them 16 at a time; give 4, 8, 10, 15, 16 or 20, or "
+            "another layout"
+        )
+
 
 # What one of the 1 + K tokens is made of; token 0 holds the 16 class tokens except in "reference".
 TOKEN_LAYOUTS = {
@@ -562,3 +640,16 @@ def flops_per_example(model: MaskedAutoencoder, *, training: bool = True) -> flo
     if model.decoder.bridge is not None:
         forward += 2 * (1 + model.n_keep) * encoder_width * decoder_width
     return forward * (3 if training else 1)
+
+
+def check_poolings(pooling: str, candidates: Sequence[str]) -> list[str]:
+    """The poolings to compute: the candidates for "best", else the one; ProbeError names a bad."""
+    wanted = list(dict.fromkeys(candidates)) if pooling == "best" else [pooling]
+    for name in wanted:
+        for part in name.split("+"):
+            if part not in POOLINGS:
+                raise ProbeError(
+                    f"pooling: there is no {part!r}; give best, one of {', '.join(POOLINGS)}, or "
+                    "several of them joined by +"
+                )
+    return wanted

@@ -25,24 +25,10 @@ import pandas as pd
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.splits import SPLITS, split_hash, split_patients
+from pedsleepmae.tasks import LABELS
 
 FORMAT_VERSION = 1
 BATCH_EXAMPLES = 128
-LABELS = {  # label of an epoch -> (dataset in an example file, dataset in a batch file)
-    "sleep": ("sleep_label", "sleep_labels"),
-    "apnea": ("apnea_label", "apnea_labels"),
-    "hypop": ("hypop_label", "hypop_labels"),
-    "desat": ("desat_label", "desat_labels"),
-    "eeg": ("eeg_label", "eeg_labels"),
-}
-
-EVENT_COUNTS = {  # kind of event -> column of studies.csv: those that begin in sleep
-    "apnea": "n_apneas",
-    "hypop": "n_hypopneas",
-    "desat": "n_desaturations",
-    "eeg": "n_arousals",
-}
-
 
 # Every dataset of an example file, and (marked @) every attribute: shape and type.
 EXAMPLE_FIELDS = {

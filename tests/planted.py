@@ -5,8 +5,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pedsleepmae import embeddings, store
+from pedsleepmae import splits, store, tasks
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
+from pedsleepmae.probe import embeddings
 
 SPLIT_NUMBERS = {"train": 0, "val": 1, "test": 2}
 
@@ -26,7 +27,7 @@ def planted_index(
     file_N = split_N * n_files + rng.integers(0, n_files, n)
     files = []
     for number in range(3 * n_files):
-        path = folder / store.SPLITS[number // n_files] / f"combined_{number % n_files}.hdf5"
+        path = folder / splits.SPLITS[number // n_files] / f"combined_{number % n_files}.hdf5"
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(path, "w") as file:
             file["stands for signals"] = rng.random(1000)
@@ -35,7 +36,7 @@ def planted_index(
     order = rng.permutation(n)
     order = order[np.argsort(file_N[order], kind="stable")]
     row_N = np.concatenate([np.arange(c) for c in np.bincount(file_N, minlength=3 * n_files)])
-    events = {name: (rng.random(n) < 0.3).astype(np.int64) for name in store.LABELS}
+    events = {name: (rng.random(n) < 0.3).astype(np.int64) for name in tasks.LABELS}
     return store.ExampleIndex(
         files=files,
         file_of=file_N[order],

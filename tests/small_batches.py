@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
-from pedsleepmae.store import LABELS, Examples, batch_path, write_batch
+from pedsleepmae.store import Examples, batch_path, write_batch
+from pedsleepmae.tasks import LABELS
 
 
 def make_examples(n: int, patients: tuple[int, ...], seed: int, dtype=np.float16) -> Examples:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from edf_files import stage_rows, write_tsv
 
-from pedsleepmae.annotations import (
-    NOTICE,
+from pedsleepmae.prepare.annotations import (
     AnnotationError,
     label_epochs,
     read_nsrr_xml,
@@ -18,6 +17,7 @@ from pedsleepmae.annotations import (
     scoring_from_rows,
     trim_wake,
 )
+from pedsleepmae.tasks import NOTICE
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 NIGHT_S = 1e6

@@ -227,8 +227,8 @@ def test_the_nox_recording_offers_14_channels_through_its_settings_file():
     import yaml
 
     from pedsleepmae.channels import CHANNELS
-    from pedsleepmae.prepare import read_channel
-    from pedsleepmae.recordings import open_edf
+    from pedsleepmae.prepare.examples import read_channel
+    from pedsleepmae.prepare.recordings import open_edf
 
     settings = Path(__file__).resolve().parents[1] / "configs" / "nox_a1.yaml"
     stand_ins = yaml.safe_load(settings.read_text())["stand_ins"]

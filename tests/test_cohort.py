@@ -12,9 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pedsleepmae import annotations, channels, cohort, cohort_files, layouts, recordings, store
-from pedsleepmae.config import EventRates, SettingsError, SimulateSettings
-from pedsleepmae.simulate_signals import simulate_signals
+from pedsleepmae import channels, store, tasks
+from pedsleepmae.errors import SettingsError
+from pedsleepmae.prepare import annotations, layouts, recordings
+from pedsleepmae.simulate import batches, cohort, draw, nch_files
+from pedsleepmae.simulate.cohort import SimulateSettings
+from pedsleepmae.simulate.events import EventRates
+from pedsleepmae.simulate.signals import simulate_signals
+from pedsleepmae.splits import SPLITS
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"n_patients": 3, "n_repeat_studies": 1, "hours": 0.25, "n_workers": 1}
@@ -26,7 +31,7 @@ def settings_for(folder: Path, **fields) -> SimulateSettings:
 
 def write(settings) -> list[cohort.Visit]:
     visits = cohort.plan_cohort(settings)
-    for _ in cohort_files.write_cohort(visits, settings):
+    for _ in nch_files.write_cohort(visits, settings):
         pass
     return visits
 
@@ -61,8 +66,8 @@ def signals_of(visit, settings) -> dict[str, np.ndarray]:
     return simulate_signals(night, visit.rate_hz, rng, all_sensors=True)
 
 
-def slots_of(visit) -> list[cohort_files.Slot]:
-    return cohort_files.montage_of(visit, np.random.default_rng((*visit.stream, 3)))
+def slots_of(visit) -> list[nch_files.Slot]:
+    return nch_files.montage_of(visit, np.random.default_rng((*visit.stream, 3)))
 
 
 # ------------------------------------------------------------------ the plan
@@ -156,7 +161,7 @@ def test_a_recording_that_cannot_be_finished_leaves_nothing(small, tmp_path, mon
 
     monkeypatch.setattr(edfio.Edf, "write", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        cohort_files.write_visit(visits[0], replace(settings, output_dir=tmp_path))
+        nch_files.write_visit(visits[0], replace(settings, output_dir=tmp_path))
     assert not list(tmp_path.rglob("*.edf"))
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -203,7 +208,7 @@ def test_the_header_is_nchs_byte_by_byte(small):
 
 
 def test_the_montages_have_nchs_labels_in_nchs_order():
-    labels_a = [slot.label for slot in cohort_files.MONTAGE_A]
+    labels_a = [slot.label for slot in nch_files.MONTAGE_A]
     assert labels_a == [
         *("Patient Event", "EOG LOC-M2", "EOG ROC-M1", "EMG Chin1-Chin2"),
         *("EEG F3-M2", "EEG F4-M1", "EEG C3-M2", "EEG C4-M1", "EEG O1-M2", "EEG O2-M1"),
@@ -211,13 +216,13 @@ def test_the_montages_have_nchs_labels_in_nchs_order():
         *("Resp Thoracic", "Resp Abdominal", "SpO2", "Rate", "EtCO2", "Capno", "Resp Rate"),
         *("C-flow", "Tidal Vol", "Pressure"),
     ]
-    labels_b = [slot.label for slot in cohort_files.MONTAGE_B]
+    labels_b = [slot.label for slot in nch_files.MONTAGE_B]
     assert len(labels_b) == 28
     assert {"OSAT", "Resp Chest", "Resp Abdomen", "EEG Cz-O1", "EMG CHIN1-CHIN2"} <= set(labels_b)
     assert "SpO2" not in labels_b
-    osat = next(slot for slot in cohort_files.MONTAGE_B if slot.label == "OSAT")
+    osat = next(slot for slot in nch_files.MONTAGE_B if slot.label == "OSAT")
     assert osat.unit in channels.VOLTS  # tagged with a voltage unit, as at NCH
-    for slot in (*cohort_files.MONTAGE_A, *cohort_files.MONTAGE_B):
+    for slot in (*nch_files.MONTAGE_A, *nch_files.MONTAGE_B):
         assert len(slot.label) <= 16
 
 
@@ -271,7 +276,7 @@ def test_chin_variants_occur_with_their_sign():
     visit = replace(visit, montage="A", absent=())
     found = {}
     for seed in range(200):
-        slots = cohort_files.montage_of(visit, np.random.default_rng(seed))
+        slots = nch_files.montage_of(visit, np.random.default_rng(seed))
         chin = next(slot for slot in slots if slot.name == "EMG CHIN1-CHIN2")
         found.setdefault(chin.label, []).append(chin.factor)
     assert set(found) == {
@@ -282,9 +287,9 @@ def test_chin_variants_occur_with_their_sign():
 
 
 def test_digital_values_are_rounded_and_cut_off():
-    slot = cohort_files.Slot("x", "x", "uV", 32768.0, -32767.0)  # step -1
+    slot = nch_files.Slot("x", "x", "uV", 32768.0, -32767.0)  # step -1
     x = np.array([0.0, 1.4, -1.6, 32768.0, 1e6, -1e6], np.float32)
-    assert cohort_files.to_digital(x, slot).tolist() == [0, -1, 2, -32768, -32768, 32767]
+    assert nch_files.to_digital(x, slot).tolist() == [0, -1, 2, -32768, -32768, 32767]
 
 
 # ------------------------------------------------------------------ .tsv
@@ -324,7 +329,7 @@ def test_the_tsv_has_nchs_other_rows(small):
     assert any(text.startswith("Body Position: ") for text in texts)
     assert any(text.lower() == "lights off" for text in texts)
     known = {*annotations.STAGES, *annotations.EVENTS}
-    notes = set(cohort_files._NOTES)
+    notes = set(nch_files._NOTES)
     assert notes & set(texts)
     assert not {note.lower() for note in notes} & known  # a note never counts as an event
 
@@ -334,16 +339,16 @@ def test_labels_read_back_are_those_of_the_simulated_scoring():
     spellings, cases = set(), set()
     for visit in cohort.plan_cohort(settings):
         night = cohort.visit_night(visit, settings)
-        rows = cohort_files.tsv_rows(night, visit, None, np.random.default_rng((*visit.stream, 3)))
+        rows = nch_files.tsv_rows(night, visit, None, np.random.default_rng((*visit.stream, 3)))
         read = annotations.label_epochs(annotations.scoring_from_rows(rows), visit.duration_s)
         wanted = annotations.label_epochs(
-            annotations.scoring_from_rows(cohort.simulate.scored_rows(night)), visit.duration_s
+            annotations.scoring_from_rows(draw.scored_rows(night)), visit.duration_s
         )
         # A break is unscored in the file.
         kept = np.isin(np.round(wanted.onsets_s, 6), np.round(read.onsets_s, 6))
         assert kept.sum() >= len(kept) - 3
         np.testing.assert_array_equal(read.sleep, wanted.sleep[kept])
-        for kind in annotations.EVENT_KINDS:
+        for kind in tasks.EVENT_KINDS:
             np.testing.assert_array_equal(read.events[kind], wanted.events[kind][kept])
         spellings |= {row[2] for row in rows if row[2].startswith("Sleep stage")}
         cases |= {row[2] for row in rows if row[2].lower() == "eeg arousal"}
@@ -358,7 +363,7 @@ def test_a_probe_that_is_off_is_an_oximeter_event():
     spo2_S[100:112] = 0
     spo2_S[-3:] = 0
     night = cohort.visit_night(visit, settings)
-    rows = cohort_files.tsv_rows(night, visit, spo2_S, np.random.default_rng(0))
+    rows = nch_files.tsv_rows(night, visit, spo2_S, np.random.default_rng(0))
     found = [row[:2] for row in rows if row[2] == "Oximeter Event"]
     assert found == [(100.0, 12.0), (visit.duration_s - 3, 3.0)]
 
@@ -401,7 +406,7 @@ def test_batch_files_hold_every_epoch_once_and_each_patient_in_one_split(tmp_pat
             tmp_path / "none", batches_dir=folder, n_workers=n_workers, absent_channel_fraction=1.0
         )
         visits = cohort.plan_cohort(settings)
-        counts = list(cohort.write_batches(visits, settings))
+        counts = list(batches.write_batches(visits, settings))
         made[n_workers] = digest(folder)
     assert made[1] == made[2]
     assert not (tmp_path / "none").exists()
@@ -434,11 +439,11 @@ def test_batch_files_hold_every_epoch_once_and_each_patient_in_one_split(tmp_pat
 
 
 def test_examples_are_mixed_and_none_is_lost_when_memory_holds_few_visits(tmp_path, monkeypatch):
-    monkeypatch.setattr(cohort, "VISITS_IN_MEMORY", 1)
-    monkeypatch.setattr(cohort, "BATCH_EXAMPLES", 32)
+    monkeypatch.setattr(batches, "VISITS_IN_MEMORY", 1)
+    monkeypatch.setattr(batches, "BATCH_EXAMPLES", 32)
     settings = settings_for(tmp_path, batches_dir=tmp_path, n_repeat_studies=0)
     visits = cohort.plan_cohort(settings)
-    total = sum(cohort.write_batches(visits, settings))
+    total = sum(batches.write_batches(visits, settings))
     index = store.load_index(tmp_path)
     assert len(index) == total
     pairs = set(zip(index.study_ids.tolist(), index.onsets_s.tolist(), strict=True))
@@ -450,11 +455,11 @@ def test_examples_are_mixed_and_none_is_lost_when_memory_holds_few_visits(tmp_pa
 def test_a_split_that_is_there_stands(tmp_path):
     settings = settings_for(tmp_path, batches_dir=tmp_path)
     visits = cohort.plan_cohort(settings)
-    wanted = dict(zip(sorted({visit.patient_id for visit in visits}), store.SPLITS, strict=True))
+    wanted = dict(zip(sorted({visit.patient_id for visit in visits}), SPLITS, strict=True))
     wanted = {patient: split for patient, split in wanted.items() if split != "train"}
     lines = [f"{patient},{split}" for patient, split in wanted.items()]
     (tmp_path / "splits.csv").write_text("\n".join(["patient_id,split", *lines]) + "\n")
-    for _ in cohort.write_batches(visits, settings):
+    for _ in batches.write_batches(visits, settings):
         pass
     assert wanted.items() <= store.read_splits(tmp_path).items()
     index = store.load_index(tmp_path)
@@ -464,7 +469,7 @@ def test_a_split_that_is_there_stands(tmp_path):
 
 def test_readers_refuse_batches_whose_writing_was_interrupted(tmp_path):
     settings = settings_for(tmp_path, batches_dir=tmp_path)
-    writing = cohort.write_batches(cohort.plan_cohort(settings), settings)
+    writing = batches.write_batches(cohort.plan_cohort(settings), settings)
     for _ in range(4):
         next(writing)
     writing.close()  # all batch files are there, but nobody has said so
@@ -548,8 +553,8 @@ def test_the_demo_cohort_fits_its_purpose():
     for visit in visits:
         night = cohort.visit_night(visit, settings)
         labels = annotations.label_epochs(
-            annotations.scoring_from_rows(cohort.simulate.scored_rows(night)), visit.duration_s
+            annotations.scoring_from_rows(draw.scored_rows(night)), visit.duration_s
         )
         assert set(labels.sleep) == set(range(5))
-        for kind in annotations.EVENT_KINDS:
+        for kind in tasks.EVENT_KINDS:
             assert (labels.events[kind] > 0).sum() >= 2

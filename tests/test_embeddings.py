@@ -12,8 +12,9 @@ import small_batches
 import torch
 from planted import planted_index, planted_table, write_cohort
 
-from pedsleepmae import embeddings, machine, store
+from pedsleepmae import machine, store, tasks
 from pedsleepmae.model import MaskedAutoencoder
+from pedsleepmae.probe import embeddings, handmade
 
 CPU = torch.device("cpu")
 
@@ -66,7 +67,7 @@ def test_files_hold_what_their_schema_says(batches, model, tmp_path):
         rows = np.flatnonzero(index.file_of == 1)
         assert set(file) == {
             *("features", "patient_ids", "study_ids", "onsets_s", "channels_present"),
-            *(dataset for _, dataset in store.LABELS.values()),
+            *(dataset for _, dataset in tasks.LABELS.values()),
         }
         assert set(file["features"]) == {"mean", "time_abs", "class"}
         assert file["features/mean"].dtype == np.float16
@@ -249,7 +250,7 @@ def test_handmade_features_stand_beside_their_examples(batches, tmp_path):
     assert embeddings.compute_handmade(index, tmp_path, n_workers=2) == 0
     position = np.array([31])
     (table,) = tables_of(index, tmp_path, "handmade")
-    wanted = embeddings.handmade_features(
+    wanted = handmade.handmade_features(
         store.read_signals(index, position), index.present[position]
     )
     assert table.read(position) == pytest.approx(wanted, rel=2e-3, abs=2e-3, nan_ok=True)

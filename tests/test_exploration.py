@@ -13,21 +13,15 @@ from planted import planted_index, planted_table, write_cohort
 from scipy.stats import kstest
 from sklearn.metrics import silhouette_score
 
-from pedsleepmae import (
-    checkpoints,
-    cohort_health,
-    cohort_separation,
-    diagnoses,
-    exploration,
-    explore_report,
-    night_path,
-    signal_distances,
-    store,
-)
-from pedsleepmae.cohort import plan_cohort
-from pedsleepmae.config import ExploreSettings, SettingsError, SimulateSettings
+from pedsleepmae import checkpoints, store
+from pedsleepmae.errors import SettingsError
+from pedsleepmae.explore import cohort, diagnoses, distances, report
+from pedsleepmae.explore.run import ExplorationError, ExploreSettings, choose_positions
 from pedsleepmae.model import MaskedAutoencoder
-from pedsleepmae.simulate_norms import prader_willi_apnea_shares
+from pedsleepmae.probe import maps
+from pedsleepmae.simulate import health
+from pedsleepmae.simulate.cohort import SimulateSettings, plan_cohort
+from pedsleepmae.simulate.norms import prader_willi_apnea_shares
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {"patch_size": 240, "emb_dim": 4, "num_layer": 1, "num_head": 2}
@@ -38,10 +32,10 @@ def test_the_silhouette_of_four_patients_on_a_line_is_the_hand_worked_one():
     # One epoch each: the cohort at 0 and 1, the others at 5 and 7.
     x_ND = np.array([[0.0], [1.0], [5.0], [7.0]])
     label_QP = np.array([[1], [1], [0], [0]])
-    sums_NQ = cohort_separation.distance_sums(x_ND, 4)
+    sums_NQ = cohort.distance_sums(x_ND, 4)
     # a, b by hand: 1, 6; 1, 5; 2, 4.5; 2, 6.5.
     by_hand = np.mean([5 / 6, 4 / 5, 2.5 / 4.5, 4.5 / 6.5])
-    found = cohort_separation.silhouettes(sums_NQ, label_QP, np.ones((4, 1), bool))
+    found = cohort.silhouettes(sums_NQ, label_QP, np.ones((4, 1), bool))
     assert found == pytest.approx([by_hand])
 
 
@@ -52,12 +46,8 @@ def test_a_balanced_draw_has_scikit_learns_silhouette():
     label_QP = np.stack([rng.permutation(np.arange(n_patients) < 4) for _ in range(7)], 1).astype(
         int
     )
-    drawn_QP = cohort_separation.balance(
-        label_QP, np.zeros(n_patients, int), rng.permutation(n_patients)
-    )
-    found_P = cohort_separation.silhouettes(
-        cohort_separation.distance_sums(x_ND, n_patients), label_QP, drawn_QP
-    )
+    drawn_QP = cohort.balance(label_QP, np.zeros(n_patients, int), rng.permutation(n_patients))
+    found_P = cohort.silhouettes(cohort.distance_sums(x_ND, n_patients), label_QP, drawn_QP)
     assert (drawn_QP.sum(0) == 8).all()
     for p in range(7):
         taken = np.repeat(drawn_QP[:, p], n_epochs)
@@ -68,18 +58,16 @@ def test_a_balanced_draw_has_scikit_learns_silhouette():
 def test_a_patient_left_out_of_a_labelling_counts_nowhere():
     rng = np.random.default_rng(1)
     x_ND = rng.standard_normal((5 * 3, 2))
-    label_QP = np.array([[1], [1], [0], [0], [cohort_separation.OUT]])
-    drawn_QP = cohort_separation.balance(label_QP, np.zeros(5, int), np.arange(5))
-    found = cohort_separation.silhouettes(
-        cohort_separation.distance_sums(x_ND, 5), label_QP, drawn_QP
-    )
+    label_QP = np.array([[1], [1], [0], [0], [cohort.OUT]])
+    drawn_QP = cohort.balance(label_QP, np.zeros(5, int), np.arange(5))
+    found = cohort.silhouettes(cohort.distance_sums(x_ND, 5), label_QP, drawn_QP)
     assert found == pytest.approx([silhouette_score(x_ND[:12], [1] * 6 + [0] * 6)])
 
 
 def test_each_stratum_gives_as_many_of_one_label_as_of_the_other():
     label_QP = np.array([[1, 0], [0, 1], [0, 0], [1, 1], [0, 0], [0, 1]])
     stratum_Q = np.array([0, 0, 0, 1, 1, 1])
-    drawn_QP = cohort_separation.balance(label_QP, stratum_Q, np.array([5, 4, 3, 2, 1, 0]))
+    drawn_QP = cohort.balance(label_QP, stratum_Q, np.array([5, 4, 3, 2, 1, 0]))
     # Stratum 0 draws one pair, its last patients first; stratum 1 one pair.
     assert drawn_QP[:, 0].tolist() == [True, False, True, True, False, True]
     assert drawn_QP[:, 1].tolist() == [False, True, True, False, True, True]
@@ -98,7 +86,7 @@ def test_p_values_are_uniform_where_patients_differ_but_groups_do_not():
     p_values, by_epoch = [], []
     for seed in range(150):
         x_ND = patients_with_offsets(rng, 14, 8, np.zeros(14))
-        found = cohort_separation.separate_cohort(
+        found = cohort.separate_cohort(
             x_ND, patient_N, in_cohort_Q, n_epochs=6, n_draws=2, n_shuffles=99, seed=seed
         )
         p_values.append(found.p_value)
@@ -116,7 +104,7 @@ def test_a_planted_shift_is_found_and_its_interval_lies_above_the_shuffled():
     rng = np.random.default_rng(4)
     in_cohort_Q = np.arange(20) < 8
     x_ND = patients_with_offsets(rng, 20, 6, np.where(in_cohort_Q, 5.0, 0.0))
-    found = cohort_separation.separate_cohort(
+    found = cohort.separate_cohort(
         x_ND,
         np.repeat(np.arange(20), 6),
         in_cohort_Q,
@@ -138,7 +126,7 @@ def test_the_interval_over_patients_covers_the_expected_silhouette():
     for seed in range(120):
         x_ND = patients_with_offsets(rng, 16, 4, np.where(in_cohort_Q, 3.0, 0.0))
         runs.append(
-            cohort_separation.separate_cohort(
+            cohort.separate_cohort(
                 x_ND, patient_N, in_cohort_Q, n_epochs=4, n_draws=1, n_shuffles=1, seed=seed
             )
         )
@@ -151,7 +139,7 @@ def test_the_interval_over_patients_covers_the_expected_silhouette():
 def test_controls_are_those_of_nearest_age_and_half_of_the_others_remain():
     age_Q = np.array([5.0, 12.0, 5.4, 11.0, 17.0, 2.0, np.nan, 8.0])
     in_cohort_Q = np.array([True, True, *[False] * 6])
-    set_Q, n_controls = cohort_separation.match_by_age(age_Q, in_cohort_Q, 4)
+    set_Q, n_controls = cohort.match_by_age(age_Q, in_cohort_Q, 4)
     assert n_controls == 1  # five others of known age
     assert set_Q.tolist() == [0, 1, 0, 1, -1, -1, -1, -1]
 
@@ -165,14 +153,14 @@ def test_matching_takes_out_what_is_only_age():
     for _ in range(12):
         age_Q = np.r_[rng.uniform(10, 16, 8), rng.uniform(1, 16, 60)]
         x_QD = age_Q[:, None] + 0.5 * rng.standard_normal((68, 2))
-        set_Q, n_controls = cohort_separation.match_by_age(age_Q, in_cohort_Q, 1)
+        set_Q, n_controls = cohort.match_by_age(age_Q, in_cohort_Q, 1)
         assert n_controls == 1
         chosen = np.flatnonzero(set_Q >= 0)
         for p_values, who, strata in (
             (plain, np.arange(68), None),
             (matched, chosen, set_Q[chosen]),
         ):
-            found = cohort_separation.separate_cohort(
+            found = cohort.separate_cohort(
                 np.repeat(x_QD[who], 4, axis=0),
                 np.repeat(np.arange(len(who)), 4),
                 in_cohort_Q[who],
@@ -255,7 +243,7 @@ def test_the_simulated_cohort_has_the_asked_share_and_its_diagnoses_say_who(tmp_
             assert one.child.spo2_percent < twin.child.spo2_percent
         else:  # the others' nights are the same whatever the share
             assert one == twin
-    cohort_health.write_health_data(tmp_path, visits)
+    health.write_health_data(tmp_path, visits)
     found = diagnoses.read_diagnosed(tmp_path, ["Q87.11", "Q87.1", "759.81"], "Prader-Willi")
     assert found.patients == affected
     table = pd.read_csv(tmp_path / "DIAGNOSIS.csv", encoding="latin-1")
@@ -277,8 +265,8 @@ def test_the_path_of_a_line_is_a_line_in_order():
     x_ND = np.stack([np.cos(along / 4), np.sin(along / 4), along], 1)
     x_ND += 0.01 * rng.standard_normal(x_ND.shape)
     order = rng.permutation(120)
-    xy, steps = night_path.diffusion_layout(x_ND[order])
-    assert 1 <= steps <= night_path.LONGEST_DIFFUSION
+    xy, steps = maps.diffusion_layout(x_ND[order])
+    assert 1 <= steps <= maps.LONGEST_DIFFUSION
     apart_NN = np.linalg.norm(xy[:, None] - xy[None], axis=-1) + 1e9 * np.eye(120)
     assert (np.abs(order[apart_NN.argmin(1)] - order) <= 3).mean() > 0.95
 
@@ -287,7 +275,7 @@ def test_a_plane_is_laid_out_as_it_is():
     rng = np.random.default_rng(1)
     plane = rng.standard_normal((40, 2))
     distance_NN = np.linalg.norm(plane[:, None] - plane[None], axis=-1)
-    xy = night_path.metric_scaling(distance_NN)
+    xy = maps.metric_scaling(distance_NN)
     again_NN = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
     np.testing.assert_allclose(again_NN, distance_NN, atol=1e-6)
 
@@ -296,7 +284,7 @@ def test_two_states_lie_at_two_ends():
     rng = np.random.default_rng(2)
     x_ND = rng.standard_normal((80, 4))
     x_ND[40:] += 12
-    xy, _ = night_path.diffusion_layout(x_ND)
+    xy, _ = maps.diffusion_layout(x_ND)
     assert silhouette_score(xy, np.arange(80) >= 40) > 0.8
 
 
@@ -305,7 +293,7 @@ def test_a_far_epoch_and_equal_epochs_leave_the_path_finite():
     x_ND = rng.standard_normal((60, 4))
     x_ND[7] = 1e12
     x_ND[20:40] = 0.5  # as where all sensors are off
-    xy, _ = night_path.diffusion_layout(x_ND)
+    xy, _ = maps.diffusion_layout(x_ND)
     assert np.isfinite(xy).all()
 
 
@@ -314,12 +302,12 @@ def test_warping_forgives_a_shift_that_the_euclidean_distance_does_not():
     time_s = np.arange(480) / 16
     x_NT = np.stack([np.sin(2 * np.pi * 0.25 * (time_s - late)) for late in (0.0, 0.5)])
     ends = np.array([[0, 1]])
-    straight = signal_distances.euclidean(x_NT, ends)
-    warped = signal_distances.time_warped(x_NT, ends, band=16)
+    straight = distances.euclidean(x_NT, ends)
+    warped = distances.time_warped(x_NT, ends, band=16)
     assert warped < 0.2 * straight
-    assert signal_distances.time_warped(x_NT, ends, band=0) == pytest.approx(straight)
+    assert distances.time_warped(x_NT, ends, band=0) == pytest.approx(straight)
     # 0.5 s are eight samples: half that band forgives half of it.
-    assert warped < signal_distances.time_warped(x_NT, ends, band=4) < straight
+    assert warped < distances.time_warped(x_NT, ends, band=4) < straight
 
 
 def test_warped_distances_are_those_of_the_plain_recursion_also_for_flat_signals():
@@ -327,7 +315,7 @@ def test_warped_distances_are_those_of_the_plain_recursion_also_for_flat_signals
     x_NT = rng.standard_normal((6, 40))
     x_NT[4], x_NT[5] = 0.3 + 1e-4 * x_NT[4], -0.6 + 1e-4 * x_NT[5]
     ends = np.stack(np.triu_indices(6, 1), 1)
-    found = signal_distances.time_warped(x_NT, ends, band=3)
+    found = distances.time_warped(x_NT, ends, band=3)
     for (i, j), distance in zip(ends, found, strict=True):
         cost = np.full((41, 41), np.inf)
         cost[0, 0] = 0
@@ -337,7 +325,7 @@ def test_warped_distances_are_those_of_the_plain_recursion_also_for_flat_signals
                 cost[a, b] = (x_NT[i, a - 1] - x_NT[j, b - 1]) ** 2 + best
         assert distance == pytest.approx(np.sqrt(cost[40, 40]))
     flat = np.full((2, 480), [[0.33], [-0.55]]) + 1e-4 * rng.standard_normal((2, 480))
-    assert np.isfinite(signal_distances.time_warped(flat, np.array([[0, 1]]), 16)).all()
+    assert np.isfinite(distances.time_warped(flat, np.array([[0, 1]]), 16)).all()
     assert dtw.distance_fast(flat[0], flat[1], window=17) > 0
 
 
@@ -345,7 +333,7 @@ def test_pairs_are_within_a_night_or_between_patients_and_never_twice():
     rng = np.random.default_rng(0)
     patient_N = np.repeat([1, 1, 2, 3], 6)
     night_N = np.repeat([0, 1, 2, 3], 6)
-    pairs = signal_distances.draw_pairs(night_N, patient_N, 1000, rng)
+    pairs = distances.draw_pairs(night_N, patient_N, 1000, rng)
     first, second = pairs.ends.T
     assert (night_N[first] == night_N[second])[pairs.within].all()
     assert (patient_N[first] != patient_N[second])[~pairs.within].all()
@@ -358,10 +346,10 @@ def test_an_embedding_that_is_the_signal_correlates_at_one():
     rng = np.random.default_rng(0)
     x_NT = rng.standard_normal((40, 30)) * rng.uniform(0.5, 2, (40, 1))
     patient_N = np.repeat(np.arange(8), 5)
-    pairs = signal_distances.draw_pairs(patient_N, patient_N, 300, rng)
-    distance_M = signal_distances.euclidean(x_NT, pairs.ends)
+    pairs = distances.draw_pairs(patient_N, patient_N, 300, rng)
+    distance_M = distances.euclidean(x_NT, pairs.ends)
     for y_M, expected in ((distance_M, 1), (np.exp(distance_M), 1), (-distance_M, -1)):
-        value, ci95 = signal_distances.rank_correlation(
+        value, ci95 = distances.rank_correlation(
             distance_M, y_M, patient_N[pairs.ends], 8, n_draws=100, seed=0
         )
         assert value == pytest.approx(expected)
@@ -376,11 +364,11 @@ def test_the_interval_of_a_correlation_covers_the_truth_and_none_of_noise():
     for seed in range(80):
         signal_ND = rng.standard_normal((15, 2))[patient_N] + 0.5 * rng.standard_normal((60, 2))
         embedding_ND = signal_ND + 1.0 * rng.standard_normal((15, 2))[patient_N]
-        pairs = signal_distances.draw_pairs(patient_N, patient_N, 400, rng)
+        pairs = distances.draw_pairs(patient_N, patient_N, 400, rng)
         ends = pairs.ends[~pairs.within]
-        value, ci95 = signal_distances.rank_correlation(
-            signal_distances.euclidean(embedding_ND, ends),
-            signal_distances.euclidean(signal_ND, ends),
+        value, ci95 = distances.rank_correlation(
+            distances.euclidean(embedding_ND, ends),
+            distances.euclidean(signal_ND, ends),
             patient_N[ends],
             15,
             n_draws=100,
@@ -395,15 +383,13 @@ def test_the_interval_of_a_correlation_covers_the_truth_and_none_of_noise():
 
 def test_a_constant_distance_has_no_correlation():
     group_M2 = np.array([[0, 1], [1, 2], [0, 2]])
-    found = signal_distances.rank_correlation(
-        np.ones(3), np.arange(3.0), group_M2, 3, n_draws=100, seed=0
-    )
+    found = distances.rank_correlation(np.ones(3), np.arange(3.0), group_M2, 3, n_draws=100, seed=0)
     assert found == (None, None)
 
 
 def test_one_patient_alone_carries_no_interval():
     distance_M = np.arange(6.0)
-    value, ci95 = signal_distances.rank_correlation(
+    value, ci95 = distances.rank_correlation(
         distance_M, distance_M, np.full((6, 2), 3), 30, n_draws=100, seed=0
     )
     assert value == pytest.approx(1)
@@ -412,7 +398,7 @@ def test_one_patient_alone_carries_no_interval():
 
 def test_a_page_without_any_map_has_its_other_headlines():
     content = {"maps": [], "cohort": None, "distances": None}
-    assert explore_report.headlines(content) == []
+    assert report.headlines(content) == []
 
 
 def test_channels_count_alike_together_and_a_lacking_one_leaves_the_pair_out():
@@ -424,12 +410,12 @@ def test_channels_count_alike_together_and_a_lacking_one_leaves_the_pair_out():
     ends = np.stack(np.triu_indices(12, 1), 1)
     found = {
         (measure, channel): distance_M
-        for measure, channel, distance_M in signal_distances.signal_distances(
+        for measure, channel, distance_M in distances.signal_distances(
             x_NCT, present_NC, ["a", "b"], ends, dtw_rate_hz=8.0, dtw_band_s=0.5
         )
     }
     lacking = (ends == 3).any(1)
-    joint = found["Euclidean", signal_distances.TOGETHER]
+    joint = found["Euclidean", distances.TOGETHER]
     assert np.isnan(joint).tolist() == lacking.tolist()
     assert np.isfinite(found["time-warped", "b"]).all()
     parts = [found["Euclidean", name] / np.nanmedian(found["Euclidean", name]) for name in "ab"]
@@ -459,11 +445,11 @@ def test_a_rate_that_does_not_divide_128_is_refused():
 
 def test_what_is_not_there_is_named(tmp_path):
     index = planted_index(tmp_path, {"train": 3, "val": 2, "test": 2}, 30, seed=0)
-    with pytest.raises(exploration.ExplorationError, match="patient 100 has no epoch"):
-        exploration.choose_positions(ExploreSettings(patient_ids=[100]), index)
-    with pytest.raises(exploration.ExplorationError, match="is no night of split test"):
-        exploration.choose_positions(ExploreSettings(nights=["100/1000"]), index)
-    positions, mapped = exploration.choose_positions(
+    with pytest.raises(ExplorationError, match="patient 100 has no epoch"):
+        choose_positions(ExploreSettings(patient_ids=[100]), index)
+    with pytest.raises(ExplorationError, match="is no night of split test"):
+        choose_positions(ExploreSettings(nights=["100/1000"]), index)
+    positions, mapped = choose_positions(
         ExploreSettings(split="all", patient_ids=[100, 104]), index
     )
     assert len(positions) == 7 * 30
@@ -501,8 +487,10 @@ def compare(folder: Path, shift: float, members, age=None, **cohort_fields):
     for name, value in cohort_fields.items():
         setattr(settings.cohort, name, value)
     age_N = np.full(len(index), np.nan) if age is None else age[index.patient_ids - 100]
-    who = exploration.Cohort("planted", frozenset(members), {}, len(members))
-    return exploration.compare_cohort(settings, index, table, index.rows("test"), who, age_N)
+    who = cohort.Cohort("planted", frozenset(members), {}, len(members))
+    return cohort.compare_cohort(
+        settings.cohort, index, table, index.rows("test"), who, age_N, settings.seed
+    )
 
 
 def test_a_planted_cohort_is_found_with_and_without_matching(tmp_path):
@@ -514,7 +502,7 @@ def test_a_planted_cohort_is_found_with_and_without_matching(tmp_path):
     assert found[1].least_p == pytest.approx(1 / 16)
     assert found[1].separation.p_value <= 0.15
     assert found[1].age_gap > 0
-    content = exploration.comparison_figures(found[0])
+    content = cohort.comparison_figures(found[0])
     assert json.loads(json.dumps(content, allow_nan=False))["n_cohort"] == 5
 
 

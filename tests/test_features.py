@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
-from pedsleepmae.features import band_pass, feature_names, handmade_features, window_rms
+from pedsleepmae.probe.handmade import band_pass, feature_names, handmade_features, window_rms
 
 NAMES = feature_names()
 TIME_S = np.arange(EPOCH_SAMPLES) / RATE_HZ

@@ -11,10 +11,22 @@ import torch
 from planted import planted_index, planted_table
 from small_batches import write_folder
 
-from pedsleepmae import data, generation, imputation, store
+from pedsleepmae import data, store, tasks
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_SAMPLES, RATE_HZ
 from pedsleepmae.checkpoints import hash_patients, save_checkpoint
-from pedsleepmae.imputation import GenerationError, RecordingMoments
+from pedsleepmae.errors import GenerationError
+from pedsleepmae.generate import imputation
+from pedsleepmae.generate import space as generate_space
+from pedsleepmae.generate.imputation import RecordingMoments
+from pedsleepmae.generate.means import decode_class_means, decode_mean
+from pedsleepmae.generate.space import (
+    Space,
+    find_neighbours,
+    find_outliers,
+    nearest_examples,
+    neighbour_agreement,
+    parse_queries,
+)
 from pedsleepmae.model import MaskedAutoencoder, mean_over_present
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +71,7 @@ def index(tmp_path_factory) -> store.ExampleIndex:
         present[:, [CAPNO, SPO2, SNORE, FLOW]] = True
         examples = store.Examples(
             signals=make_signals(n, rng),
-            labels={name: np.zeros(n, np.int64) for name in store.LABELS}
+            labels={name: np.zeros(n, np.int64) for name in tasks.LABELS}
             | {"sleep": np.arange(n) % 5, "desat": (np.arange(n) % 7 == 0).astype(int)},
             patient_ids=patient_N,
             study_ids=patient_N,
@@ -287,9 +299,9 @@ def test_a_model_without_its_decoder_is_refused_plainly(model):
 
 # ------------------------------------------------------------------ neighbours and outliers
 @pytest.fixture
-def space(tmp_path, monkeypatch) -> generation.Space:
+def space(tmp_path, monkeypatch) -> Space:
     """Random features of 12 nights, 32 for each channel-wise pooling; read 50 rows at a time."""
-    monkeypatch.setattr(generation, "BLOCK_ROWS", 50)
+    monkeypatch.setattr(generate_space, "BLOCK_ROWS", 50)
     index = planted_index(tmp_path, {"train": 8, "val": 2, "test": 2}, 20, seed=0)
     rng = np.random.default_rng(1)
     x_NF = rng.standard_normal((len(index), 32))
@@ -303,7 +315,7 @@ def space(tmp_path, monkeypatch) -> generation.Space:
     # Outliers: three test epochs far away in the features of channels 4, 9 and 12.
     for place, channel in ((5, 4), (9, 9), (12, 12)):
         x_NF[rows[place], 2 * channel] += 40 - channel
-    space = generation.Space(index, planted_table(index, tmp_path / "f", mean=x_NF)["mean"])
+    space = Space(index, planted_table(index, tmp_path / "f", mean=x_NF)["mean"])
     space.planted = {"query": int(rows[0]), "twin": twin, "other": other}
     space.outliers = [int(rows[place]) for place in (5, 9, 12)]
     return space
@@ -311,17 +323,17 @@ def space(tmp_path, monkeypatch) -> generation.Space:
 
 def test_a_planted_duplicate_is_the_nearest_neighbour(space):
     query = np.array([space.planted["query"]])
-    found, distance = generation.find_neighbours(space, query, 3, exclude_own_night=False)
+    found, distance = find_neighbours(space, query, 3, exclude_own_night=False)
     assert found[0, :2].tolist() == [space.planted["twin"], space.planted["other"]]
     assert distance[0, 1] < 0.2 < 1 < distance[0, 2]
-    found, _ = generation.find_neighbours(space, query, 3, exclude_own_night=True)
+    found, _ = find_neighbours(space, query, 3, exclude_own_night=True)
     assert found[0, 0] == space.planted["other"]
 
 
 @pytest.mark.parametrize("exclude", [False, True])
 def test_neighbours_found_in_blocks_are_those_of_a_plain_search(space, exclude):
     index, queries = space.index, space.index.rows("val")[:7]
-    found, distance = generation.find_neighbours(space, queries, 4, exclude_own_night=exclude)
+    found, distance = find_neighbours(space, queries, 4, exclude_own_night=exclude)
     everything = space.read(np.arange(len(index))).astype(np.float64)
     nights = index.nights()
     for q, query in enumerate(queries):
@@ -336,7 +348,7 @@ def test_neighbours_found_in_blocks_are_those_of_a_plain_search(space, exclude):
 def test_where_too_few_examples_are_left_there_is_no_neighbour(space):
     query = space.index.rows("test")[:1]
     pieces = [(query, space.read(query))]
-    found, distance = generation.nearest_examples(
+    found, distance = nearest_examples(
         space, space.read(query), query, pieces, 2, exclude_own_night=False
     )
     assert found.tolist() == [[-1, -1]]
@@ -347,18 +359,18 @@ def test_neighbours_agree_by_chance_on_random_labels_and_wholly_on_planted_ones(
     index = space.index
     sample = imputation.sample_classes(index, "test", 30, seed=0)
     queries = imputation.union(sample)
-    found, _ = generation.find_neighbours(space, queries, 5, exclude_own_night=True)
-    by_chance = generation.neighbour_agreement(index, sample, queries, found, 200, seed=0)
+    found, _ = find_neighbours(space, queries, 5, exclude_own_night=True)
+    by_chance = neighbour_agreement(index, sample, queries, found, 200, seed=0)
     assert by_chance["N2"]["share"] == pytest.approx(by_chance["N2"]["by_chance"], abs=0.15)
     stage_N = index.labels["sleep"]
     alike = np.array([np.flatnonzero(stage_N == stage_N[q])[:5] for q in queries])
-    wholly = generation.neighbour_agreement(index, sample, queries, alike, 200, seed=0)
+    wholly = neighbour_agreement(index, sample, queries, alike, 200, seed=0)
     assert wholly["N2"]["share"] == 1
     assert wholly["N2"]["n"] == len(sample["N2"])
 
 
 def test_planted_outliers_come_first_and_their_channel_is_named(space):
-    outliers = generation.find_outliers(space, n_reference=1000, seed=0)
+    outliers = find_outliers(space, n_reference=1000, seed=0)
     assert outliers.ranking()[:3].tolist() == space.outliers
     assert outliers.channel_N[space.outliers].tolist() == [4, 9, 12]
     nights, top = space.night_N, outliers.top_of_nights(space.night_N, 12)
@@ -379,8 +391,8 @@ def test_outlier_scores_are_those_of_a_plain_search_and_a_night_does_not_vouch_f
     x_NF = space.table.read(np.arange(len(index)))
     x_NF[alike] = x_NF[alike[0]]
     folder = space.table.paths[0].parent.parent / "g"
-    space = generation.Space(index, planted_table(index, folder, mean=x_NF)["mean"])
-    outliers = generation.find_outliers(space, n_reference=1000, seed=0)
+    space = Space(index, planted_table(index, folder, mean=x_NF)["mean"])
+    outliers = find_outliers(space, n_reference=1000, seed=0)
     z_NF = space.read(np.arange(len(index))).astype(np.float64)
     plain_N = np.empty(len(index))
     for at in range(len(index)):
@@ -397,11 +409,11 @@ def test_the_mean_of_a_class_is_decoded_and_its_nearest_and_farthest_epochs_are_
     rows, rng = index.rows("test"), np.random.default_rng(0)
     x_NF = rng.standard_normal((len(index), 32))
     patient_10 = rows[index.patient_ids[rows] == 10]
-    members = imputation.class_members(index)
+    members = tasks.class_members(index.labels)
     here = patient_10[members["desaturation"][patient_10]]
     assert len(here) == 2
-    space = generation.Space(index, planted_table(index, tmp_path, mean=x_NF)["mean"])
-    means = generation.decode_class_means(model, space, "test", 40, 10, 0, **HOW)
+    space = Space(index, planted_table(index, tmp_path, mean=x_NF)["mean"])
+    means = decode_class_means(model, space, "test", 40, 10, 0, **HOW)
     assert [mean.name for mean in means] == ["W", "N1", "N2", "N3", "R", "desaturation"]
     for mean in means:
         chosen = patient_10[members[mean.name][patient_10]]
@@ -416,13 +428,13 @@ def test_the_mean_of_a_class_is_decoded_and_its_nearest_and_farthest_epochs_are_
 
 def test_the_decoded_mean_of_one_epoch_is_its_reconstruction_where_it_was_hidden(index, model):
     position = index.rows("test")[:1]
-    decoded_CT = generation.decode_mean(model, index, position, **HOW)
+    decoded_CT = decode_mean(model, index, position, **HOW)
     ((x_BCT, present_BC),) = data.sample_batches(index, position, 1)
     alone = imputation.read_where_hidden(
         model, lambda keep_1CK: model.reconstruct(x_BCT, keep_1CK, present_BC)
     )[0]
     np.testing.assert_allclose(decoded_CT, alone.numpy(), rtol=0, atol=1e-5)
-    twice = generation.decode_mean(model, index, np.repeat(position, 2), **HOW)
+    twice = decode_mean(model, index, np.repeat(position, 2), **HOW)
     np.testing.assert_allclose(twice, decoded_CT, rtol=0, atol=1e-5)
 
 
@@ -430,10 +442,10 @@ def test_an_example_is_found_by_patient_study_and_second(index):
     position = int(index.rows("test")[8])
     name = f"{index.patient_ids[position]}/{index.study_ids[position]}"
     onset_s = index.onsets_s[position]
-    assert generation.parse_queries(index, [f"{name}/{onset_s + 12}"]) == {"query 1": position}
+    assert parse_queries(index, [f"{name}/{onset_s + 12}"]) == {"query 1": position}
     for bad, words in {name: "is no example", f"{name}/9000": "holds no epoch"}.items():
         with pytest.raises(GenerationError, match=words):
-            generation.parse_queries(index, [bad])
+            parse_queries(index, [bad])
 
 
 # ------------------------------------------------------------------ the script

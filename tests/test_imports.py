@@ -1,4 +1,4 @@
-"""The house: which module may import what (the leaves know nothing of the roof)."""
+"""The house: which folder may import what. The ground knows nothing of the rooms above it."""
 
 import ast
 import subprocess
@@ -8,86 +8,123 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pedsleepmae"
+GROUND = ""  # the modules that lie in no folder
+# What each folder may import besides itself and the ground.
+MAY_IMPORT = {
+    GROUND: set(),
+    "pages": set(),
+    "prepare": {"pages"},
+    "pretrain": {"pages"},
+    "probe": {"pages"},
+    "simulate": {"prepare"},
+    "explore": {"probe", "pages"},
+    "generate": {"probe", "pages"},
+    "score": {"prepare", "probe", "pages"},
+}
+ROOF = {"", "api"}  # what `import pedsleepmae` offers: lies flat, stands on everything
 HEAVY = {"edfio", "mne", "soxr", "jsonargparse"}  # absent on a GPU machine
-# Modules that must work without these, and without anything that imports them.
-PORTABLE = ["channels", "splits", "standardise", "store", "metrics", "model", "data", "training"]
-PORTABLE += ["checkpoints", "embeddings", "probes", "features", "report", "simulate", "cohort"]
-PORTABLE += ["out_of_distribution", "scoring", "scoring_report", "estimator"]
-PORTABLE += ["cohort_health", "explore_report"]
-# Layers from the leaves to the edges; a module imports its own package's lower layers only.
-LAYERS = {
-    "channels": 0, "config": 1, "splits": 0, "metrics": 0, "workers": 0,
-    "annotations": 1, "signals": 1, "standardise": 1, "model": 1, "simulate": 1,
-    "simulate_norms": 1, "simulate_events": 1, "simulate_waves": 1, "simulate_head": 1,
-    "simulate_body": 1, "simulate_signals": 1,
-    "store": 2, "recordings": 2, "features": 2,
-}  # fmt: skip
+# What must be imported without them: pretraining, embedding, probing, and simulated batch files.
+PORTABLE = ["model", "data", "api", "pretrain.run", "probe.report", "score.report"]
+PORTABLE += ["explore.report", "generate.report", "simulate.batches", "simulate.health"]
 
 
-def imported(module: str) -> set[str]:
-    """Modules that one imports at run time (what stands under TYPE_CHECKING is not)."""
-    names = set()
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    guarded = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    for node in ast.walk(tree):
-        if id(node) in guarded:
-            continue
+def module_name(path: Path) -> str:
+    """Dotted name below pedsleepmae; "" for the package itself, "prepare" for its __init__."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(module: str, at_import_only: bool = False) -> set[str]:
+    """Modules of the package, dotted, and names of other packages that a module imports.
+
+    ``at_import_only`` leaves out what it imports inside its functions.
+    """
+    found = set()
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    if at_import_only:
+        inside = {
+            id(node)
+            for function in nodes
+            if isinstance(function, ast.FunctionDef)
+            or (isinstance(function, ast.If) and ast.unparse(function.test) == "TYPE_CHECKING")
+            for node in ast.walk(function)
+        }
+        nodes = [node for node in nodes if id(node) not in inside]
+    for node in nodes:
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            if node.module == "pedsleepmae":
-                names |= {f"pedsleepmae.{alias.name}" for alias in node.names}
-            else:
-                names.add(node.module)
-    return names
-
-
-def closure(module: str, seen: set[str] | None = None) -> set[str]:
-    """Top-level packages that a module pulls in, itself or through others of the package."""
-    seen = set() if seen is None else seen
-    packages = set()
-    for name in imported(module):
-        if not name.startswith("pedsleepmae"):
-            packages.add(name.split(".")[0])
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
             continue
-        inner = name.removeprefix("pedsleepmae").strip(".").split(".")[0]
-        if inner and inner not in seen and (PACKAGE / f"{inner}.py").exists():
-            seen.add(inner)
-            packages |= closure(inner, seen)
-    return packages
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package != "pedsleepmae":
+                found.add(package)
+                continue
+            while rest not in MODULES:  # the name of a function: its module
+                rest = rest.rpartition(".")[0]
+            found.add(f"pedsleepmae.{rest}")
+    return found
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+def inner(module: str, **options) -> set[str]:
+    """Modules of the package that one imports, dotted, without the package's name."""
+    names = imports(module, **options)
+    return {n.removeprefix("pedsleepmae.") for n in names if n.startswith("pedsleepmae.")}
 
 
-@pytest.mark.parametrize("module", sorted(set(PORTABLE) & set(MODULES)))
-def test_training_and_evaluation_run_without_edf_and_resampling_libraries(module):
-    assert not closure(module) & HEAVY
+def folder(module: str) -> str:
+    return module.split(".")[0] if "." in module or MODULES[module].stem == "__init__" else GROUND
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_run_one_way(module):
-    layer = LAYERS.get(module, 3)
-    for name in imported(module):
-        inner = name.removeprefix("pedsleepmae.")
-        if name.startswith("pedsleepmae.") and inner in LAYERS:
-            assert LAYERS[inner] <= layer, f"{module} imports {inner}"
-        elif name.startswith("pedsleepmae.") and layer < 3:
-            pytest.fail(f"{module} is a low layer and imports {inner}")
+@pytest.mark.parametrize("module", sorted(set(MODULES) - ROOF))
+def test_imports_go_down_the_house(module):
+    allowed = {GROUND, folder(module), *MAY_IMPORT[folder(module)]}
+    for other in inner(module):
+        assert other not in ROOF, f"{module} imports the roof"
+        assert folder(other) in allowed, f"{module} imports {other}"
 
 
-def test_the_model_needs_torch_alone():
-    assert closure("model") <= {"torch"} | set(sys.stdlib_module_names)
+def test_no_module_imports_itself_by_way_of_others():
+    done = set()
+
+    def visit(module, above):
+        assert module not in above, " -> ".join([*above, module])
+        if module not in done:
+            for other in sorted(inner(module)):
+                visit(other, [*above, module])
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, [])
 
 
-def test_only_scripts_read_settings():
-    readers = [module for module in MODULES if "pedsleepmae.config" in imported(module)]
-    assert readers == []
+def test_only_config_knows_jsonargparse_and_only_scripts_know_config():
+    assert [m for m in MODULES if "jsonargparse" in imports(m)] == ["config"]
+    assert [m for m in MODULES if "config" in inner(m)] == []
+
+
+@pytest.mark.parametrize("module", PORTABLE)
+def test_training_embedding_and_probing_run_without_edf_and_resampling_libraries(module):
+    seen, todo = set(), [module]
+    while todo:
+        here = todo.pop()
+        if here not in seen:
+            seen.add(here)
+            assert not imports(here, at_import_only=True) & HEAVY, here
+            todo += inner(here, at_import_only=True)
+
+
+def test_the_model_knows_no_files_and_data_no_model():
+    libraries = {name for name in imports("model") if not name.startswith("pedsleepmae.")}
+    assert libraries <= {"torch"} | set(sys.stdlib_module_names)
+    assert inner("model") <= {"channels", "errors"}
+    assert not inner("data") & {"model", "checkpoints"}
 
 
 def test_nothing_happens_at_import():

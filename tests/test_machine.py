@@ -59,7 +59,7 @@ def test_peak_memory_grows_with_what_is_held():
 
 COUNT_FAULTS = """
 import resource, sys, torch
-from pedsleepmae.memory import keep_freed_memory
+from pedsleepmae.machine import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 torch.set_num_threads(1)

@@ -20,11 +20,17 @@ import pandas as pd
 import pytest
 from edf_files import EdfFile, Signal, nch_file, nch_study, stage_rows, write_tsv
 
-from pedsleepmae import layouts, prepare, recordings, store
+from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES
-from pedsleepmae.prepare import ExampleSettings, build_examples, prepare_study
-from pedsleepmae.prepare_report import inspect_recording
-from pedsleepmae.standardise import undo_standard
+from pedsleepmae.prepare import examples as prepare_examples
+from pedsleepmae.prepare import layouts, run, workers
+from pedsleepmae.prepare import recordings as prepare_recordings
+from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, build_examples
+from pedsleepmae.prepare.recordings import open_edf
+from pedsleepmae.prepare.report import inspect_recording
+from pedsleepmae.prepare.run import finished_outcome, prepare_study
+from pedsleepmae.prepare.signals import undo_standard
+from pedsleepmae.splits import SPLITS
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ExampleSettings(
@@ -155,8 +161,8 @@ def test_2_a_derived_channel_is_the_difference_of_its_electrodes(tmp_path):
     examples, outcome = build_examples(only_study(tmp_path), SETTINGS)
     assert outcome.channels["EEG C3-M2"] == "EEG C3 - EEG M2"
     assert outcome.channels["EEG O1-M2"] == "EEG O1 - EEG M2"
-    recording = prepare.open_edf(file)
-    from pedsleepmae.signals import resample
+    recording = open_edf(file)
+    from pedsleepmae.prepare.signals import resample
 
     expected = resample(recording.read(0) - recording.read(1), 256.0, step_hold=False) * 1e-6
     undone = undo_standard(examples.signals, examples.center, examples.scale)[0, 0]
@@ -170,7 +176,7 @@ def test_3_absent_channels_keep_the_study_down_to_min_channels(tmp_path):
     assert examples.present[0].tolist() == [True] * 5 + [False] * 11
     assert not examples.signals[:, 5:].any()
     assert "CAPNO" in outcome.absent
-    with pytest.raises(prepare.UnusableRecording, match="only 5 channels, min_channels is 6"):
+    with pytest.raises(UnusableRecording, match="only 5 channels, min_channels is 6"):
         build_examples(study, replace(SETTINGS, min_channels=6))
 
 
@@ -263,7 +269,7 @@ def test_what_nobody_foresaw_costs_one_recording_only(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr(prepare, "resample", fail)
+    monkeypatch.setattr(prepare_examples, "resample", fail)
     assert "unforeseen ZeroDivisionError: surprise" in reason(tmp_path)
 
 
@@ -277,7 +283,7 @@ def test_the_traceback_of_what_nobody_foresaw_is_kept_beside_the_state(tmp_path,
 
     examples = tmp_path / "examples"
     with monkeypatch.context() as broken:
-        broken.setattr(prepare, "resample", fail_deep_inside)
+        broken.setattr(prepare_examples, "resample", fail_deep_inside)
         outcome = prepare_study(only_study(tmp_path), SETTINGS, examples)
     assert ".prepared/5_6.traceback.txt" in outcome.reason
     log = examples / ".prepared" / "5_6.traceback.txt"
@@ -345,7 +351,7 @@ def test_a_duplicate_recording_does_not_touch_the_good_ones_examples(tmp_path):
     for study in studies:  # the duplicate comes last
         prepare_study(study, SETTINGS, tmp_path / "examples")
     assert len(list((tmp_path / "examples" / "5_6").iterdir())) == 5
-    again = prepare.finished_outcome(studies[0], SETTINGS, tmp_path / "examples")
+    again = finished_outcome(studies[0], SETTINGS, tmp_path / "examples")
     assert again.usable
 
 
@@ -379,17 +385,17 @@ def test_an_oximeter_is_judged_where_the_night_is_scored(tmp_path):
 def test_a_worker_whose_run_was_killed_replaces_nothing(tmp_path):
     nch_study(tmp_path, "5_6")
     study, examples_dir = only_study(tmp_path), tmp_path / "examples"
-    with prepare.only_run_in(examples_dir):
-        first = prepare.holder(examples_dir)
-    with prepare.only_run_in(examples_dir):
-        second = prepare.holder(examples_dir)
+    with workers.only_run_in(examples_dir):
+        first = workers.holder(examples_dir)
+    with workers.only_run_in(examples_dir):
+        second = workers.holder(examples_dir)
         assert first != second
         prepare_study(study, SETTINGS, examples_dir, second)
         wanted = contents(examples_dir)
         other = replace(SETTINGS, scaling="original")
         prepare_study(study, other, examples_dir, first)  # the orphan, late
     assert contents(examples_dir) == wanted
-    assert prepare.finished_outcome(study, SETTINGS, examples_dir) is not None
+    assert finished_outcome(study, SETTINGS, examples_dir) is not None
 
 
 def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
@@ -400,10 +406,10 @@ def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare, "build_examples", fail)
+        patched.setattr(run, "build_examples", fail)
         outcome = prepare_study(study, SETTINGS, tmp_path / "examples")
     assert "Input/output error" in outcome.reason
-    assert prepare.finished_outcome(study, SETTINGS, tmp_path / "examples") is None
+    assert finished_outcome(study, SETTINGS, tmp_path / "examples") is None
 
 
 def test_annotations_without_a_recording_are_listed(tmp_path):
@@ -581,10 +587,10 @@ def test_a_disk_that_fails_at_opening_costs_a_recording_this_run_only(tmp_path, 
         def stale(*_, **__):
             raise OSError(errno.ESTALE, "Stale file handle", str(study.edf))
 
-        patch.setattr(prepare.open_edf.__globals__["edfio"], "read_edf", stale)
+        patch.setattr(open_edf.__globals__["edfio"], "read_edf", stale)
         outcome = prepare_study(study, SETTINGS, examples_dir)
     assert "cannot be read (Stale file handle)" in outcome.reason
-    assert prepare.finished_outcome(study, SETTINGS, examples_dir) is None
+    assert finished_outcome(study, SETTINGS, examples_dir) is None
     assert prepare_study(study, SETTINGS, examples_dir).usable
 
 
@@ -602,7 +608,7 @@ def test_a_sector_that_cannot_be_read_costs_a_recording_this_run_only(tmp_path, 
         return Failing(path) if buffering == 0 else open(path, mode)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recordings, "open", open_failing, raising=False)
+        patch.setattr(prepare_recordings, "open", open_failing, raising=False)
         outcome = prepare_study(study, SETTINGS, examples_dir)
     assert outcome.reason == "5_6.edf: cannot be read (Input/output error)"
     assert prepare_study(study, SETTINGS, examples_dir).usable
@@ -648,7 +654,7 @@ def test_7_splits_csv_is_honoured_and_extended(prepared, tmp_path):
     nch_study(folder / "Sleep_Data", "77_77")
     assert run_script(folder).returncode == 0
     index = store.load_index(folder / "batches")
-    found = {p: store.SPLITS[s] for p, s in zip(index.patient_ids, index.split, strict=True)}
+    found = {p: SPLITS[s] for p, s in zip(index.patient_ids, index.split, strict=True)}
     assert {patient: found[patient] for patient in splits} == splits
     assert 77 in found
     assert 77 in store.read_splits(folder / "batches")
@@ -694,7 +700,7 @@ def test_folders_that_hold_recordings_are_never_replaced(tmp_path):
 
 def test_9_a_second_run_in_the_same_folder_stops_with_a_sentence(prepared):
     folder, _ = prepared
-    with prepare.only_run_in(folder / "batches"):
+    with workers.only_run_in(folder / "batches"):
         run = run_script(folder)
     assert run.returncode == 1
     assert "another run of script 1 is writing to" in run.stderr

@@ -12,10 +12,13 @@ import torch
 from planted import planted_index, planted_table
 from scipy.stats import norm
 
-from pedsleepmae import config, embeddings, evaluation, probes, solvers
+from pedsleepmae import checkpoints, errors, model
 from pedsleepmae.checkpoints import CheckpointError, hash_patients, list_sums
-from pedsleepmae.out_of_distribution import fit_density
-from pedsleepmae.probes import FitSettings
+from pedsleepmae.probe import embeddings, evaluation, files, linear, report, solvers
+from pedsleepmae.probe.density import fit_density
+from pedsleepmae.probe.linear import FitSettings
+from pedsleepmae.probe.nights import read_studies
+from pedsleepmae.tasks import task_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENTS = {"train": 14, "val": 7, "test": 9}
@@ -32,9 +35,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def settings_for(*tasks: str, **changes) -> config.ProbeSettings:
+def settings_for(*tasks: str, **changes) -> evaluation.ProbeSettings:
     changes = {"context": 0, "baselines": [], "bootstrap_draws": 300} | changes
-    return config.ProbeSettings(tasks=list(tasks), **changes)
+    return evaluation.ProbeSettings(tasks=list(tasks), **changes)
 
 
 def run(settings, index, features: dict[str, dict], folder, studies=None, how=HOW):
@@ -113,7 +116,7 @@ def test_a_better_baseline_is_called_better_and_an_equal_one_not(tmp_path):
     strong[:, 0] += 2.0 * event_N
     features = {"encoder": {"x": weak}, "handmade": {"handmade": strong}, "untrained": {"x": weak}}
     results = run(settings_for("arousal"), index, features, tmp_path)
-    content = evaluation.as_metrics(results, {})
+    content = report.as_metrics(results, {})
     baselines = content["tasks"]["arousal"]["baselines"]
     assert baselines["handmade"]["difference"]["auroc"]["ci95"][1] < -0.1
     assert baselines["untrained"]["difference"]["auroc"] == {"value": 0, "ci95": [0, 0]}
@@ -131,7 +134,7 @@ def test_neighbours_help_where_the_signal_lies_in_the_epoch_before(tmp_path):
     judged = results.tasks["desaturation"].judged
     assert judged["encoder"].test.figures["auroc"] < 0.6
     assert judged["context"].test.figures["auroc"] > 0.9
-    content = evaluation.as_metrics(results, {})["tasks"]["desaturation"]
+    content = report.as_metrics(results, {})["tasks"]["desaturation"]
     assert content["context"]["difference"]["auroc"]["value"] > 0.3
     assert content["test"]["auroc"] == judged["encoder"].test.figures["auroc"]
 
@@ -152,7 +155,7 @@ def unruly_problem(tmp_path, n_features=40):
     index.labels["sleep"][index.labels["sleep"] == 1] = 2  # a stage that never occurs
     table = planted_table(index, tmp_path / "features", x=x_NF)["x"]
     rows = index.rows("train")
-    targets = {t: probes.task_labels(index, t)[rows] for t in ("sleep", "apnea", "arousal")}
+    targets = {t: task_labels(index.labels, t)[rows] for t in ("sleep", "apnea", "arousal")}
     return table, rows, targets
 
 
@@ -161,17 +164,17 @@ def test_passes_over_the_disk_agree_with_scikit_learn_in_memory(tmp_path, n_feat
     """13 features: fewer than rows; 900: more, where memory works in the space of the rows."""
     table, rows, targets = unruly_problem(tmp_path, n_features)
     strengths = [1e-3, 1e-1]
-    whole, n_bad_whole = probes.fit_probes(table, rows, targets, FitSettings(strengths))
+    whole, n_bad_whole = linear.fit_probes(table, rows, targets, FitSettings(strengths))
     seen_rows = []
     original = table.read
     table.read = lambda positions: seen_rows.append(len(positions)) or original(positions)
-    tiny = FitSettings(strengths, memory_gb=n_features * 4 * probes.COPIES_IN_MEMORY * 50 / 1e9)
-    pieces, n_bad = probes.fit_probes(table, rows, targets, tiny)
+    tiny = FitSettings(strengths, memory_gb=n_features * 4 * linear.COPIES_IN_MEMORY * 50 / 1e9)
+    pieces, n_bad = linear.fit_probes(table, rows, targets, tiny)
     table.read = original
     assert max(seen_rows) <= 50 < len(rows)
     assert n_bad == n_bad_whole == len(rows)
     outputs = {
-        name: probes.predict(
+        name: linear.predict(
             table, rows, {(t, c): p for t, by_c in fitted.items() for c, p in by_c.items()}, tiny
         )
         for name, fitted in (("whole", whole), ("pieces", pieces))
@@ -186,7 +189,7 @@ def test_passes_over_the_disk_agree_with_scikit_learn_in_memory(tmp_path, n_feat
 def test_rotating_rows_into_their_own_space_keeps_products():
     x_NF = np.random.default_rng(6).standard_normal((7, 31)).astype(np.float32)
     x_NF[5] = x_NF[2]  # dependent rows
-    z_ND, basis_FD = probes.rotate(x_NF)
+    z_ND, basis_FD = linear.rotate(x_NF)
     assert z_ND.shape[1] == 6
     assert z_ND @ basis_FD.T == pytest.approx(x_NF, abs=1e-4)
     assert basis_FD.T @ basis_FD == pytest.approx(np.eye(6), abs=1e-5)
@@ -230,10 +233,10 @@ import numpy as np, sys, torch
 sys.path.insert(0, "tests")
 from pathlib import Path
 from test_probes import unruly_problem
-from pedsleepmae import probes
+from pedsleepmae.probe import linear
 table, rows, targets = unruly_problem(Path(sys.argv[1]), 17)
 both = [
-    probes.fit_probes(table, rows, targets, probes.FitSettings([0.01, 0.1], array_api=on))[0]
+    linear.fit_probes(table, rows, targets, linear.FitSettings([0.01, 0.1], array_api=on))[0]
     for on in (False, True)
 ]
 for task in targets:
@@ -283,10 +286,10 @@ def test_labels_are_collapsed_as_in_the_paper(tmp_path):
     index = planted_index(tmp_path, {"train": 1, "val": 1, "test": 1}, n_epochs=5, seed=9)
     index.labels["apnea"][:5], index.labels["hypop"][:5] = [0, 1, 2, 3, 0], [0, 0, 2, 0, 1]
     index.labels["sleep"][:5] = [-1, 0, 4, 2, 1]
-    assert probes.task_labels(index, "apnea")[:5].tolist() == [0, 1, 1, 1, 0]
-    assert probes.task_labels(index, "hypopnea")[:5].tolist() == [0, 0, 1, 0, 1]
-    assert probes.task_labels(index, "apnea_hypopnea")[:5].tolist() == [0, 1, 1, 1, 1]
-    assert probes.task_labels(index, "sleep")[:5].tolist() == [-1, 0, 4, 2, 1]
+    assert task_labels(index.labels, "apnea")[:5].tolist() == [0, 1, 1, 1, 0]
+    assert task_labels(index.labels, "hypopnea")[:5].tolist() == [0, 0, 1, 0, 1]
+    assert task_labels(index.labels, "apnea_hypopnea")[:5].tolist() == [0, 1, 1, 1, 1]
+    assert task_labels(index.labels, "sleep")[:5].tolist() == [-1, 0, 4, 2, 1]
 
 
 def test_a_task_with_one_class_in_train_is_null_with_its_reason_and_the_run_goes_on(tmp_path):
@@ -296,7 +299,7 @@ def test_a_task_with_one_class_in_train_is_null_with_its_reason_and_the_run_goes
     x_NF = np.random.default_rng(10).standard_normal((len(index), 3))
     settings = settings_for("desaturation", "arousal", "apnea", baselines=["prevalence"])
     results = run(settings, index, {"encoder": {"x": x_NF}}, tmp_path)
-    tasks = evaluation.as_metrics(results, {})["tasks"]
+    tasks = report.as_metrics(results, {})["tasks"]
     assert tasks["desaturation"]["test"]["auroc"] is None
     assert "only class 0" in tasks["desaturation"]["test"]["undefined"]["auroc"]
     assert tasks["arousal"]["threshold"] is None
@@ -317,7 +320,7 @@ def test_subgroups_are_scored_apart(tmp_path):
     people["sex"] = np.where(patients % 2 == 0, "F", "M")
     people["age_days"] = np.where(patients == patients[-1], np.nan, 365.25 * (patients % 5) + 1)
     people.to_csv(tmp_path / "studies.csv", index=False)
-    studies = evaluation.read_studies(tmp_path)
+    studies = read_studies(tmp_path)
     results = run(settings_for("arousal"), index, {"encoder": {"x": x_NF}}, tmp_path, studies)
     groups = results.tasks["arousal"].subgroups
     assert groups["sex"]["F"]["auroc"] > 0.85 > 0.6 > groups["sex"]["M"]["auroc"]
@@ -360,7 +363,7 @@ def test_indices_count_events_where_their_number_is_known(tmp_path):
         index,
         {"encoder": {"x": x_NF}},
         tmp_path,
-        evaluation.read_studies(tmp_path),
+        read_studies(tmp_path),
         FitSettings([100.0]),
     )
     assert results.events_per_epoch == {"arousal_index": pytest.approx(3)}
@@ -377,14 +380,14 @@ def test_patients_in_two_splits_are_refused_with_their_number(tmp_path):
     for patient in (100, 101):
         here = np.flatnonzero(index.patient_ids == patient)
         index.split[here[:2]] = 2
-    with pytest.raises(probes.ProbeError, match="2 patients stand in more than one"):
-        probes.check_index(index)
+    with pytest.raises(errors.ProbeError, match="2 patients stand in more than one"):
+        linear.check_index(index)
 
 
 def test_an_empty_split_is_refused(tmp_path):
     index = planted_index(tmp_path, {"train": 3, "test": 2}, n_epochs=5, seed=14)
-    with pytest.raises(probes.ProbeError, match="no val examples"):
-        probes.check_index(index)
+    with pytest.raises(errors.ProbeError, match="no val examples"):
+        linear.check_index(index)
 
 
 def test_patients_seen_in_pretraining_are_refused_unless_asked_for(tmp_path):
@@ -393,18 +396,18 @@ def test_patients_seen_in_pretraining_are_refused_unless_asked_for(tmp_path):
     test = np.unique(index.patient_ids[index.rows("test")])
     val = np.unique(index.patient_ids[index.rows("val")])
     clean, dirty = hash_patients(train), hash_patients([*train, *test[:2], val[0]])
-    assert probes.check_seen_patients(index, clean, allowed=False) == 0
-    assert probes.check_seen_patients(index, None, allowed=False) is None
-    with pytest.raises(probes.ProbeError, match="saw 3 of the val and test patients"):
-        probes.check_seen_patients(index, dirty, allowed=False)
-    assert probes.check_seen_patients(index, dirty, allowed=True) == 3
+    assert checkpoints.check_seen_patients(index, clean, allowed=False) == 0
+    assert checkpoints.check_seen_patients(index, None, allowed=False) is None
+    with pytest.raises(errors.ProbeError, match="saw 3 of the val and test patients"):
+        checkpoints.check_seen_patients(index, dirty, allowed=False)
+    assert checkpoints.check_seen_patients(index, dirty, allowed=True) == 3
 
 
 def test_poolings_that_do_not_exist_are_refused():
-    assert probes.check_poolings("best", ["mean", "max", "mean"]) == ["mean", "max"]
-    assert probes.check_poolings("time_abs+class", ["mean"]) == ["time_abs+class"]
-    with pytest.raises(probes.ProbeError, match="no 'median'"):
-        probes.check_poolings("mean+median", ["mean"])
+    assert model.check_poolings("best", ["mean", "max", "mean"]) == ["mean", "max"]
+    assert model.check_poolings("time_abs+class", ["mean"]) == ["time_abs+class"]
+    with pytest.raises(errors.ProbeError, match="no 'median'"):
+        model.check_poolings("mean+median", ["mean"])
 
 
 def test_probes_come_back_from_disk_as_they_were(tmp_path):
@@ -413,9 +416,9 @@ def test_probes_come_back_from_disk_as_they_were(tmp_path):
     x_NF[:, 0] += 2 * index.labels["eeg"]
     results = run(settings_for("sleep", "arousal"), index, {"encoder": {"x": x_NF}}, tmp_path)
     density = fit_density(results.best_table, results.index.rows("train"), results.test)
-    basis = probes.Basis({"encoder_sha256": "0123"}, density)
-    probes.save_probes(tmp_path / "probes.npz", results.pooling, results.chosen, basis)
-    pooling, loaded = probes.load_probes(tmp_path / "probes.npz")
+    basis = files.Basis({"encoder_sha256": "0123"}, density)
+    files.save_probes(tmp_path / "probes.npz", results.pooling, results.chosen, basis)
+    pooling, loaded = files.load_probes(tmp_path / "probes.npz")
     assert pooling == "x"
     rows = results.test
     features_NF = results.best_table.read(rows)
@@ -424,18 +427,18 @@ def test_probes_come_back_from_disk_as_they_were(tmp_path):
         judged = results.tasks[task].judged["encoder"]
         assert prob_NK == pytest.approx(judged.prob_NK, abs=1e-5)
         assert (one.decide(judged.prob_NK) == judged.decided_N).all()
-    again = probes.load_basis(tmp_path / "probes.npz")
+    again = files.load_basis(tmp_path / "probes.npz")
     assert again.facts == basis.facts
     x_NF = features_NF[:5]
     assert (again.density.distance(x_NF) == density.distance(x_NF)).all()
-    with pytest.raises(probes.ProbeError, match="run script 3"):
-        probes.load_probes(tmp_path / "train" / "combined_0.hdf5")
+    with pytest.raises(errors.ProbeError, match="run script 3"):
+        files.load_probes(tmp_path / "train" / "combined_0.hdf5")
 
 
 def test_published_probes_that_were_changed_are_refused(tmp_path):
     (tmp_path / "probes.npz").write_bytes(b"as published")
     list_sums(tmp_path / "probes.npz")
     (tmp_path / "probes.npz").write_bytes(b"changed")
-    for load in (probes.load_probes, probes.load_basis):
+    for load in (files.load_probes, files.load_basis):
         with pytest.raises(CheckpointError, match=r"probes\.npz: its SHA-256 is not the one"):
             load(tmp_path / "probes.npz")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from edf_files import EdfFile, Signal, nch_file, noise
 
-from pedsleepmae.recordings import RecordingError, open_edf, read_edf_annotations
+from pedsleepmae.prepare.recordings import RecordingError, open_edf, read_edf_annotations
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

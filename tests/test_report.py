@@ -12,7 +12,8 @@ from planted import write_cohort
 from sklearn.metrics import roc_auc_score
 from small_probes import paths, save_model, script_3
 
-from pedsleepmae import checkpoints, report, store
+from pedsleepmae import checkpoints, store
+from pedsleepmae.tasks import TASK_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +115,12 @@ def test_tasks_without_events_are_null_with_a_reason(content):
 
 
 def test_the_probes_on_disk_give_the_published_figure_again(finished, content):
-    from pedsleepmae import probes
+    from pedsleepmae.probe import files
 
     folder = finished[0]
     index = store.load_index(folder / "batches")
     model = checkpoints.load_model(folder / "model.pt")
-    pooling, loaded = probes.load_probes(folder / "results" / "probes.npz")
+    pooling, loaded = files.load_probes(folder / "results" / "probes.npz")
     test = index.rows("test")
     x_BCT = torch.from_numpy(store.read_signals(index, test))
     x_NF = model.embed(x_BCT, pooling, present=torch.from_numpy(index.present[test])).numpy()
@@ -168,7 +169,7 @@ def test_tables_and_pictures_stand_beside_the_report(finished, content):
 def test_the_script_prints_the_table_and_where_the_report_is(finished):
     folder, printed = finished
     assert "simulated data" in printed
-    for words in report.TASK_NAMES.values():
+    for words in TASK_NAMES.values():
         assert words in printed
     assert str(folder / "results" / "report.html") in printed
 

@@ -17,13 +17,26 @@ from sklearn.metrics import confusion_matrix, f1_score
 from small_probes import paths, run_script, save_model, script_3
 
 import pedsleepmae
-from pedsleepmae import probes, scoring, scoring_files, scoring_report, store
+from pedsleepmae import errors, store
 from pedsleepmae.channels import EPOCH_SAMPLES, RATE_HZ
-from pedsleepmae.layouts import find_scoring
-from pedsleepmae.out_of_distribution import TrainingDensity, fit_density
-from pedsleepmae.prepare import ExampleSettings, examples_to_score
-from pedsleepmae.recordings import RecordingError, open_edf
-from pedsleepmae.scoring import Night
+from pedsleepmae.prepare.examples import ExampleSettings, examples_to_score
+from pedsleepmae.prepare.layouts import find_scoring
+from pedsleepmae.prepare.recordings import RecordingError, open_edf
+from pedsleepmae.probe.density import TrainingDensity, fit_density
+from pedsleepmae.probe.files import load_basis, load_probes
+from pedsleepmae.score import files, report
+from pedsleepmae.score.night import (
+    Night,
+    Scorer,
+    annotation_rows,
+    cautions,
+    find_runs,
+    load_scorer,
+    night_quantities,
+    score_examples,
+    stage_agreement,
+)
+from pedsleepmae.tasks import NOTICE
 
 OUTPUTS = ["epochs.csv", "summary.json", "summary.csv", "annotations.edf", "report.html"]
 
@@ -40,8 +53,8 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scorer(trained) -> scoring.Scorer:
-    return scoring.load_scorer(trained / "model.pt", trained / "results" / "probes.npz")
+def scorer(trained) -> Scorer:
+    return load_scorer(trained / "model.pt", trained / "results" / "probes.npz")
 
 
 def script_4(trained: Path, recording: Path, output_dir: Path, *argv) -> int:
@@ -82,7 +95,7 @@ def make_night(stages=(), **events) -> Night:
 # ------------------------------------------------------------------ the same scores
 def test_epochs_that_script_3_scored_get_the_same_scores(trained, scorer):
     examples = stored_examples(trained, "test")
-    night = scoring.score_examples(scorer, examples)
+    night = score_examples(scorer, examples)
     tasks = json.loads((trained / "results" / "metrics.json").read_text())["tasks"]
     truth, called = night.scored["sleep"], night.called["sleep"]
     known = truth >= 0
@@ -93,14 +106,14 @@ def test_epochs_that_script_3_scored_get_the_same_scores(trained, scorer):
         assert f1 == pytest.approx(tasks[task]["test"]["f1"], abs=1e-12)
         brier = ((night.prob[task][:, 1] - night.scored[task]) ** 2).mean()
         assert brier == pytest.approx(tasks[task]["test"]["brier"], abs=1e-9)
-    agreement = scoring.stage_agreement(night)
+    agreement = stage_agreement(night)
     assert agreement["kappa"] == pytest.approx(tasks["sleep"]["test"]["kappa"], abs=1e-9)
 
 
 def score_edf(scorer, path: Path) -> tuple[store.Examples, Night]:
     scoring_of_it = find_scoring(path)
     examples, _ = examples_to_score(open_edf(path), scoring_of_it, ExampleSettings())
-    return examples, scoring.score_examples(scorer, examples)
+    return examples, score_examples(scorer, examples)
 
 
 def test_the_layout_of_the_file_changes_no_score(tmp_path, scorer):
@@ -143,7 +156,7 @@ def test_an_edf_file_and_its_mne_raw_score_alike(tmp_path, scorer):
     np.testing.assert_allclose(
         from_raw.signals.astype(float), from_file.signals.astype(float), atol=2e-3
     )
-    other = scoring.score_examples(scorer, from_raw)
+    other = score_examples(scorer, from_raw)
     assert other.called["sleep"].tolist() == night.called["sleep"].tolist()
     np.testing.assert_allclose(other.prob["sleep"], night.prob["sleep"], atol=2e-3)
     cropped = pedsleepmae.examples_from_raw(raw.copy().crop(tmin=40.25))
@@ -156,8 +169,8 @@ def test_predictions_come_back_as_mne_annotations(tmp_path, trained, scorer):
         warnings.simplefilter("ignore")  # MNE on the file's inverted calibration
         raw = mne.io.read_raw_edf(path, preload=True, verbose="error")
     found = pedsleepmae.annotate(raw, trained / "model.pt", trained / "results" / "probes.npz")
-    night = scoring.score_examples(scorer, pedsleepmae.examples_from_raw(raw))
-    expected = scoring.annotation_rows(night)
+    night = score_examples(scorer, pedsleepmae.examples_from_raw(raw))
+    expected = annotation_rows(night)
     rows = zip(found.onset, found.duration, found.description, strict=True)
     assert sorted(map(tuple, rows)) == sorted(expected)
     raw.set_annotations(found)
@@ -171,9 +184,9 @@ def test_annotations_are_read_back_equal_by_edfio_and_by_mne(tmp_path):
     night = Night(
         night.onsets_s + 10.9609375, night.prob, night.called, np.array([0, 2, 0, 0, 0, 0]), None
     )
-    scoring_files.write_edf_annotations(tmp_path / "a.edf", night)
+    files.write_edf_annotations(tmp_path / "a.edf", night)
     expected = sorted(
-        [(0.0, 0.0, scoring.NOTICE)]
+        [(0.0, 0.0, NOTICE)]
         + [
             (10.9609375 + 30 * k, 30.0, f"Sleep stage {stage}")
             for k, stage in enumerate(["W", "N1", "N2", "N3", "R", "N2"])
@@ -191,7 +204,7 @@ def test_annotations_are_read_back_equal_by_edfio_and_by_mne(tmp_path):
 def test_runs_join_adjoining_epochs_and_stop_at_gaps():
     onsets_s = np.array([0.0, 30, 60, 90, 150, 180])
     positive_N = np.array([1, 1, 0, 1, 1, 1], bool)
-    runs = scoring.find_runs(onsets_s, positive_N, "x")
+    runs = find_runs(onsets_s, positive_N, "x")
     assert runs == [(0.0, 60.0, "x"), (90.0, 30.0, "x"), (150.0, 60.0, "x")]
 
 
@@ -241,7 +254,7 @@ def test_a_staged_recording_is_scored_at_its_epochs_beside_the_scorer(scored):
 
 def test_every_quantity_says_what_it_rests_on(scored, trained):
     summary = json.loads((scored / "summary.json").read_text())
-    facts = probes.load_basis(trained / "results" / "probes.npz").facts
+    facts = load_basis(trained / "results" / "probes.npz").facts
     assert summary["checkpoint"]["file"] == "model.pt"
     assert summary["probes"]["n_patients"] == {"train": 4, "val": 2, "test": 3}
     assert any("simulated" in line for line in summary["cautions"])
@@ -401,13 +414,13 @@ def test_an_annotation_file_that_cannot_be_read_is_one_sentence_with_the_remedy(
     ],
 )
 def test_a_file_name_becomes_a_plain_folder_name(stem, name):
-    got = scoring_files.safe_name(stem)
+    got = files.safe_name(stem)
     assert re.fullmatch(re.escape(name) + "([0-9a-f]{8})?", got)
     assert (got == stem) == (name == stem)
 
 
 def test_two_file_names_stay_two_folders():
-    names = {scoring_files.safe_name(stem) for stem in ("a b", "a_b", "a;b", "Ü", "Ö", "recording")}
+    names = {files.safe_name(stem) for stem in ("a b", "a_b", "a;b", "Ü", "Ö", "recording")}
     assert len(names) == 6
 
 
@@ -415,14 +428,14 @@ def test_two_file_names_stay_two_folders():
 def test_probes_of_another_encoder_are_refused(tmp_path, trained, capsys):
     other = save_model(tmp_path / "other.pt", [], seed=1)
     probe_file = trained / "results" / "probes.npz"
-    with pytest.raises(probes.ProbeError, match="fitted on another encoder"):
-        scoring.load_scorer(other, probe_file)
+    with pytest.raises(errors.ProbeError, match="fitted on another encoder"):
+        load_scorer(other, probe_file)
     path = nch_file(seconds=120).write(tmp_path / "x.edf")
     with pytest.raises(SystemExit) as stopped:
         script_4(trained, path, tmp_path / "out", "--paths.checkpoint", other)
     assert "other.pt" in one_sentence(capsys, stopped.value.code)
     again = save_model(tmp_path / "copy.pt", [], seed=0)  # another file, the same encoder
-    assert scoring.load_scorer(again, probe_file).pooling == "time_abs"
+    assert load_scorer(again, probe_file).pooling == "time_abs"
 
 
 @pytest.mark.parametrize(
@@ -439,28 +452,28 @@ def test_a_probe_file_that_does_not_fit_is_refused(tmp_path, trained, change, wo
     with np.load(trained / "results" / "probes.npz") as file:
         arrays = dict(file) | change
     np.savez(tmp_path / "p.npz", **{name: a for name, a in arrays.items() if a is not None})
-    with pytest.raises(probes.ProbeError, match=words):
-        scoring.load_scorer(trained / "model.pt", tmp_path / "p.npz")
+    with pytest.raises(errors.ProbeError, match=words):
+        load_scorer(trained / "model.pt", tmp_path / "p.npz")
 
 
 def test_a_probe_file_holds_no_pickle(trained, tmp_path):
     with np.load(trained / "results" / "probes.npz", allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file)
     np.savez(tmp_path / "bad.npz", version=np.array([{}], dtype=object))
-    with pytest.raises(probes.ProbeError, match="no probes of script 3"):
-        probes.load_probes(tmp_path / "bad.npz")
+    with pytest.raises(errors.ProbeError, match="no probes of script 3"):
+        load_probes(tmp_path / "bad.npz")
 
 
 # ------------------------------------------------------------------ far from the training data
 def test_a_planted_example_is_flagged_and_hardly_any_other(trained, scorer):
     examples = stored_examples(trained, "test")
-    usual = scoring.score_examples(scorer, examples, far_share=0.05)
+    usual = score_examples(scorer, examples, far_share=0.05)
     assert 0 < usual.far_N.mean() <= 0.12  # 144 epochs of three new patients
     examples.signals[7] = examples.signals[7, ::-1].copy()  # the channels in the wrong order
     examples.signals[8] *= 20
     examples.signals[9] = np.nan
     examples.present[7:10] = True  # the last a defect: claimed as recorded
-    night = scoring.score_examples(scorer, examples, far_share=0.05)
+    night = score_examples(scorer, examples, far_share=0.05)
     assert night.far_N[7:10].all()
     others = np.setdiff1d(np.arange(len(night)), [7, 8, 9])
     np.testing.assert_array_equal(night.far_N[others], usual.far_N[others])
@@ -509,7 +522,7 @@ def test_distance_is_counted_in_spreads_along_each_axis():
 def test_the_figures_of_a_night_by_hand(scorer):
     # 20 epochs awake, 40 in N2: 20 minutes of sleep; 8 epochs at 0.75, so 6 expected.
     night = make_night([0] * 20 + [2] * 40, apnea_hypopnea=[0.75] * 8 + [0.0] * 52)
-    rows = {row["name"]: row for row in scoring.night_quantities(scorer, night, {})}
+    rows = {row["name"]: row for row in night_quantities(scorer, night, {})}
     assert rows["analysed_min"]["value"] == 30.0
     assert rows["sleep_min"]["value"] == rows["sleep_min"]["called"] == 20.0
     assert rows["sleep_efficiency"]["value"] == pytest.approx(100 * 2 / 3)
@@ -530,7 +543,7 @@ def test_indices_count_events_where_the_probes_know_events_for_an_epoch(scorer):
     labels = {task: np.zeros(60, int) for task in ("apnea", "hypopnea", "desaturation", "arousal")}
     labels |= {"sleep": night.called["sleep"], "apnea_hypopnea": np.arange(60) % 2}
     labels["apnea"] = np.arange(60) % 2
-    rows = scoring.night_quantities(
+    rows = night_quantities(
         replace(scorer, basis=basis),
         replace(night, scored=labels),
         {"apnea": 3, "hypop": 1, "desat": 7, "eeg": 9},
@@ -545,16 +558,16 @@ def test_indices_count_events_where_the_probes_know_events_for_an_epoch(scorer):
 
 def test_a_figure_that_cannot_be_had_says_why(scorer):
     no_sleep = make_night([0] * 40, apnea_hypopnea=[0.5] * 40)
-    rows = {row["name"]: row for row in scoring.night_quantities(scorer, no_sleep, {})}
+    rows = {row["name"]: row for row in night_quantities(scorer, no_sleep, {})}
     assert rows["apnea_hypopnea_index"]["reason"] == "less than 15 minutes of sleep"
     assert rows["desaturation_index"]["reason"] == "the probe file holds no probe for it"
     events = {"apnea_hypopnea": no_sleep.prob["apnea_hypopnea"]}
     called = {"apnea_hypopnea": no_sleep.called["apnea_hypopnea"]}
     no_stages = Night(no_sleep.onsets_s, events, called, np.zeros(40), None)
-    rows = {row["name"]: row for row in scoring.night_quantities(scorer, no_stages, {})}
+    rows = {row["name"]: row for row in night_quantities(scorer, no_stages, {})}
     assert rows["sleep_min"]["reason"] == "the probe file holds no probe for it"
     assert "no time of sleep" in rows["apnea_hypopnea_index"]["reason"]
-    assert len(scoring.annotation_rows(no_stages)) == 2
+    assert len(annotation_rows(no_stages)) == 2
 
 
 def test_an_event_of_d_seconds_touches_one_plus_d_over_30_epochs():
@@ -574,15 +587,15 @@ def test_a_night_unlike_the_training_data_is_cautioned_against():
         "absent": [],
         "epochs": "at the scored rows",
     }
-    (line,) = scoring.cautions(content)
+    (line,) = cautions(content)
     assert "do not rely" in line
     content["far"]["share"] = 0.02
-    assert scoring.cautions(content) == []
+    assert cautions(content) == []
 
 
 def test_a_sine_has_its_power_at_its_frequency():
     time_s = np.arange(EPOCH_SAMPLES) / RATE_HZ
-    hz, power_NM = scoring_report.power_density(20 * np.sin(2 * np.pi * 10 * time_s)[None])
+    hz, power_NM = report.power_density(20 * np.sin(2 * np.pi * 10 * time_s)[None])
     near = np.abs(hz - 10) <= 1
     step_hz = hz[1] - hz[0]
     assert power_NM[0, near].sum() * step_hz == pytest.approx(20**2 / 2, rel=0.01)

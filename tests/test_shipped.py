@@ -11,7 +11,8 @@ import torch
 from edf_files import nch_file
 
 import pedsleepmae
-from pedsleepmae import checkpoints, scoring
+from pedsleepmae import checkpoints
+from pedsleepmae.score import night
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "checkpoint"
@@ -45,7 +46,7 @@ def test_its_card_says_in_the_first_line_that_the_children_are_simulated():
 
 
 def test_its_probes_are_those_of_its_encoder():
-    scorer = scoring.load_scorer(SHIPPED, FOLDER / "probes.npz")
+    scorer = night.load_scorer(SHIPPED, FOLDER / "probes.npz")
     assert set(scorer.chosen) >= {"sleep", "apnea", "hypopnea", "desaturation", "arousal"}
 
 

@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS
-from pedsleepmae.signals import (
+from pedsleepmae.prepare.signals import (
+    choose_standard,
     cut_epochs,
     grid_start,
     measure_quality,
     percent_factor,
     resample,
-)
-from pedsleepmae.standardise import (
-    choose_standard,
     robust_standard,
     standardise_epochs,
     undo_standard,

@@ -7,15 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pedsleepmae import annotations, simulate, simulate_events, simulate_norms
-from pedsleepmae import simulate_body as body
-from pedsleepmae import simulate_head as head
-from pedsleepmae import simulate_signals as sig
-from pedsleepmae import simulate_waves as waves
+from pedsleepmae import tasks
 from pedsleepmae.channels import CHANNEL_NAMES
-from pedsleepmae.config import EventRates
-from pedsleepmae.simulate import Night
-from pedsleepmae.simulate_events import Event
+from pedsleepmae.prepare import annotations
+from pedsleepmae.simulate import batches, body, draw, head, norms, signals, waves
+from pedsleepmae.simulate.events import (
+    AROUSAL,
+    DESATURATION,
+    RESPIRATORY,
+    SHALLOW_DIP,
+    EventRates,
+    _desaturation,
+)
+from pedsleepmae.simulate.night import Event, Night, _deal, draw_child, draw_hypnogram, score_stages
+from pedsleepmae.simulate.signals import simulate_signals
 
 SHARED_TSV = Path(__file__).resolve().parents[2] / "shared" / "psg" / "ucddb_tsv"
 W, N1, N2, N3, R = range(5)
@@ -25,7 +30,7 @@ APNEAS = ("Obstructive Apnea", "Central Apnea", "Mixed Apnea")
 
 
 def a_child(age_years=9.0, seed=4, **fields):
-    child = simulate.draw_child(np.random.default_rng(seed), age_years)
+    child = draw_child(np.random.default_rng(seed), age_years)
     plain = {"eeg_gain": 1.0, "posterior_gain": 1.2, "muscle_gain": 1.0, "breath_factor": 1.0}
     plain |= {"posterior_shift_hz": 0.0, "spindle_gain": 1.0, "spindle_shift_hz": 0.0}
     return replace(child, **(plain | fields))
@@ -48,7 +53,7 @@ def made_night(events=(), child=None, blocks=(W, N1, N2, N3, R), block_s=BLOCK_S
 
 
 def signals_of(night, seed=0, rate_hz=RATE, **options):
-    return sig.simulate_signals(night, rate_hz, np.random.default_rng(seed), **options)
+    return simulate_signals(night, rate_hz, np.random.default_rng(seed), **options)
 
 
 def power(x, low, high, rate_hz=RATE):
@@ -78,7 +83,7 @@ def quiet():
 @pytest.fixture(scope="module")
 def breathing():
     """(events, signals): eight respiratory events of 18 s of each kind, all in N2."""
-    kinds = [*simulate_norms.APNEA_SHARES, *simulate_norms.HYPOPNEA_SHARES]
+    kinds = [*norms.APNEA_SHARES, *norms.HYPOPNEA_SHARES]
     events = [
         Event(60.0 + 60 * i, 18.0, kind, 0.5 if "Hypopnea" in kind else 1.0)
         for i, kind in enumerate(kinds * 8)
@@ -93,16 +98,16 @@ def drawn():
     nights = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        child = simulate.draw_child(rng)
-        nights.append(simulate.draw_night(child, 10_800.0, 97.25, EventRates(), rng))
+        child = draw_child(rng)
+        nights.append(draw.draw_night(child, 10_800.0, 97.25, EventRates(), rng))
     return nights
 
 
 # ------------------------------------------------------------------ rules by age
 def test_stage_shares_are_nchs_at_its_mean_age_and_change_with_age_as_measured():
-    shares = simulate_norms.stage_shares(8.8)
+    shares = norms.stage_shares(8.8)
     np.testing.assert_allclose(shares, [0.182, 0.035, 0.378, 0.239, 0.167], atol=0.001)
-    by_age = np.array([simulate_norms.stage_shares(age) for age in (0.5, 3, 8, 13, 18)])
+    by_age = np.array([norms.stage_shares(age) for age in (0.5, 3, 8, 13, 18)])
     np.testing.assert_allclose(by_age.sum(1), 1)
     assert (np.diff(by_age[:, N3]) < 0).all()
     assert (np.diff(by_age[:, R]) < 0).all()
@@ -110,24 +115,24 @@ def test_stage_shares_are_nchs_at_its_mean_age_and_change_with_age_as_measured()
 
 
 def test_rules_by_age_give_the_values_of_their_sources():
-    assert simulate_norms.posterior_rhythm_hz(3) == 8.0
-    assert simulate_norms.posterior_rhythm_hz(15) == 9.9
-    assert simulate_norms.breaths_per_minute(2) == pytest.approx(0.8 * 26)
-    assert simulate_norms.shortest_event_s(2) == pytest.approx(2 * 60 / 20.8)
-    assert simulate_norms.beats_per_minute(2) == pytest.approx(0.85 * 113)
-    gain = simulate_norms.slow_wave_gain
+    assert norms.posterior_rhythm_hz(3) == 8.0
+    assert norms.posterior_rhythm_hz(15) == 9.9
+    assert norms.breaths_per_minute(2) == pytest.approx(0.8 * 26)
+    assert norms.shortest_event_s(2) == pytest.approx(2 * 60 / 20.8)
+    assert norms.beats_per_minute(2) == pytest.approx(0.85 * 113)
+    gain = norms.slow_wave_gain
     assert gain(6) < gain(8) == 1.0 > gain(12)
     assert gain(16.5) ** 2 / gain(12) ** 2 <= 0.4  # delta power falls by more than 60 %
-    slow, fast = np.array([simulate_norms.spindle_hz(age) for age in range(4, 19)]).T
+    slow, fast = np.array([norms.spindle_hz(age) for age in range(4, 19)]).T
     assert ((slow >= 11) & (slow <= 12.75) & (fast >= 12.5) & (fast <= 14.5)).all()
     assert (np.diff(fast) > 0).all()
     assert (np.diff(slow) >= 0).all()
 
 
 def test_confusions_of_a_scorer_are_probabilities():
-    np.testing.assert_allclose(simulate_norms.STAGE_CONFUSION.sum(1), 1)
-    assert sum(simulate_norms.APNEA_SHARES.values()) == pytest.approx(1)
-    assert sum(simulate_norms.HYPOPNEA_SHARES.values()) == pytest.approx(1)
+    np.testing.assert_allclose(norms.STAGE_CONFUSION.sum(1), 1)
+    assert sum(norms.APNEA_SHARES.values()) == pytest.approx(1)
+    assert sum(norms.HYPOPNEA_SHARES.values()) == pytest.approx(1)
 
 
 # ------------------------------------------------------------------ hypnograms
@@ -135,7 +140,7 @@ def test_confusions_of_a_scorer_are_probabilities():
 def test_an_hour_holds_all_five_stages_in_a_nights_order(age_years):
     middle = {stage: [] for stage in range(5)}
     for seed in range(12):
-        stages = simulate.draw_hypnogram(120, age_years, np.random.default_rng(seed))
+        stages = draw_hypnogram(120, age_years, np.random.default_rng(seed))
         assert len(stages) == 120
         assert set(stages) == {W, N1, N2, N3, R}
         assert stages[0] == W
@@ -149,17 +154,17 @@ def test_stage_shares_of_a_scored_cohort_are_near_nchs():
     counts = np.zeros(5)
     for seed in range(150):
         rng = np.random.default_rng(seed)
-        child = simulate.draw_child(rng)
-        stages = simulate.draw_hypnogram(180, child.age_years, rng)
-        counts += np.bincount(simulate.score_stages(stages, rng), minlength=5)
+        child = draw_child(rng)
+        stages = draw_hypnogram(180, child.age_years, rng)
+        counts += np.bincount(score_stages(stages, rng), minlength=5)
     shares = counts / counts.sum()
-    np.testing.assert_allclose(shares, simulate_norms.NCH_STAGE_SHARES, atol=0.02)
+    np.testing.assert_allclose(shares, norms.NCH_STAGE_SHARES, atol=0.02)
     assert 0.025 < shares[N1] < 0.045
 
 
 def test_longer_nights_have_more_cycles():
     def n_rem_periods(n_epochs):
-        stages = simulate.draw_hypnogram(n_epochs, 9.0, np.random.default_rng(1))
+        stages = draw_hypnogram(n_epochs, 9.0, np.random.default_rng(1))
         deep = stages[(stages == N3) | (stages == R)]
         return int((np.diff(deep) == R - N3).sum())
 
@@ -169,13 +174,13 @@ def test_longer_nights_have_more_cycles():
 
 def test_a_night_too_short_for_all_stages_is_refused():
     with pytest.raises(ValueError, match="5 epochs cannot hold all stages"):
-        simulate.draw_hypnogram(5, 9.0, np.random.default_rng(0))
+        draw_hypnogram(5, 9.0, np.random.default_rng(0))
 
 
 def test_shares_are_dealt_out_by_largest_remainder():
-    assert simulate._deal(10, np.array([0.55, 0.25, 0.2])).tolist() == [6, 2, 2]
-    assert simulate._deal(7, np.array([1.0, 1.0, 1.0])).sum() == 7
-    assert simulate._deal(20, np.array([0.98, 0.01, 0.01]), least=2).tolist() == [16, 2, 2]
+    assert _deal(10, np.array([0.55, 0.25, 0.2])).tolist() == [6, 2, 2]
+    assert _deal(7, np.array([1.0, 1.0, 1.0])).sum() == 7
+    assert _deal(20, np.array([0.98, 0.01, 0.01]), least=2).tolist() == [16, 2, 2]
 
 
 def test_true_stages_change_within_12_s_of_the_epochs_border(drawn):
@@ -190,8 +195,8 @@ def test_true_stages_change_within_12_s_of_the_epochs_border(drawn):
 # ------------------------------------------------------------------ events
 def test_apneas_and_hypopneas_last_two_breaths_and_do_not_touch(drawn):
     for night in drawn:
-        events = [event for event in night.events if event.name in simulate_events.RESPIRATORY]
-        shortest_s = simulate_norms.shortest_event_s(night.child.age_years)
+        events = [event for event in night.events if event.name in RESPIRATORY]
+        shortest_s = norms.shortest_event_s(night.child.age_years)
         assert events
         assert min(event.duration_s for event in events) >= 0.99 * (
             shortest_s / night.child.breath_factor
@@ -207,22 +212,22 @@ def test_each_hypopnea_has_a_desaturation_or_an_arousal(drawn):
         for event in night.events:
             if "Hypopnea" not in event.name:
                 continue
-            assert event.size <= 1 - simulate_norms.LEAST_FLOW_DROP
+            assert event.size <= 1 - norms.LEAST_FLOW_DROP
             desaturated = any(
-                after.name == simulate_events.DESATURATION
+                after.name == DESATURATION
                 and after.size >= 3
                 and 9.9 <= after.onset_s - event.onset_s <= 25.1
                 for after in night.events
             )
             aroused = any(
-                after.name == simulate_events.AROUSAL and abs(after.onset_s - event.end_s) <= 1
+                after.name == AROUSAL and abs(after.onset_s - event.end_s) <= 1
                 for after in night.events
             )
             assert desaturated or aroused
 
 
 def test_events_are_where_children_have_them(drawn):
-    hours, counts = np.zeros(5), {name: np.zeros(5) for name in simulate_norms.STAGE_RISK}
+    hours, counts = np.zeros(5), {name: np.zeros(5) for name in norms.STAGE_RISK}
     for night in drawn:
         hours += np.bincount(night.stage_at(np.arange(night.duration_s)), minlength=5) / 3600
         for event in night.events:
@@ -240,9 +245,9 @@ def test_events_are_where_children_have_them(drawn):
 
 
 def test_the_default_cohort_is_enriched_as_documented(drawn):
-    positive, n_epochs = dict.fromkeys(annotations.EVENT_KINDS, 0), 0
+    positive, n_epochs = dict.fromkeys(tasks.EVENT_KINDS, 0), 0
     for night in drawn:
-        scoring = annotations.scoring_from_rows(simulate.scored_rows(night))
+        scoring = annotations.scoring_from_rows(draw.scored_rows(night))
         labels = annotations.label_epochs(scoring, night.duration_s)
         n_epochs += len(labels.sleep)
         for kind, codes in labels.events.items():
@@ -258,15 +263,13 @@ def test_the_default_cohort_is_enriched_as_documented(drawn):
 def test_rates_of_zero_give_a_night_without_events():
     rng = np.random.default_rng(0)
     none = EventRates(0, 0, 0, 0, min_events=0)
-    night = simulate.draw_night(a_child(), 4000.0, 100.0, none, rng)
+    night = draw.draw_night(a_child(), 4000.0, 100.0, none, rng)
     assert night.events == []
     assert night.scored_events == []
 
 
 def test_children_differ_in_severity(drawn):
-    counts = [
-        sum(event.name in simulate_events.RESPIRATORY for event in night.events) for night in drawn
-    ]
+    counts = [sum(event.name in RESPIRATORY for event in night.events) for night in drawn]
     assert max(counts) > 3 * min(counts)
 
 
@@ -274,7 +277,7 @@ def test_children_differ_in_severity(drawn):
 def test_a_scorer_misses_some_events_invents_some_and_is_a_little_off(drawn):
     real, found, spurious, scored, offsets = 0, 0, 0, 0, []
     for night in drawn:
-        truth = [event for event in night.events if event.name != simulate_events.SHALLOW_DIP]
+        truth = [event for event in night.events if event.name != SHALLOW_DIP]
         real, scored = real + len(truth), scored + len(night.scored_events)
         for event in truth:
             near = [s for s in night.scored_events if abs(s.onset_s - event.onset_s) < 3]
@@ -291,8 +294,8 @@ def test_a_scorer_misses_some_events_invents_some_and_is_a_little_off(drawn):
 
 def test_scored_stages_disagree_most_about_n1_and_beside_changes():
     rng = np.random.default_rng(0)
-    truth = np.concatenate([simulate.draw_hypnogram(600, 9.0, rng) for _ in range(20)])
-    scored = simulate.score_stages(truth, rng)
+    truth = np.concatenate([draw_hypnogram(600, 9.0, rng) for _ in range(20)])
+    scored = score_stages(truth, rng)
     right = scored == truth
     agreement = [right[truth == stage].mean() for stage in range(5)]
     assert 0.88 < right.mean() < 0.97
@@ -399,7 +402,7 @@ def test_the_posterior_rhythm_of_wake_has_the_frequency_of_the_age(age_years):
     spectrum = np.median(np.abs(np.fft.rfft(pieces)) ** 2, axis=0) * hz**1.5  # flat but for peaks
     band = (hz >= 3) & (hz <= 13)
     peak_hz = hz[band][spectrum[band].argmax()]
-    assert peak_hz == pytest.approx(simulate_norms.posterior_rhythm_hz(age_years), abs=0.8)
+    assert peak_hz == pytest.approx(norms.posterior_rhythm_hz(age_years), abs=0.8)
 
 
 def test_the_posterior_rhythm_is_occipital_and_goes_with_sleep(quiet):
@@ -438,12 +441,14 @@ def test_derivations_are_differences_of_the_same_electrodes(quiet, monkeypatch):
     assert np.corrcoef(x, block(quiet["EEG CZ-O1"], N3))[0, 1] > 0.6
     level = {name: np.float32(2.0**i) for i, name in enumerate(head.ELECTRODES)}
     monkeypatch.setattr(
-        sig, "recorded_electrodes", lambda *_: {n: np.full(7680, v) for n, v in level.items()}
+        signals,
+        "recorded_electrodes",
+        lambda *_: {n: np.full(7680, v) for n, v in level.items()},
     )
-    signals = signals_of(made_night(blocks=(N2,), block_s=60))
+    made = signals_of(made_night(blocks=(N2,), block_s=60))
     for name in (n for n in CHANNEL_NAMES if n.startswith(("EEG", "EOG"))):
         plus, minus = name.split(" ")[1].replace("LOC", "E1").replace("ROC", "E2").split("-")
-        assert set(signals[name]) == {level[plus] - level[minus]}
+        assert set(made[name]) == {level[plus] - level[minus]}
 
 
 def test_arousals_are_bursts_of_fast_eeg_with_chin_emg():
@@ -469,7 +474,7 @@ def test_belts_oppose_each_other_in_obstructive_apneas_only(breathing):
             for e in events
             if e.name == name
         ]
-        for name in simulate_events.RESPIRATORY
+        for name in RESPIRATORY
     }
     usual = [correlation_of_belts(signals, e.onset_s - 22, e.onset_s - 2) for e in events]
     assert np.median(usual) > 0.8
@@ -506,7 +511,7 @@ def test_effort_stops_in_central_and_goes_on_in_obstructive_apneas(breathing):
 
 def test_flow_and_co2_cease_in_apneas_and_flow_is_halved_in_hypopneas(breathing):
     events, signals = breathing
-    for event_kinds, low, high in ((APNEAS, 0, 0.15), (simulate_norms.HYPOPNEA_SHARES, 0.35, 0.7)):
+    for event_kinds, low, high in ((APNEAS, 0, 0.15), (norms.HYPOPNEA_SHARES, 0.35, 0.7)):
         chosen = [event for event in events if event.name in event_kinds]
         ratio = np.median([amplitude_ratio(signals, "C-FLOW", e) for e in chosen])
         assert low <= ratio < high
@@ -533,7 +538,7 @@ def test_the_child_breathes_at_the_rate_of_its_age():
         hz = np.fft.rfftfreq(len(x), 1 / RATE)
         band = (hz > 0.12) & (hz < 1)
         peak = hz[band][spectrum[band].argmax()] * 60
-        assert peak == pytest.approx(simulate_norms.breaths_per_minute(age_years), rel=0.12)
+        assert peak == pytest.approx(norms.breaths_per_minute(age_years), rel=0.12)
 
 
 # ------------------------------------------------------------------ oxygen
@@ -559,11 +564,7 @@ def test_desaturations_follow_their_apnea_by_10_to_25_seconds(drawn):
     """In the truth by construction, and in the signal: nothing falls before the lag is over."""
     lags = []
     for night in drawn:
-        dips = [
-            e
-            for e in night.events
-            if e.name in (simulate_events.DESATURATION, simulate_events.SHALLOW_DIP)
-        ]
+        dips = [e for e in night.events if e.name in (DESATURATION, SHALLOW_DIP)]
         for event in night.events:
             if event.name in APNEAS:
                 lags += [
@@ -574,7 +575,7 @@ def test_desaturations_follow_their_apnea_by_10_to_25_seconds(drawn):
     child = a_child(desaturation_lag_s=16.0)
     rng = np.random.default_rng(1)
     apnea = Event(300.0, 20.0, "Obstructive Apnea")
-    fall = simulate_events._desaturation(apnea, True, False, child, rng)
+    fall = _desaturation(apnea, True, False, child, rng)
     night = made_night([apnea, fall], child=child, blocks=(N2,), block_s=600)
     spo2 = signals_of(night, seed=2)["SPO2"][::RATE]
     assert spo2[300:310].min() > spo2[280:300].mean() - 1.5
@@ -589,9 +590,7 @@ def test_longer_apneas_desaturate_more():
 
     def depth(duration_s):
         event = Event(100.0, duration_s, "Obstructive Apnea")
-        falls = [
-            simulate_events._desaturation(event, True, False, child, rng).size for _ in range(200)
-        ]
+        falls = [_desaturation(event, True, False, child, rng).size for _ in range(200)]
         return np.mean(falls)
 
     assert depth(30.0) > depth(15.0) + 0.5 > depth(7.0) + 0.5
@@ -640,11 +639,11 @@ def test_a_rate_that_does_not_fit_the_knots_is_refused():
 
 def test_examples_are_the_scored_epochs_in_the_units_of_the_channels():
     rng = np.random.default_rng(5)
-    child = simulate.draw_child(rng)
-    night = simulate.draw_night(child, 1900.0, 50.5, EventRates(), rng)
+    child = draw_child(rng)
+    night = draw.draw_night(child, 1900.0, 50.5, EventRates(), rng)
     present = np.ones(16, bool)
     present[12] = False
-    x_NCT, labels, present_NC = simulate.simulate_examples(night, np.random.default_rng(1), present)
+    x_NCT, labels, present_NC = batches.simulate_examples(night, np.random.default_rng(1), present)
     n = int((1900 - 50.5) // 30)
     assert x_NCT.shape == (n, 16, 3840)
     assert x_NCT.dtype == np.float32
@@ -657,7 +656,7 @@ def test_examples_are_the_scored_epochs_in_the_units_of_the_channels():
     assert (sd[:7] > 5e-6).all()  # volts
     assert (sd[:7] < 3e-4).all()
     assert 85 < np.median(x_NCT[:, 8]) <= 100  # percent
-    whole = sig.simulate_signals(night, 128, np.random.default_rng(1))
+    whole = simulate_signals(night, 128, np.random.default_rng(1))
     start = round((50.5 + 30 * 7) * 128)
     np.testing.assert_allclose(
         x_NCT[7, 3], whole["EEG CZ-O1"][start : start + 3840] * 1e-6, rtol=1e-5
@@ -667,8 +666,8 @@ def test_examples_are_the_scored_epochs_in_the_units_of_the_channels():
 def test_the_seed_decides_everything():
     def make(seed):
         rng = np.random.default_rng(seed)
-        night = simulate.draw_night(simulate.draw_child(rng), 900.0, 20.0, EventRates(), rng)
-        return simulate.simulate_examples(night, rng)[0]
+        night = draw.draw_night(draw_child(rng), 900.0, 20.0, EventRates(), rng)
+        return batches.simulate_examples(night, rng)[0]
 
     np.testing.assert_array_equal(make(3), make(3))
     assert not np.array_equal(make(3), make(4))
@@ -678,8 +677,8 @@ def test_simple_features_tell_n3_from_wake_but_not_n1_from_rem():
     slow, tone, stages = [], [], []
     for seed in range(8):
         rng = np.random.default_rng(seed + 20)
-        night = simulate.draw_night(simulate.draw_child(rng), 3660.0, 60.0, EventRates(), rng)
-        x_NCT, labels, _ = simulate.simulate_examples(night, rng)
+        night = draw.draw_night(draw_child(rng), 3660.0, 60.0, EventRates(), rng)
+        x_NCT, labels, _ = batches.simulate_examples(night, rng)
         spectrum = np.abs(np.fft.rfft(x_NCT[:, 6])) ** 2
         hz = np.fft.rfftfreq(3840, 1 / 128)
         slow.append(np.log(spectrum[:, (hz > 0.5) & (hz < 2)].mean(1)))
@@ -700,37 +699,33 @@ def test_a_scoring_drives_a_night_and_keeps_its_rows():
     rows += [(200.0, 15.0, "Central Apnea"), (400.5, 20.0, "obstructive hypopnea")]
     rows += [(600.0, 0.0, "Central Apnea")]  # a note, not an event with a duration
     scoring = annotations.scoring_from_rows(rows)
-    night = simulate.night_from_scoring(
+    night = draw.night_from_scoring(
         a_child(), scoring, 1312.0, EventRates(0, 0, 0, 0, 0), np.random.default_rng(1)
     )
-    scored = [e for e in night.scored_events if e.name in simulate_events.RESPIRATORY]
+    scored = [e for e in night.scored_events if e.name in RESPIRATORY]
     assert [(e.onset_s, e.duration_s, e.name) for e in scored] == [
         (200.0, 15.0, "Central Apnea"),
         (400.5, 20.0, "Obstructive Hypopnea"),
     ]
     np.testing.assert_array_equal(night.epoch_onsets_s, scoring.stage_onsets_s)
     np.testing.assert_array_equal(night.scored_stages, scoring.stages)
-    truth = [e for e in night.events if e.name in simulate_events.RESPIRATORY]
+    truth = [e for e in night.events if e.name in RESPIRATORY]
     assert 0 < abs(truth[0].onset_s - 200) < 4
     # The hypopnea needs a consequence, and the file has neither kind, so that it was added.
-    assert any(
-        e.name in (simulate_events.DESATURATION, simulate_events.AROUSAL) for e in night.events
-    )
+    assert any(e.name in (DESATURATION, AROUSAL) for e in night.events)
     with_desaturations = annotations.scoring_from_rows(
         [*rows, (430.0, 20.0, "Oxygen Desaturation")]
     )
-    night = simulate.night_from_scoring(
+    night = draw.night_from_scoring(
         a_child(), with_desaturations, 1312.0, EventRates(), np.random.default_rng(1)
     )
-    assert sum(e.name == simulate_events.DESATURATION for e in night.scored_events) == 1
+    assert sum(e.name == DESATURATION for e in night.scored_events) == 1
 
 
 def test_a_scoring_without_stages_is_refused():
     scoring = annotations.scoring_from_rows([(0.0, 30.0, "Sleep stage ?")])
     with pytest.raises(ValueError, match="no scored stage"):
-        simulate.night_from_scoring(
-            a_child(), scoring, 60.0, EventRates(), np.random.default_rng(0)
-        )
+        draw.night_from_scoring(a_child(), scoring, 60.0, EventRates(), np.random.default_rng(0))
 
 
 def test_nights_of_ucddb_drive_nights():
@@ -739,12 +734,12 @@ def test_nights_of_ucddb_drive_nights():
     for path in sorted(SHARED_TSV.glob("*.tsv"))[:5]:
         scoring = annotations.read_tsv(path)
         duration_s = float(scoring.stage_onsets_s[-1] + 30)
-        night = simulate.night_from_scoring(
+        night = draw.night_from_scoring(
             a_child(), scoring, duration_s, EventRates(), np.random.default_rng(0)
         )
         labels = annotations.label_epochs(scoring, duration_s)
         ours = annotations.label_epochs(
-            annotations.scoring_from_rows(simulate.scored_rows(night)), duration_s
+            annotations.scoring_from_rows(draw.scored_rows(night)), duration_s
         )
         np.testing.assert_array_equal(ours.sleep, labels.sleep)
         np.testing.assert_array_equal(ours.events["apnea"], labels.events["apnea"])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pedsleepmae import store
-from pedsleepmae.store import LABELS, Examples, StoreError
+from pedsleepmae.store import Examples, StoreError
+from pedsleepmae.tasks import LABELS
 
 
 def make_examples(n=5, patients=(3, 7), seed=0):

@@ -14,7 +14,7 @@ import torch
 import yaml
 from small_batches import make_examples, write_folder
 
-from pedsleepmae import data, machine, pictures, trainer
+from pedsleepmae import data, machine
 from pedsleepmae.channels import CHANNEL_GROUPS
 from pedsleepmae.checkpoints import (
     CheckpointError,
@@ -23,23 +23,27 @@ from pedsleepmae.checkpoints import (
     load_model,
     save_checkpoint,
 )
-from pedsleepmae.config import (
-    ModelSettings,
+from pedsleepmae.errors import SettingsError, as_plain_dict
+from pedsleepmae.machine import World
+from pedsleepmae.model import ModelSettings
+from pedsleepmae.pretrain import monitor
+from pedsleepmae.pretrain.monitor import Logbook, probe_sleep_stage, read_metrics
+from pedsleepmae.pretrain.run import pretrain, stop_on_signal
+from pedsleepmae.pretrain.trainer import (
+    DivergedError,
     OptimSettings,
+    PretrainError,
     PretrainPaths,
     PretrainSettings,
-    SettingsError,
-    as_plain_dict,
+    Trainer,
+    learning_rate,
+    losses_by_group,
 )
-from pedsleepmae.logbook import Logbook, losses_by_group, read_metrics
-from pedsleepmae.machine import World
-from pedsleepmae.online_probe import probe_sleep_stage
 from pedsleepmae.store import load_index
-from pedsleepmae.trainer import DivergedError, PretrainError, Trainer, learning_rate
-from pedsleepmae.training import pretrain, stop_on_signal
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ModelSettings(patch_size=20, emb_dim=2, num_layer=1, num_head=2)
+DRAW_RECONSTRUCTION = monitor.draw_reconstruction  # replaced in most tests, for it takes a second
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +51,7 @@ def quick(monkeypatch):
     """No half-second measurements nor pictures in runs of a few steps."""
     monkeypatch.setattr(machine, "MATMUL_SIZE", {"cpu": 32})
     monkeypatch.setattr(machine, "MATMUL_SECONDS", 0.001)
-    monkeypatch.setattr(trainer, "draw_reconstruction", lambda path, *_: None)
+    monkeypatch.setattr(monitor, "draw_reconstruction", lambda path, *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +177,11 @@ def test_channel_variances_are_those_of_the_present_signals():
     batches = [
         (torch.tensor(x[rows]), torch.tensor(present[rows])) for rows in (slice(0, 2), slice(2, 5))
     ]
-    variance_C = trainer.channel_variances(batches).numpy()
+    variance_C = data.channel_variances(batches).numpy()
     np.testing.assert_allclose(variance_C[0], x[:, 0].var(), rtol=1e-5)
     np.testing.assert_allclose(variance_C[2], x[present[:, 2], 2].var(), rtol=1e-5)
     assert variance_C[7] == 1  # never present
-    assert variance_C[9] == np.float32(trainer.LEAST_VARIANCE)
+    assert variance_C[9] == np.float32(data.LEAST_VARIANCE)
 
 
 def test_balanced_channels_divide_each_error_by_its_variance(batches_dir, tmp_path):
@@ -191,7 +195,7 @@ def test_balanced_channels_divide_each_error_by_its_variance(batches_dir, tmp_pa
     index = load_index(batches_dir)
     sample = data.sample_batches(index, index.rows("train"), 32)
     torch.testing.assert_close(
-        (plain_C / balanced_C).float(), trainer.channel_variances(sample), rtol=1e-4, atol=0
+        (plain_C / balanced_C).float(), data.channel_variances(sample), rtol=1e-4, atol=0
     )
 
 
@@ -285,7 +289,7 @@ def test_training_lowers_the_validation_loss(batches_dir, tmp_path):
 
 # ------------------------------------------------------------------ what a run writes
 def test_a_run_writes_checkpoints_metrics_settings_and_pictures(batches_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "draw_reconstruction", pictures.draw_reconstruction)
+    monkeypatch.setattr(monitor, "draw_reconstruction", DRAW_RECONSTRUCTION)
     settings = settings_for(batches_dir, tmp_path, max_steps=4, val_every=4, probe_every=4)
     lines = []
     outcome = train(settings, lines.append)

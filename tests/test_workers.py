@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pedsleepmae.workers import in_parallel, use_workers
+from pedsleepmae.prepare.workers import in_parallel, use_workers
 
 
 def ten_times(folder: Path, deadly: int, deadly_once: int, item: int) -> int:

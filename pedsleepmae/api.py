@@ -1,0 +1,181 @@
+"""What `import pedsleepmae` offers: the encoder for scikit-learn, examples and scoring for MNE.
+
+The reading of recordings is imported where it is used, for the encoder runs without edfio and mne.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_array
+
+from pedsleepmae import machine
+from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.checkpoints import load_model
+from pedsleepmae.model import POOLINGS
+from pedsleepmae.probe import embeddings
+from pedsleepmae.score.night import annotation_rows, load_scorer, score_examples
+from pedsleepmae.store import Examples
+
+if TYPE_CHECKING:
+    import mne
+
+N_COLUMNS = N_CHANNELS * EPOCH_SAMPLES
+
+
+class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Standardised 30-s examples (n, 16, 3840) to embeddings (n, d) of a pretrained encoder.
+
+    ``checkpoint``: a file of script 2. ``pooling``: mean, max, time_mean, time_abs, class, or
+    several joined by +. ``batch_size``: examples at a time. ``device``: auto, cpu or cuda.
+    ``precision``: auto, float32 or bfloat16.
+
+    Nothing is learnt: ``fit`` loads the checkpoint and looks at X, ``transform`` works without it.
+    A channel that is NaN throughout an example was not recorded; other NaN are refused. Rows of
+    61,440 numbers, flattened examples, are read too, for tools that know tables alone. A pickle
+    holds the settings, not the weights: the checkpoint must be there where it is used.
+    """
+
+    def __init__(
+        self,
+        checkpoint="checkpoint/m15p8_checkpoint.pt",
+        pooling="mean",
+        batch_size=64,
+        device="auto",
+        precision="auto",
+    ):
+        self.checkpoint = checkpoint
+        self.pooling = pooling
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+
+    def fit(self, X, y=None):
+        """Load the encoder and check X; CheckpointError or ValueError say what is wrong."""
+        self._check_examples(X)
+        self.n_features_in_ = N_COLUMNS
+        self._n_features_out = self._embed_one()
+        return self
+
+    def transform(self, X):
+        """Embeddings of X, (n, d) float32."""
+        x_NCT = self._check_examples(X)
+        missing_NCT = np.isnan(x_NCT)
+        present_NC = ~missing_NCT.all(axis=2)
+        if (missing_NCT.any(axis=2) & present_NC).any():
+            raise ValueError(
+                "X has channels with some NaN: only a channel that is NaN throughout an example "
+                "counts, as not recorded; fill or drop these examples"
+            )
+        return self._embed(x_NCT, present_NC)
+
+    def _check_examples(self, X) -> np.ndarray:
+        """X as (n, 16, 3840); ValueError names a wrong shape or infinite values."""
+        x = check_array(
+            X, dtype="numeric", allow_nd=True, ensure_all_finite="allow-nan", estimator=self
+        )
+        if x.ndim == 2 and x.shape[1] == N_COLUMNS:
+            x = x.reshape(-1, N_CHANNELS, EPOCH_SAMPLES)
+        if x.shape[1:] != (N_CHANNELS, EPOCH_SAMPLES):
+            raise ValueError(
+                f"X has the shape {x.shape}; give (n, {N_CHANNELS}, {EPOCH_SAMPLES}) or "
+                f"(n, {N_COLUMNS}): 30 s at 128 Hz of the 16 channels, standardised"
+            )
+        return x
+
+    def _embed(self, x_NCT: np.ndarray, present_NC: np.ndarray) -> np.ndarray:
+        for part in str(self.pooling).split("+"):
+            if part not in POOLINGS:
+                raise ValueError(
+                    f"pooling is {self.pooling!r}; give one of {', '.join(POOLINGS)}, or several "
+                    "joined by +"
+                )
+        device = machine.choose_device(self.device)
+        return embeddings.embed_arrays(
+            self._load(device),
+            x_NCT,
+            present_NC,
+            self.pooling,
+            batch_size=self.batch_size,
+            device=device,
+            dtype=machine.choose_dtype(self.precision, device),
+        )
+
+    def _embed_one(self) -> int:
+        """Number of features, from one empty example."""
+        shape = (1, N_CHANNELS, EPOCH_SAMPLES)
+        return self._embed(np.zeros(shape, np.float32), np.zeros(shape[:2], bool)).shape[1]
+
+    def _load(self, device):
+        """The model, read again when another checkpoint or device was set."""
+        wanted = (str(Path(self.checkpoint).resolve()), str(device))
+        if getattr(self, "_loaded", (None, None))[0] != wanted:
+            self._loaded = (wanted, load_model(self.checkpoint, device))
+        return self._loaded[1]
+
+    def __getstate__(self):
+        return {k: v for k, v in super().__getstate__().items() if k != "_loaded"}
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+def examples_from_raw(
+    raw: "mne.io.BaseRaw",
+    *,
+    stand_ins: Mapping[str, list[str]] | None = None,
+    min_channels: int = 4,
+    scaling: str = "policy",
+    use_annotations: bool = True,
+    grid_offset_s: float = 0.0,
+) -> Examples:
+    """Standardised 30-s examples of an MNE Raw, absent channels NaN in ``signals``.
+
+    At the epochs that the Raw's annotations stage (`Sleep stage W`, …); where there are none, on a
+    30-s grid from ``grid_offset_s`` on. The settings mean what they do in script 4. RecordingError
+    when the Raw gives no examples.
+    """
+    from pedsleepmae.prepare.annotations import scoring_from_rows
+    from pedsleepmae.prepare.examples import ExampleSettings, examples_to_score
+    from pedsleepmae.prepare.recordings import open_raw, read_raw_annotations
+
+    scoring = scoring_from_rows(read_raw_annotations(raw)) if use_annotations else None
+    if scoring is not None and not (scoring.stages >= 0).any():
+        scoring = None
+    settings = ExampleSettings(
+        stand_ins=stand_ins or {}, min_channels=min_channels, scaling=scaling
+    )
+    examples, _ = examples_to_score(open_raw(raw), scoring, settings, grid_offset_s)
+    examples.signals[~examples.present] = np.nan
+    return examples
+
+
+def annotate(
+    recording: "mne.io.BaseRaw | Examples",
+    checkpoint: Path | str = "checkpoint/m15p8_checkpoint.pt",
+    probes: Path | str = "checkpoint/probes.npz",
+    *,
+    far_share: float = 0.01,
+    device: str = "auto",
+) -> "mne.Annotations":
+    """Stages, events and flags of a Raw (or of its examples) as annotations, no medical device.
+
+    The rows are those of script 4's annotations.edf; ``raw.set_annotations`` takes them.
+    """
+    import mne  # needed by those who have it loaded anyway
+
+    examples = recording if isinstance(recording, Examples) else examples_from_raw(recording)
+    scorer = load_scorer(checkpoint, probes, device=device)
+    night = score_examples(scorer, examples, far_share=far_share)
+    onsets_s, durations_s, texts = zip(*annotation_rows(night), strict=True)
+    return mne.Annotations(onsets_s, durations_s, texts)

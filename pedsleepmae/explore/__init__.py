@@ -1,0 +1,1 @@
+"""Script 5: the embedding space."""

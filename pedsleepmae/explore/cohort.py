@@ -1,0 +1,392 @@
+"""Does a cohort lie apart from the other patients in the embedding space?
+
+The silhouette stands beside what it is when the labels are shuffled over patients: epochs of one
+patient resemble each other, so any two groups of patients lie somewhat apart.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import t
+from sklearn.metrics import pairwise_distances
+from tqdm import tqdm
+
+from pedsleepmae import store
+from pedsleepmae.explore import diagnoses
+from pedsleepmae.probe.embeddings import FeatureTable
+from pedsleepmae.probe.maps import principal_parts
+
+MAX_REST_PER_PATIENT = 10  # others per patient of the cohort; more cost time and add little
+MAX_COHORT_EPOCHS = 20_000  # epochs that a comparison draws from
+
+
+@dataclass
+class CohortSettings:
+    """Patients that are compared with all others: by ICD code, by a list, or both."""
+
+    name: str = "Prader-Willi syndrome"
+    """What the cohort is called in the report."""
+    icd_codes: list[str] = field(default_factory=lambda: ["Q87.11", "Q87.1", "759.81"])
+    """ICD-10 and ICD-9 codes, equal but for dots, blanks and case (Q87.1 does not find Q87.19); in
+    quotes, for YAML takes 759.81 for a number."""
+    name_holds: str = ""
+    """Count only diagnoses whose DX_NAME holds this text, in any case (Q87.1 covers other
+    syndromes too); empty: all."""
+    source_types: list[str] = field(default_factory=list)
+    """Count only diagnoses of these DX_SOURCE_TYPE (authors' rule: [Final Dx]); empty: all."""
+    patient_ids: list[int] = field(default_factory=list)
+    """Patients of the cohort besides those found by code."""
+    patients_file: Path | None = None
+    """CSV file with a column patient_id: more patients of the cohort."""
+    min_patients: int = 3
+    """Fewer patients in one of the groups are not compared."""
+    epochs_per_patient: int = 30
+    """30-s epochs of each patient in a draw; patients with fewer are left out and counted."""
+    n_draws: int = 50
+    """Balanced draws of patients and epochs."""
+    n_shuffles: int = 999
+    """Shuffles of the labels over the patients, behind the p-value."""
+    controls_per_patient: int = 4
+    """Controls of nearest age for each patient of the cohort, where ages are known; fewer where
+    they would take up more than half of the others."""
+
+
+OUT = -1  # label of a patient who is left out of a labelling
+COLUMNS_AT_A_TIME = 128  # labellings; bounds memory at N x 128 numbers
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Silhouette of cohort against rest, -1 to 1, and what it is for shuffled patients.
+
+    ``silhouette`` is the mean over the draws, ``draws95`` the range of 95 % of them (other epochs,
+    other patients of the rest); ``ci95`` the interval over patients (jackknife), None where a group
+    has one. ``shuffled`` and ``shuffled95``: mean and 95 % of the shuffled figures. ``p_value``:
+    share of shuffles (the truth among them) that reach the silhouette.
+    """
+
+    silhouette: float
+    draws95: list[float]
+    ci95: list[float] | None
+    shuffled: float
+    shuffled95: list[float]
+    p_value: float
+    silhouette_R: np.ndarray
+    shuffled_P: np.ndarray
+
+
+def separate_cohort(
+    x_ND: np.ndarray,
+    patient_N: np.ndarray,
+    in_cohort_Q: np.ndarray,
+    stratum_Q: np.ndarray | None = None,
+    *,
+    n_epochs: int,
+    n_draws: int,
+    n_shuffles: int,
+    seed: int,
+) -> Separation:
+    """Separation of the patients ``in_cohort_Q`` (Q,) bool from the others.
+
+    ``patient_N`` (N,) numbers 0 to Q - 1, each patient with ``n_epochs`` epochs or more.
+    ``stratum_Q`` (Q,): labels are balanced and shuffled within strata only (matched sets of
+    :func:`match_by_age`); none: all patients are one stratum.
+    """
+    rng = np.random.default_rng(seed)
+    n_patients = len(in_cohort_Q)
+    one_stratum = stratum_Q is None
+    stratum_Q = np.zeros(n_patients, int) if one_stratum else np.asarray(stratum_Q)
+    truth_Q = np.asarray(in_cohort_Q).astype(int)
+    shuffled_QP = np.stack([_shuffle(truth_Q, stratum_Q, rng) for _ in range(n_shuffles)], axis=1)
+    unit_Q = np.arange(n_patients) if one_stratum else np.unique(stratum_Q, return_inverse=True)[1]
+    without_QU = np.where(unit_Q[:, None] == np.arange(unit_Q.max() + 1), OUT, truth_Q[:, None])
+    label_QP = np.concatenate([truth_Q[:, None], shuffled_QP, without_QU], axis=1)
+    rows = [np.flatnonzero(patient_N == patient) for patient in range(n_patients)]
+    figures_RP = np.empty((n_draws, label_QP.shape[1]))
+    for r in tqdm(range(n_draws), desc="balanced draws", unit="draw", leave=False):
+        drawn_N = np.concatenate([rng.choice(mine, n_epochs, replace=False) for mine in rows])
+        order_Q = rng.permutation(n_patients)
+        sums_NQ = distance_sums(x_ND[drawn_N], n_patients)
+        for start in range(0, label_QP.shape[1], COLUMNS_AT_A_TIME):
+            part_QP = label_QP[:, start : start + COLUMNS_AT_A_TIME]
+            drawn_QP = balance(part_QP, stratum_Q, order_Q)
+            figures_RP[r, start : start + part_QP.shape[1]] = silhouettes(
+                sums_NQ, part_QP, drawn_QP
+            )
+    mean_P = figures_RP.mean(0)
+    value, shuffled_P = float(mean_P[0]), mean_P[1 : 1 + n_shuffles]
+    reached = (shuffled_P >= value - 1e-12).sum()
+    group_U = truth_Q if one_stratum else np.zeros(without_QU.shape[1], int)
+    return Separation(
+        silhouette=value,
+        draws95=np.quantile(figures_RP[:, 0], [0.025, 0.975]).tolist(),
+        ci95=_jackknife_interval(value, mean_P[1 + n_shuffles :], group_U),
+        shuffled=float(shuffled_P.mean()),
+        shuffled95=np.quantile(shuffled_P, [0.025, 0.975]).tolist(),
+        p_value=float((1 + reached) / (1 + n_shuffles)),
+        silhouette_R=figures_RP[:, 0],
+        shuffled_P=shuffled_P,
+    )
+
+
+def distance_sums(x_ND: np.ndarray, n_patients: int) -> np.ndarray:
+    """Sum of the Euclidean distances from each epoch to all epochs of each patient, (N, Q).
+
+    The epochs stand patient by patient, equally many of each. Every labelling of the patients has
+    its silhouette from these sums alone, which is what makes thousands of shuffles cheap.
+    """
+    sums_NQ = np.empty((len(x_ND), n_patients))
+    n_rows = max(1, 20_000_000 // len(x_ND))
+    for start in range(0, len(x_ND), n_rows):
+        piece = pairwise_distances(x_ND[start : start + n_rows], x_ND)
+        sums_NQ[start : start + n_rows] = piece.reshape(len(piece), n_patients, -1).sum(2)
+    return sums_NQ
+
+
+def balance(label_QP: np.ndarray, stratum_Q: np.ndarray, order_Q: np.ndarray) -> np.ndarray:
+    """Who takes part in a draw, (Q, P) bool: in each stratum as many of the one label as of the
+    other, those that come first in ``order_Q`` (a permutation of the patients)."""
+    drawn_QP = np.zeros(label_QP.shape, bool)
+    for stratum in np.unique(stratum_Q):
+        here = order_Q[stratum_Q[order_Q] == stratum]
+        sides = [label_QP[here] == label for label in (0, 1)]
+        n_P = np.minimum(*(side.sum(0) for side in sides))
+        for side in sides:
+            drawn_QP[here] |= side & (np.cumsum(side, axis=0) <= n_P)
+    return drawn_QP
+
+
+def silhouettes(sums_NQ: np.ndarray, label_QP: np.ndarray, drawn_QP: np.ndarray) -> np.ndarray:
+    """Mean silhouette of the drawn patients' epochs for each labelling, (P,); NaN without two.
+
+    ``sums_NQ`` from :func:`distance_sums`. s = (b - a) / max(a, b), with a the mean distance of an
+    epoch to the others of its group and b that to the other group.
+    """
+    n_epochs = len(sums_NQ) // len(label_QP)
+    members = [(drawn_QP & (label_QP == label)).astype(float) for label in (0, 1)]
+    to_0, to_1 = (sums_NQ @ member for member in members)
+    n_0, n_1 = (n_epochs * member.sum(0) for member in members)
+    in_1 = np.repeat(label_QP == 1, n_epochs, axis=0)
+    taken = np.repeat(drawn_QP, n_epochs, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        a = np.where(in_1, to_1 / (n_1 - 1), to_0 / (n_0 - 1))
+        b = np.where(in_1, to_0 / n_0, to_1 / n_1)
+        s = np.where(taken, (b - a) / np.maximum(a, b), 0.0)
+        return s.sum(0) / taken.sum(0)
+
+
+def match_by_age(
+    age_years_Q: np.ndarray, in_cohort_Q: np.ndarray, n_controls: int
+) -> tuple[np.ndarray, int]:
+    """Matched sets: the number of its set for each patient (Q,), OUT for those in none; and the
+    controls in each.
+
+    Each patient of the cohort gets the same number of controls, such that the sum of the
+    differences in age is least (Rosenbaum 1989, optimal matching): ``n_controls``, or fewer, so
+    that half of the others remain unchosen, for a match needs a choice; at least one. Patients of
+    unknown age (NaN) are in no set.
+    """
+    known = np.isfinite(age_years_Q)
+    cases, others = np.flatnonzero(known & in_cohort_Q), np.flatnonzero(known & ~in_cohort_Q)
+    set_Q = np.full(len(age_years_Q), OUT)
+    if not 0 < len(cases) <= len(others):
+        return set_Q, 0
+    n_controls = min(n_controls, max(1, len(others) // (2 * len(cases))))
+    seats = np.repeat(np.arange(len(cases)), n_controls)
+    apart = np.abs(age_years_Q[cases][seats][:, None] - age_years_Q[others][None])
+    seat, chosen = linear_sum_assignment(apart)
+    set_Q[cases] = np.arange(len(cases))
+    set_Q[others[chosen]] = seats[seat]
+    return set_Q, n_controls
+
+
+def _shuffle(label_Q: np.ndarray, stratum_Q: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The labels permuted within each stratum."""
+    shuffled_Q = label_Q.copy()
+    for stratum in np.unique(stratum_Q):
+        here = np.flatnonzero(stratum_Q == stratum)
+        shuffled_Q[here] = rng.permutation(label_Q[here])
+    return shuffled_Q
+
+
+def _jackknife_interval(
+    value: float, without_U: np.ndarray, group_U: np.ndarray
+) -> list[float] | None:
+    """95 % interval from the figures without each unit (patient or matched set).
+
+    A t interval with the jackknife's standard error, groups taken one by one (Efron & Stein 1981),
+    and the degrees of freedom of the smallest group. The bootstrap would draw patients twice, and
+    an epoch's distance to its own copy is 0.
+    """
+    groups = [without_U[group_U == group] for group in np.unique(group_U)]
+    fewest = min(map(len, groups))
+    if fewest < 2 or not np.isfinite(without_U).all():
+        return None
+    variance = sum((len(g) - 1) / len(g) * ((g - g.mean()) ** 2).sum() for g in groups)
+    reach = t.ppf(0.975, fewest - 1) * np.sqrt(variance)
+    return [float(max(-1.0, value - reach)), float(min(1.0, value + reach))]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The cohort against one set of other patients; ``separation`` is None for a ``reason``.
+
+    Ages are medians, years, None where unknown; ``age_gap`` is the mean difference between a
+    patient and the controls of its set, years. ``least_p`` is the smallest p-value that so few
+    patients and shuffles allow.
+    """
+
+    against: str
+    n_cohort: int
+    n_rest: int
+    epochs_per_patient: int
+    age_cohort: float | None
+    age_rest: float | None
+    age_gap: float | None
+    least_p: float | None
+    separation: Separation | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who the cohort is: ``members`` anywhere, and how many patients each code found anywhere."""
+
+    name: str
+    members: frozenset[int]
+    n_by_code: dict[str, int]
+    n_listed: int
+
+
+def find_cohort(asked: CohortSettings, health_dir: Path | None) -> Cohort | None:
+    """The cohort that the settings name; None when they name none.
+
+    Raises DiagnosisError when a file that they name cannot be used.
+    """
+    listed = frozenset(asked.patient_ids)
+    if asked.patients_file is not None:
+        listed |= diagnoses.read_patient_list(asked.patients_file)
+    found = diagnoses.Diagnosed(frozenset(), {})
+    if health_dir is not None and asked.icd_codes:
+        found = diagnoses.read_diagnosed(
+            health_dir, asked.icd_codes, asked.name_holds, asked.source_types
+        )
+    if not listed and health_dir is None:
+        return None
+    return Cohort(asked.name, found.patients | listed, found.n_by_code, len(listed))
+
+
+def compare_cohort(
+    asked: CohortSettings,
+    index: store.ExampleIndex,
+    table: FeatureTable,
+    positions: np.ndarray,
+    cohort: Cohort,
+    age_years_N: np.ndarray,
+    seed: int,
+) -> list[Comparison]:
+    """The cohort against all other patients, and against those of nearest age."""
+    rng = np.random.default_rng(seed)
+    patients, patient_n, count_Q = np.unique(
+        index.patient_ids[positions], return_inverse=True, return_counts=True
+    )
+    age_n = age_years_N[positions]
+    known_Q = np.bincount(patient_n, np.isfinite(age_n))
+    total_Q = np.bincount(patient_n, np.nan_to_num(age_n))
+    age_Q = np.where(known_Q > 0, total_Q / np.maximum(known_Q, 1), np.nan)
+    in_cohort_Q = np.isin(patients, sorted(cohort.members))
+    enough_Q = count_Q >= asked.epochs_per_patient
+
+    def compare(against: str, chosen_Q: np.ndarray, set_Q: np.ndarray | None) -> Comparison:
+        chosen = np.flatnonzero(chosen_Q)
+        member_Q = in_cohort_Q[chosen]
+        n_cohort, n_rest = int(member_Q.sum()), int((~member_Q).sum())
+        facts = {
+            "against": against,
+            "n_cohort": n_cohort,
+            "n_rest": n_rest,
+            "epochs_per_patient": asked.epochs_per_patient,
+            "age_cohort": _median(age_Q[chosen][member_Q]),
+            "age_rest": _median(age_Q[chosen][~member_Q]),
+            "age_gap": None if set_Q is None else _age_gap(age_Q, set_Q, in_cohort_Q),
+        }
+        if set_Q is not None and not n_cohort:
+            reason = "fewer others of known age than patients of the cohort: nobody to match"
+            return Comparison(**facts, least_p=None, separation=None, reason=reason)
+        if min(n_cohort, n_rest) < asked.min_patients:
+            reason = (
+                f"{n_cohort} of the cohort and {n_rest} others have "
+                f"{asked.epochs_per_patient} epochs or more; cohort.min_patients asks for "
+                f"{asked.min_patients} of each (split all has the most patients)"
+            )
+            return Comparison(**facts, least_p=None, separation=None, reason=reason)
+        strata = None if set_Q is None else set_Q[chosen]
+        pool = max(asked.epochs_per_patient, MAX_COHORT_EPOCHS // len(chosen))
+        rows = [np.flatnonzero(patient_n == q) for q in chosen]
+        rows = [rng.choice(mine, min(pool, len(mine)), replace=False) for mine in rows]
+        x_ND = principal_parts(table, positions[np.concatenate(rows)], seed)
+        separation = separate_cohort(
+            x_ND,
+            np.repeat(np.arange(len(chosen)), [len(mine) for mine in rows]),
+            member_Q,
+            strata,
+            n_epochs=asked.epochs_per_patient,
+            n_draws=asked.n_draws,
+            n_shuffles=asked.n_shuffles,
+            seed=seed,
+        )
+        least_p = max(1 / _n_labellings(member_Q, strata), 1 / (1 + asked.n_shuffles))
+        return Comparison(**facts, least_p=least_p, separation=separation)
+
+    others = np.flatnonzero(enough_Q & ~in_cohort_Q)
+    n_most = MAX_REST_PER_PATIENT * max(1, int((enough_Q & in_cohort_Q).sum()))
+    drawn = rng.choice(others, min(n_most, len(others)), replace=False)
+    chosen_Q = enough_Q & in_cohort_Q
+    chosen_Q[drawn] = True
+    comparisons = [compare("other patients", chosen_Q, None)]
+    if np.isfinite(age_Q[enough_Q & in_cohort_Q]).any():
+        set_Q, _ = match_by_age(
+            np.where(enough_Q, age_Q, np.nan), in_cohort_Q, asked.controls_per_patient
+        )
+        comparisons.append(compare("controls of nearest age", set_Q >= 0, set_Q))
+    return comparisons
+
+
+def _median(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None
+
+
+def _age_gap(age_Q: np.ndarray, set_Q: np.ndarray, in_cohort_Q: np.ndarray) -> float | None:
+    """Mean difference in age, years, between the controls and the patient of their set."""
+    cases = np.flatnonzero(in_cohort_Q & (set_Q >= 0))
+    controls = np.flatnonzero(~in_cohort_Q & (set_Q >= 0))
+    if not len(controls):
+        return None
+    age_of_set = dict(zip(set_Q[cases], age_Q[cases], strict=True))
+    return float(np.mean([abs(age_Q[q] - age_of_set[set_Q[q]]) for q in controls]))
+
+
+def _n_labellings(member_Q: np.ndarray, stratum_Q: np.ndarray | None) -> int:
+    """How many silhouettes the labels can give within the strata.
+
+    The silhouette does not know which group is which: where every stratum has as many of the one
+    as of the other, two labellings share each.
+    """
+    strata = np.zeros(len(member_Q), int) if stratum_Q is None else stratum_Q
+    parts = [member_Q[strata == stratum] for stratum in np.unique(strata)]
+    n_labellings = math.prod(math.comb(len(part), int(part.sum())) for part in parts)
+    return n_labellings // 2 if all(2 * part.sum() == len(part) for part in parts) else n_labellings
+
+
+def comparison_figures(one: Comparison) -> dict:
+    """A comparison as numbers, None where there are none."""
+    names = ("against", "n_cohort", "n_rest", "epochs_per_patient", "age_cohort", "age_rest")
+    figures = {name: getattr(one, name) for name in (*names, "age_gap", "least_p")}
+    figures |= {"reason": one.reason or None}
+    for name in ("silhouette", "draws95", "ci95", "shuffled", "shuffled95", "p_value"):
+        figures[name] = None if one.separation is None else getattr(one.separation, name)
+    return figures

@@ -1,0 +1,264 @@
+"""Whether epochs that are near each other in the embedding space are near as signals.
+
+Axes: **N** epochs, **T** samples, **M** pairs, **R** draws, **G** groups of the bootstrap. Two
+distances between signals: Euclidean, sample by sample; and dynamic time warping, which forgives
+shifts up to a band (Sakoe & Chiba 1978), computed in C by dtaidistance.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from dtaidistance import dtw
+from scipy.signal import resample_poly
+from scipy.stats import rankdata
+from tqdm import tqdm
+
+from pedsleepmae import metrics, store
+from pedsleepmae.channels import CHANNEL_NAMES, RATE_HZ
+from pedsleepmae.probe.embeddings import FeatureTable
+
+
+@dataclass
+class DistanceSettings:
+    """Distances in the embedding space against distances between the signals."""
+
+    channels: list[str] = field(
+        default_factory=lambda: [
+            "EEG C3-M2",
+            "EOG LOC-M2",
+            "EMG CHIN1-CHIN2",
+            "SPO2",
+            "RESP THORACIC",
+        ]
+    )
+    """Which of the 16 channels; empty: none are compared."""
+    n_epochs: int = 600
+    """Epochs between which pairs are drawn, of at most 30 nights."""
+    n_pairs: int = 2000
+    """Pairs within a night, and as many between patients."""
+    dtw_rate_hz: float = 16.0
+    """Sampling rate for dynamic time warping, Hz; 128 divided by a whole number."""
+    dtw_band_s: float = 1.0
+    """Largest shift that dynamic time warping may forgive, seconds."""
+    bootstrap_draws: int = 500
+    """Resamples of patients behind each 95 % interval."""
+
+
+WITHIN, BETWEEN = "within a night", "between patients"
+MAX_NIGHTS = 30  # nights that the epochs are drawn from, as evenly as they come
+TOGETHER = "all of them"  # the channels' distances joined
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of epochs (M, 2), as numbers 0 to N - 1, and whether each lies within one night (M,).
+
+    The others are of two patients; pairs of two nights of one patient are neither.
+    """
+
+    ends: np.ndarray
+    within: np.ndarray
+
+    def of_kind(self, kind: str) -> np.ndarray:
+        return self.within if kind == WITHIN else ~self.within
+
+
+def draw_epochs(night_N: np.ndarray, n_epochs: int, rng: np.random.Generator) -> np.ndarray:
+    """Numbers (sorted) of about ``n_epochs`` epochs, equally many of at most MAX_NIGHTS nights."""
+    nights = rng.permutation(np.unique(night_N))[:MAX_NIGHTS]
+    share = max(2, -(-n_epochs // len(nights)))
+    drawn = []
+    for night in nights:
+        here = np.flatnonzero(night_N == night)
+        drawn.append(rng.choice(here, min(share, len(here)), replace=False))
+    return np.sort(np.concatenate(drawn))
+
+
+def draw_pairs(
+    night_N: np.ndarray, patient_N: np.ndarray, n_pairs: int, rng: np.random.Generator
+) -> Pairs:
+    """At most ``n_pairs`` different pairs of each kind, those of a kind equally likely."""
+    first, second = np.triu_indices(len(night_N), k=1)
+    kinds = (
+        (True, night_N[first] == night_N[second]),
+        (False, patient_N[first] != patient_N[second]),
+    )
+    ends, within = [], []
+    for is_within, mask in kinds:
+        here = np.flatnonzero(mask)
+        here = rng.choice(here, min(n_pairs, len(here)), replace=False)
+        ends.append(np.stack([first[here], second[here]], axis=1))
+        within.append(np.full(len(here), is_within))
+    return Pairs(np.concatenate(ends), np.concatenate(within))
+
+
+def euclidean(x_NT: np.ndarray, ends_M2: np.ndarray) -> np.ndarray:
+    """Euclidean distance of each pair of rows, (M,)."""
+    out = np.empty(len(ends_M2))
+    for start in range(0, len(ends_M2), 512):
+        i, j = ends_M2[start : start + 512].T
+        out[start : start + 512] = np.linalg.norm(
+            x_NT[i].astype(np.float64) - x_NT[j].astype(np.float64), axis=1
+        )
+    return out
+
+
+def time_warped(x_NT: np.ndarray, ends_M2: np.ndarray, band: int) -> np.ndarray:
+    """Dynamic-time-warping distance of each pair, (M,): root of the least sum of squares over
+    alignments that shift by ``band`` samples at most; 0 is the Euclidean distance."""
+    x_NT = np.ascontiguousarray(x_NT, np.float64)
+    # The library's window counts the diagonal; its pruning calls two flat signals infinitely far.
+    how = {"window": band + 1, "use_pruning": False}
+    return np.array([dtw.distance_fast(x_NT[i], x_NT[j], **how) for i, j in ends_M2])
+
+
+def lower_rate(x_NT: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Signals of 128 Hz at a rate that divides it, low-pass filtered first."""
+    return resample_poly(x_NT, 1, round(RATE_HZ / rate_hz), axis=1, padtype="line")
+
+
+def signal_distances(
+    x_NCT: np.ndarray,
+    present_NC: np.ndarray,
+    names: list[str],
+    ends_M2: np.ndarray,
+    *,
+    dtw_rate_hz: float,
+    dtw_band_s: float,
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(measure, channel, distance (M,)) for each of the channels, then for all of them together.
+
+    A distance is NaN where one of the two epochs lacks the channel. Together: the root of the sum
+    of squares, each channel's distance divided by its median so that all count alike; NaN where
+    one of the channels is lacking, else pairs of fewer channels would be the nearer ones.
+    """
+    band = round(dtw_band_s * dtw_rate_hz)
+    scaled: dict[str, list[np.ndarray]] = {"Euclidean": [], "time-warped": []}
+    for c, name in enumerate(tqdm(names, desc="signal distances", unit="channel", leave=False)):
+        both = present_NC[ends_M2, c].all(1)
+        slow_NT = lower_rate(x_NCT[:, c], dtw_rate_hz)
+        for measure, compute in (
+            ("Euclidean", lambda ends, c=c: euclidean(x_NCT[:, c], ends)),
+            ("time-warped", lambda ends, x=slow_NT: time_warped(x, ends, band)),
+        ):
+            distance_M = np.full(len(ends_M2), np.nan)
+            distance_M[both] = compute(ends_M2[both])
+            median = np.median(distance_M[both]) if both.any() else 0.0
+            scaled[measure].append(distance_M / (median if median > 0 else 1.0))
+            yield measure, name, distance_M
+    for measure, parts in scaled.items():
+        yield measure, TOGETHER, np.linalg.norm(parts, axis=0)
+
+
+def spearman(x_M: np.ndarray, y_M: np.ndarray) -> float:
+    """Spearman's rank correlation; NaN where one of the two is constant."""
+    rank_x, rank_y = rankdata(x_M), rankdata(y_M)
+    rank_x, rank_y = rank_x - rank_x.mean(), rank_y - rank_y.mean()
+    scale = np.sqrt((rank_x @ rank_x) * (rank_y @ rank_y))
+    return float(rank_x @ rank_y / scale) if scale > 0 else float("nan")
+
+
+def rank_correlation(
+    x_M: np.ndarray,
+    y_M: np.ndarray,
+    group_M2: np.ndarray,
+    n_groups: int,
+    *,
+    n_draws: int,
+    seed: int,
+) -> tuple[float | None, list[float] | None]:
+    """Spearman's correlation of two distances over the same pairs, and its 95 % interval.
+
+    ``group_M2`` (M, 2) is the group (patient) of each end. Groups are resampled: a pair counts as
+    often as both its ends are drawn, a pair within a group as often as the group is. None where it
+    is undefined or fewer than two groups carry it.
+    """
+    value = spearman(x_M, y_M) if len(x_M) > 2 else float("nan")
+    if not np.isfinite(value):
+        return None, None
+    weights_RG = metrics.draw_weights(n_groups, n_draws, seed).astype(int)
+    inside = group_M2[:, 0] == group_M2[:, 1]
+    draws_R = np.full(n_draws, np.nan)
+    for r, weight_G in enumerate(weights_RG):
+        first, second = weight_G[group_M2].T
+        rows = np.repeat(np.arange(len(x_M)), np.where(inside, first, first * second))
+        if len(rows) > 2:
+            draws_R[r] = spearman(x_M[rows], y_M[rows])
+    n_holding = len(np.unique(group_M2))
+    return value, metrics.interval(draws_R, n_holding, value, (-1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Correlations (a row a measure, channel and kind of pair) and the pairs behind the joint ones.
+
+    ``pairs`` has a row a pair: kind, embedding, Euclidean, time-warped (all channels together).
+    """
+
+    correlations: pd.DataFrame
+    pairs: pd.DataFrame
+    n_epochs: int
+    n_patients: int
+    resampled_over: str
+
+
+def compare_distances(
+    asked: DistanceSettings,
+    index: store.ExampleIndex,
+    table: FeatureTable,
+    positions: np.ndarray,
+    seed: int,
+) -> Distances:
+    """Rank correlation of distances between embeddings and between signals, over drawn pairs.
+
+    Embeddings as they are, without scaling: the distance that a search for similar epochs uses.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = draw_epochs(index.nights()[positions], asked.n_epochs, rng)
+    epochs = positions[chosen]
+    pairs = draw_pairs(index.nights()[epochs], index.patient_ids[epochs], asked.n_pairs, rng)
+    group_N, unit = metrics.bootstrap_groups(
+        index.patient_ids[epochs], index.study_ids[epochs], index.onsets_s[epochs]
+    )
+    x_NF = np.nan_to_num(table.read(epochs), posinf=0, neginf=0)
+    embedding_M = euclidean(x_NF, pairs.ends)
+    channels = [CHANNEL_NAMES.index(name) for name in asked.channels]
+    x_NCT = store.read_signals(index, epochs)[:, channels]
+    columns, rows = {"embedding": embedding_M}, []
+    for measure, channel, distance_M in signal_distances(
+        x_NCT,
+        index.present[epochs][:, channels],
+        asked.channels,
+        pairs.ends,
+        dtw_rate_hz=asked.dtw_rate_hz,
+        dtw_band_s=asked.dtw_band_s,
+    ):
+        if channel == TOGETHER:
+            columns[measure] = distance_M
+        for kind in (WITHIN, BETWEEN):
+            here = pairs.of_kind(kind) & np.isfinite(distance_M)
+            value, ci95 = rank_correlation(
+                embedding_M[here],
+                distance_M[here],
+                group_N[pairs.ends[here]],
+                int(group_N.max()) + 1,
+                n_draws=asked.bootstrap_draws,
+                seed=seed,
+            )
+            low, high = ci95 or (None, None)
+            row = {
+                "measure": measure,
+                "channel": channel,
+                "pairs": kind,
+                "n_pairs": int(here.sum()),
+            }
+            rows.append(row | {"spearman": value, "ci95_low": low, "ci95_high": high})
+    return Distances(
+        correlations=pd.DataFrame(rows),
+        pairs=pd.DataFrame({"pairs": np.where(pairs.within, WITHIN, BETWEEN), **columns}),
+        n_epochs=len(epochs),
+        n_patients=len(np.unique(index.patient_ids[epochs])),
+        resampled_over=unit,
+    )

@@ -1,0 +1,370 @@
+"""explore.json and an Exploration to explore.html, its tables (CSV) and pictures (PNG)."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from pedsleepmae import store
+from pedsleepmae.explore.cohort import Comparison, comparison_figures
+from pedsleepmae.explore.distances import BETWEEN, TOGETHER, WITHIN
+from pedsleepmae.explore.run import Exploration, NightPath
+from pedsleepmae.pages.page import counted, interval_in_words, page_template, write_pictures
+from pedsleepmae.pages.plots import (
+    COLOURS,
+    EVENT_COLOURS,
+    EVENT_NAMES,
+    INK,
+    LINE,
+    SOFT,
+    clean_axes,
+    draw_stage_line,
+    scatter_coloured,
+    write_title,
+)
+from pedsleepmae.probe.maps import event_kinds
+from pedsleepmae.probe.pictures import draw_map
+from pedsleepmae.tasks import STAGES, task_labels
+
+MEASURE_COLOURS = {"Euclidean": COLOURS["encoder"], "time-warped": COLOURS["handmade"]}
+KINDS = (WITHIN, BETWEEN)
+
+TEMPLATE = "explore.html.j2"
+WARN = "#8a4b00"
+FEW_PATIENTS = 10  # of a group: below it a comparison is a lead at best
+
+
+def write_page(output_dir: Path, result: Exploration, content: Mapping) -> Path:
+    """Write tables/*.csv, pictures/*.png and explore.html, which holds both; its path.
+
+    ``content`` is explore.json.
+    """
+    for name, table in make_tables(result).items():
+        store.write_table(output_dir / "tables" / f"{name}.csv", table)
+    pictures = write_pictures(output_dir / "pictures", marked_pictures(result))
+    page = page_template(TEMPLATE).render(
+        content=content,
+        pictures=pictures,
+        headlines=headlines(content),
+        cautions=cautions(content),
+        counted=counted,
+        n_mapped=len(result.mapped),
+        n_mapped_patients=len(np.unique(result.index.patient_ids[result.mapped])),
+    )
+    with store.write_whole(output_dir / "explore.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return output_dir / "explore.html"
+
+
+def marked_pictures(result: Exploration) -> Iterator[tuple[str, Figure]]:
+    """The pictures; those of simulated recordings say so, wherever they are pasted."""
+    for name, figure in make_pictures(result):
+        if result.index.simulated:
+            figure.text(
+                0.998, 0.997, "simulated data", ha="right", va="top", fontsize=8, color=WARN
+            )
+        yield name, figure
+
+
+def make_pictures(result: Exploration) -> Iterator[tuple[str, Figure]]:
+    """(name, figure) of every picture, drawn one at a time."""
+    for one in result.maps:
+        yield f"map_{one.method.lower()}", draw_map(one)
+    for number, night in enumerate(result.nights, start=1):
+        yield f"night_{number}", draw_path(night)
+    if any(one.separation is not None for one in result.comparisons):
+        yield "cohort", draw_comparisons(result.cohort.name, result.comparisons)
+    if result.distances is not None:
+        correlations, pairs = result.distances.correlations, result.distances.pairs
+        yield "distance_correlations", draw_correlations(correlations)
+        yield "distances", draw_pairs(pairs, correlations)
+
+
+def make_tables(result: Exploration) -> dict[str, pd.DataFrame]:
+    """The tables of the page for a spreadsheet."""
+    tables = {}
+    for one in result.maps:
+        name = one.method.lower()
+        tables[f"map_{name}"] = _points(result, one.positions, one.xy)
+        tables[f"separation_{name}"] = pd.DataFrame(
+            [{"labels": label, **figures} for label, figures in one.separation.items()]
+        )
+    for number, night in enumerate(result.nights, start=1):
+        tables[f"night_{number}"] = _points(result, night.positions, night.xy)
+    if result.comparisons:
+        rows = []
+        for one in map(comparison_figures, result.comparisons):
+            for name in ("draws95", "ci95", "shuffled95"):
+                low, high = one.pop(name) or (None, None)
+                one |= {f"{name}_low": low, f"{name}_high": high}
+            rows.append(one)
+        tables["cohort"] = pd.DataFrame(rows)
+    if result.distances is not None:
+        tables["distance_correlations"] = result.distances.correlations
+        tables["distance_pairs"] = result.distances.pairs
+    return tables
+
+
+def _points(result: Exploration, positions: np.ndarray, xy: np.ndarray) -> pd.DataFrame:
+    """A row an epoch of a map or a path: who, when, stage, event, place."""
+    index = result.index
+    stages = np.array([*STAGES, ""])[task_labels(index.labels, "sleep")[positions]]
+    return pd.DataFrame(
+        {
+            "patient_id": index.patient_ids[positions],
+            "study_id": index.study_ids[positions],
+            "onset_s": index.onsets_s[positions],
+            "stage": stages,
+            "event": np.array(EVENT_NAMES)[event_kinds(index, positions)],
+            "x": xy[:, 0],
+            "y": xy[:, 1],
+        }
+    )
+
+
+# ------------------------------------------------------------------ words
+def headlines(content: Mapping) -> list[str]:
+    """What was found, one sentence each, with its numbers of patients and epochs."""
+    lines = []
+    for first in content["maps"][:1]:  # none where UMAP alone was asked for and is absent
+        parts = [f"{n} {figures['silhouette']:.3f}" for n, figures in first["separation"].items()]
+        if not parts:
+            continue
+        lines.append(
+            f"On the map of {counted(first['n_epochs'], 'epoch')} of "
+            f"{counted(first['n_patients'], 'patient')} the silhouette is: {', '.join(parts)} "
+            "(0: no separation)."
+        )
+    for one in (content["cohort"] or {"comparisons": []})["comparisons"]:
+        lines.append(comparison_in_words(content["cohort"]["name"], one))
+    for row in (content["distances"] or {"correlations": []})["correlations"]:
+        if row["channel"] == TOGETHER and row["spearman"] is not None:
+            edges = None if row["ci95_low"] is None else [row["ci95_low"], row["ci95_high"]]
+            lines.append(
+                f"Over {row['n_pairs']:,} pairs {row['pairs']}, distance between embeddings and "
+                f"{row['measure']} distance between signals correlate at "
+                f"{row['spearman']:.2f} {interval_in_words(edges, 2)} (Spearman)."
+            )
+    return lines
+
+
+def comparison_in_words(name: str, one: Mapping) -> str:
+    """One comparison of the cohort, as a sentence."""
+    if one["silhouette"] is None:
+        return f"{name} is not compared with {one['against']}: {one['reason']}."
+    text = (
+        f"{name} ({counted(one['n_cohort'], 'patient')}) against {one['n_rest']:,} "
+        f"{one['against']}: silhouette {one['silhouette']:.3f} "
+        f"{interval_in_words(one['ci95'])}, with patients shuffled {one['shuffled']:.3f}, "
+        f"p = {one['p_value']:.3g}"
+    )
+    if one["age_cohort"] is not None and one["age_rest"] is not None:
+        text += f"; median ages {one['age_cohort']:.1f} and {one['age_rest']:.1f} years"
+    if one["age_gap"] is not None:
+        text += f", in a set {one['age_gap']:.1f} years apart on average"
+    return text + "."
+
+
+def cautions(content: Mapping) -> list[str]:
+    """What must be known before a figure is quoted, gravest first."""
+    lines = []
+    if content["simulated"]:
+        lines.append(
+            "The recordings are simulated: the figures show that the machinery works, nothing "
+            "about children."
+        )
+    elif content["checkpoint_simulated"]:
+        lines.append("The encoder was pretrained on simulated recordings.")
+    seen = content["seen_patients"]
+    if seen is None:
+        lines.append("Which patients the checkpoint saw in pretraining is unknown.")
+    elif seen:
+        lines.append(
+            f"Pretraining saw the signals, never a label, of {seen} of the "
+            f"{counted(content['n_patients'], 'patient')} explored."
+        )
+    compared = (content["cohort"] or {"comparisons": []})["comparisons"]
+    for one in compared:
+        if one["silhouette"] is None:
+            continue
+        fewest = min(one["n_cohort"], one["n_rest"])
+        if fewest < FEW_PATIENTS:
+            lines.append(
+                f"Against {one['against']}, a group has {counted(fewest, 'patient')}: a lead at "
+                f"best; no p-value below {one['least_p']:.2g} was possible."
+            )
+    if any(one["silhouette"] is not None for one in compared):
+        lines.append(
+            "Patients of a cohort differ from others in more than the diagnosis: age (hence the "
+            "matched comparison), medication, treatment in the lab, the year and its equipment."
+        )
+    return [*lines, *content["notes"]]
+
+
+def text_summary(content: Mapping) -> str:
+    """The findings in lines for a terminal."""
+    title = "simulated data" if content["simulated"] else f"split {content['split']}"
+    return "\n".join(
+        [f"{title}, pooling {content['pooling']}", *headlines(content), *content["notes"]]
+    )
+
+
+def draw_path(night: NightPath) -> Figure:
+    """One night as a path coloured by time, the same by stage and event, and its hypnogram."""
+    figure = Figure(figsize=(11.5, 6.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[2.7, 1])
+    by_time, by_stage = clean_axes(above, 1, 2)[0]
+    for ax in (by_time, by_stage):
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_aspect("equal", adjustable="datalim")
+        ax.margins(0.14)
+    steps = np.stack([night.xy[:-1], night.xy[1:]], axis=1)
+    # A gap in the scoring is no step: the path is broken there.
+    steps = steps[np.diff(night.hours) < 2 * 30.5 / 3600]
+    for ax, width in ((by_time, 0.8), (by_stage, 0.35)):
+        ax.add_collection(LineCollection(steps, colors=SOFT, linewidths=width, alpha=0.35))
+    points = by_time.scatter(*night.xy.T, c=night.hours, cmap="viridis", s=13, linewidths=0)
+    above.colorbar(points, ax=by_time, shrink=0.7, label="hours since the first scored epoch")
+    for place, text in ((0, "first epoch"), (-1, "last epoch")):
+        outwards = night.xy[place] - np.median(night.xy, axis=0)
+        outwards = outwards / max(np.hypot(*outwards), 1e-12)
+        by_time.annotate(
+            text,
+            night.xy[place],
+            xytext=38 * outwards,
+            textcoords="offset points",
+            fontsize=9,
+            ha="center",
+            color=INK,
+            bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85},
+            arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.9},
+        )
+    write_title(by_time, "by time")
+    scatter_coloured(by_stage, night.xy, "stage", night.stage, size=13)
+    breathing = night.event >= 3
+    if breathing.any():
+        by_stage.scatter(
+            *night.xy[breathing].T,
+            s=34,
+            facecolors="none",
+            edgecolors=EVENT_COLOURS[4],
+            linewidths=0.7,
+            label="apnea or hypopnea",
+        )
+    by_stage.legend(fontsize=7, frameon=False, markerscale=1.6, loc="best")
+    write_title(by_stage, "by stage")
+    (ax,) = clean_axes(below, 1, 1)[0]
+    draw_stage_line(ax, night.hours, night.stage, "stage", INK)
+    ax.set_xlim(0, night.hours[-1])
+    ax.set_xlabel("hours since the first scored epoch", fontsize=9)
+    return figure
+
+
+def draw_comparisons(name: str, comparisons: list[Comparison]) -> Figure:
+    """Silhouette of each comparison beside those of shuffled patients."""
+    shown = [one for one in comparisons if one.separation is not None]
+    figure = Figure(figsize=(5.6 * max(len(shown), 1), 3.9), layout="constrained")
+    axes = clean_axes(figure, 1, len(shown), sharex=True)[0]
+    for ax, one in zip(axes, shown, strict=True):
+        _draw_comparison(ax, one)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(
+        f"{name}: do its patients lie apart?", x=0.01, ha="left", fontsize=11, color=INK
+    )
+    axes[0].set_ylabel("shuffles or draws, share", fontsize=9)
+    return figure
+
+
+def _draw_comparison(ax: Axes, one: Comparison) -> None:
+    found = one.separation
+    bins = np.histogram_bin_edges(np.r_[found.shuffled_P, found.silhouette_R], 30)
+    for values, colour, label in (
+        (found.shuffled_P, COLOURS["prevalence"], "labels shuffled over patients"),
+        (found.silhouette_R, COLOURS["context"], "balanced draws, true labels"),
+    ):
+        weights = np.full(len(values), 1 / len(values))
+        ax.hist(values, bins, weights=weights, color=colour, alpha=0.8, label=label)
+    ax.axvline(found.silhouette, color=COLOURS["encoder"], lw=1.8, label="mean of the draws")
+    if found.ci95 is not None:
+        height = 0.94 * ax.get_ylim()[1]
+        ax.plot(
+            found.ci95,
+            [height, height],
+            color=COLOURS["handmade"],
+            lw=3,
+            solid_capstyle="butt",
+            label="95 % interval over patients",
+        )
+    ax.set_xlabel("silhouette", fontsize=9)
+    write_title(
+        ax,
+        f"{counted(one.n_cohort, 'patient')} against {one.n_rest:,} {one.against}\n"
+        f"p = {found.p_value:.3g}",
+    )
+
+
+def draw_pairs(pairs: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
+    """Distance between embeddings against distance between signals, all channels together."""
+    measures = [name for name in MEASURE_COLOURS if name in pairs]
+    kinds = [kind for kind in KINDS if (pairs["pairs"] == kind).any()]
+    figure = Figure(figsize=(4.8 * len(kinds), 3.9 * len(measures)), layout="constrained")
+    axes = clean_axes(figure, len(measures), len(kinds))
+    joint = correlations[correlations["channel"] == TOGETHER].set_index(["measure", "pairs"])
+    for row, measure in zip(axes, measures, strict=True):
+        for ax, kind in zip(row, kinds, strict=True):
+            some = pairs[(pairs["pairs"] == kind) & (pairs[measure] > 0)]
+            if len(some):
+                _draw_hexagons(ax, some[measure], some["embedding"])
+            value = joint.loc[(measure, kind), "spearman"]
+            text = "" if pd.isna(value) else f", Spearman {value:.2f}"
+            write_title(ax, f"{kind}{text}")
+            ax.set_xlabel(f"{measure} distance between signals", fontsize=9)
+            ax.set_ylabel("distance between embeddings", fontsize=9)
+    return figure
+
+
+def _draw_hexagons(ax: Axes, x: pd.Series, y: pd.Series) -> None:
+    """Counts of pairs; x logarithmic, for an epoch without its oximeter is far from all others."""
+    cells = ax.hexbin(x, y, gridsize=32, xscale="log", mincnt=1, cmap="viridis", linewidths=0)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ticks = MaxNLocator(6, integer=True)
+    ax.figure.colorbar(cells, ax=ax, shrink=0.75, label="pairs", ticks=ticks)
+
+
+def draw_correlations(correlations: pd.DataFrame) -> Figure:
+    """Spearman's correlation with interval of each channel, measure and kind of pair."""
+    channels = list(dict.fromkeys(correlations["channel"]))
+    channels = [name for name in channels if name != TOGETHER] + [TOGETHER]
+    present = correlations.loc[correlations["n_pairs"] > 0, "pairs"]
+    kinds = [kind for kind in KINDS if (present == kind).any()]
+    figure = Figure(figsize=(9.6, 1.3 + 0.42 * len(channels)), layout="constrained")
+    axes = clean_axes(figure, 1, len(kinds), sharex=True, sharey=True)[0]
+    for ax, kind in zip(axes, kinds, strict=True):
+        for offset, (measure, colour) in zip((-0.14, 0.14), MEASURE_COLOURS.items(), strict=True):
+            some = correlations[
+                (correlations["pairs"] == kind) & (correlations["measure"] == measure)
+            ]
+            for one in some.itertuples():
+                y = channels.index(one.channel) + offset
+                if not pd.isna(one.ci95_low):
+                    ax.plot([one.ci95_low, one.ci95_high], [y, y], color=colour, lw=2, alpha=0.8)
+                if not pd.isna(one.spearman):
+                    ax.plot(one.spearman, y, "o", color=colour, ms=5)
+        ax.axvline(0, color=LINE, lw=0.9)
+        ax.set_xlabel("Spearman's correlation, 95 % interval", fontsize=9)
+        write_title(ax, kind)
+    axes[0].set_yticks(range(len(channels)), channels)
+    axes[0].set_ylim(len(channels) - 0.4, -0.6)
+    for measure, colour in MEASURE_COLOURS.items():
+        axes[0].plot([], [], "o-", color=colour, ms=5, label=f"{measure} distance")
+    figure.legend(loc="outside upper left", ncols=2, fontsize=8, frameon=False)
+    return figure

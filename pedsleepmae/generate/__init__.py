@@ -1,0 +1,1 @@
+"""Script 6: signals from the model."""

@@ -1,0 +1,310 @@
+"""Pictures of the generation report, each a matplotlib Figure; nothing here computes a figure."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pedsleepmae import store
+from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
+from pedsleepmae.generate.imputation import METHODS, SLOW_CHANNELS
+from pedsleepmae.generate.means import ClassMean
+from pedsleepmae.generate.space import Outliers
+from pedsleepmae.pages.plots import (
+    INK,
+    LINE,
+    SOFT,
+    channel_heights,
+    clean_axes,
+    draw_epoch,
+    write_title,
+)
+from pedsleepmae.tasks import CLASSES, class_members
+
+METHOD_NAMES = {
+    "model": "model",
+    "zero": "zero (population mean)",
+    "recording_mean": "recording mean",
+    "nearest_channel": "nearest other channel",
+}
+METHOD_COLOURS = {
+    "model": "#1f5c8b",
+    "nearest_channel": "#c77d1e",
+    "recording_mean": "#8d99a6",
+    "zero": "#c3cbd3",
+}
+FIGURE_NAMES = {
+    "correlation": "correlation with the truth",
+    "spectral_error": "spectral error, |log10 ratio|",
+    "nmse": "mean squared error / variance",
+}
+SHOWN_CLASSES = ("W", "N2", "N3", "R", "apnea", "desaturation")
+DETAIL_S = (12.0, 18.0)
+WORST_NMSE = 2.0  # the axis of errors ends here; what is worse is drawn at its end
+
+
+# ------------------------------------------------------------------ imputation
+def rows_of(imputation: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:
+    """(label, figures by class) of each target's channels, with what was hidden beside them."""
+    rows = []
+    for target, channels in imputation.items():
+        for channel, by_class in channels.items():
+            alone = len(channels) == 1
+            rows.append((channel if alone else f"{channel}  (all {target} hidden)", by_class))
+    return [(label, by_class) for label, by_class in rows if "all" in by_class]
+
+
+def draw_overview(imputation: Mapping[str, Mapping]) -> Figure:
+    """The three figures of every hidden channel over all epochs: model and baselines."""
+    rows = rows_of(imputation)
+    figure = Figure(figsize=(11, 1.1 + 0.27 * len(rows)), layout="constrained")
+    axes = clean_axes(figure, 1, 3, sharey=True)[0]
+    for ax, (name, words) in zip(axes, FIGURE_NAMES.items(), strict=True):
+        for y, (_, by_class) in enumerate(rows):
+            entry = by_class["all"]
+            for k, method in enumerate(reversed(METHOD_COLOURS)):
+                one = entry["model"] if method == "model" else entry["baselines"][method]
+                if one[name] is None:
+                    continue
+                top = WORST_NMSE if name == "nmse" else np.inf
+                colour, height = METHOD_COLOURS[method], y + 0.12 * (1.5 - k)
+                if one["ci95"][name] is not None:
+                    edges = np.minimum(one["ci95"][name], top)
+                    ax.plot(edges, [height, height], color=colour, lw=1.6, alpha=0.8)
+                size = 5 if method == "model" else 3.6
+                label = METHOD_NAMES[method] if y == 0 and name == "nmse" else None
+                ax.plot(min(one[name], top), height, "o", color=colour, ms=size, label=label)
+            ax.axhline(y + 0.5, color=LINE, lw=0.5)
+        ax.set_xlabel(words, fontsize=9)
+    axes[0].set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    axes[0].axvline(0, color=SOFT, lw=0.8, ls=":")
+    axes[2].axvline(1, color=SOFT, lw=0.8, ls=":")
+    axes[2].set_xlim(0, WORST_NMSE + 0.03)
+    handles, labels = axes[2].get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], labels[::-1], loc="outside upper left", ncols=4, fontsize=8, frameon=False
+    )
+    return figure
+
+
+def draw_classes(imputation: Mapping[str, Mapping]) -> Figure:
+    """Correlation by channel and class, and its gain over the nearest channel, as two maps."""
+    rows = rows_of(imputation)
+    value = np.full((2, len(rows), len(CLASSES)), np.nan)
+    sure = np.zeros((len(rows), len(CLASSES)), bool)
+    for r, (_, by_class) in enumerate(rows):
+        for c, name in enumerate(CLASSES):
+            if name in by_class and by_class[name]["model"]["correlation"] is not None:
+                gap = by_class[name]["baselines"]["nearest_channel"]["difference"]["correlation"]
+                value[:, r, c] = by_class[name]["model"]["correlation"], gap["value"]
+                edges = gap["ci95"]
+                sure[r, c] = edges is not None and (edges[0] > 0 or edges[1] < 0)
+    figure = Figure(figsize=(12, 1.4 + 0.25 * len(rows)), layout="constrained")
+    axes = clean_axes(figure, 1, 2, sharey=True)[0]
+    titles = ("Correlation of the model's imputation", "Gain over the nearest channel")
+    for ax, map_RC, title, colours, low in zip(
+        axes, value, titles, ("Blues", "RdBu"), (0, -1), strict=True
+    ):
+        ax.imshow(map_RC, cmap=colours, vmin=low, vmax=1, aspect="auto")
+        for (r, c), number in np.ndenumerate(map_RC):
+            if np.isfinite(number):
+                text = f"{number:.2f}" if low == 0 else f"{number:+.2f}"
+                colour = "white" if abs(number) > 0.6 else INK
+                weight = "bold" if low < 0 and sure[r, c] else "normal"
+                ax.text(
+                    c, r, text, ha="center", va="center", fontsize=6.5, color=colour, weight=weight
+                )
+        ax.set_xticks(range(len(CLASSES)), CLASSES, rotation=35, ha="right")
+        ax.set_yticks(range(len(rows)), [label for label, _ in rows])
+        ax.tick_params(length=0)
+        write_title(ax, title)
+    return figure
+
+
+def draw_imputed(
+    rows: Sequence[tuple[str, int]], true_RT: np.ndarray, pred_RMT: np.ndarray
+) -> Figure:
+    """Truth, imputation and nearest channel: a row for each (caption, channel) of ``rows``.
+
+    30 s on the left; of fast channels some seconds on the right.
+    """
+    time_s = np.arange(true_RT.shape[1]) / RATE_HZ
+    fast = any(channel not in SLOW_CHANNELS for _, channel in rows)
+    columns = 2 if fast else 1
+    figure = Figure(figsize=(12, 0.7 + 1.25 * len(rows)), layout="constrained")
+    options = {"width_ratios": [1.7, 1]} if fast else {}
+    axes = clean_axes(figure, len(rows), columns, gridspec_kw=options, sharex="col")
+    shown = ("nearest_channel", "model")
+    for (caption, channel), true_T, pred_MT, pair in zip(
+        rows, true_RT, pred_RMT, axes, strict=True
+    ):
+        spans = [(0.0, EPOCH_S), DETAIL_S]
+        for ax, (first_s, last_s) in zip(pair, spans, strict=False):
+            here = (time_s >= first_s) & (time_s < last_s)
+            ax.plot(time_s[here], true_T[here], color=INK, lw=0.8, label="recorded")
+            for method in shown:
+                ax.plot(
+                    time_s[here],
+                    pred_MT[METHODS.index(method)][here],
+                    color=METHOD_COLOURS[method],
+                    lw=1.1 if method == "model" else 0.8,
+                    label=METHOD_NAMES[method],
+                )
+            ax.set_xlim(first_s, last_s)
+        low, high = _span(true_T, pred_MT[METHODS.index("model")])
+        for ax in pair:
+            ax.set_ylim(low, high)
+        pair[0].set_title(caption, fontsize=8, color=INK, loc="left")
+        pair[0].set_ylabel(CHANNEL_NAMES[channel], fontsize=7)
+    for ax in axes[-1]:
+        ax.set_xlabel("seconds", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _span(*signals: np.ndarray) -> tuple[float, float]:
+    """Limits that show all but 0.2 % of these signals, and at least a hundredth of a unit."""
+    low, high = np.quantile(np.concatenate(signals), [0.001, 0.999])
+    margin = max(0.15 * (high - low), 0.01)
+    return float(low - margin), float(high + margin)
+
+
+# ------------------------------------------------------------------ means, neighbours, outliers
+def describe_epochs(index: store.ExampleIndex, positions: np.ndarray) -> list[str]:
+    """The scored classes of each epoch, such as `N2, hypopnea, desaturation`."""
+    members = class_members(index.labels)
+    return [
+        ", ".join(name for name in CLASSES[1:] if members[name][at]) or "unscored"
+        for at in positions
+    ]
+
+
+def describe_epoch(index: store.ExampleIndex, position: int) -> str:
+    """The scored classes of one epoch."""
+    return describe_epochs(index, [position])[0]
+
+
+def draw_class_mean(index: store.ExampleIndex, mean: ClassMean) -> Figure:
+    """The decoded mean embedding beside the patient's epochs nearest to it and farthest from it.
+
+    All columns share each channel's height, which is that of the nearest epoch.
+    """
+    near, far = (store.read_signals(index, rows) for rows in (mean.nearest, mean.farthest))
+    columns = [("decoded mean of " + str(mean.n_epochs) + " epochs", mean.decoded_CT, "#1f5c8b")]
+    for rank, x_CT in enumerate(near, start=1):
+        columns.append((f"nearest {rank}: {mean.nearest_distance[rank - 1]:.1f}", x_CT, INK))
+    for rank, x_CT in enumerate(far, start=1):
+        columns.append((f"farthest {rank}: {mean.farthest_distance[rank - 1]:.1f}", x_CT, INK))
+    return _draw_columns(
+        [(caption, x_CT, mean.present_C, colour) for caption, x_CT, colour in columns],
+        height_C=channel_heights(near[0]),
+    )
+
+
+def draw_neighbours(
+    index: store.ExampleIndex, query: int, found: np.ndarray, distance: np.ndarray
+) -> Figure:
+    """An example and its nearest neighbours, each channel to the example's height."""
+    found, distance = found[found >= 0], distance[found >= 0]
+    signals = store.read_signals(index, np.concatenate([[query], found]))
+    words = describe_epochs(index, [query, *found])
+    captions = [f"query: {words[0]}"]
+    captions += [f"{d:.1f}: {text}" for d, text in zip(distance, words[1:], strict=True)]
+    columns = [
+        (caption, x_CT, index.present[at], "#1f5c8b" if at == query else INK)
+        for caption, x_CT, at in zip(captions, signals, [query, *found], strict=True)
+    ]
+    return _draw_columns(columns, height_C=channel_heights(signals[0]))
+
+
+def _draw_columns(
+    columns: Sequence[tuple[str, np.ndarray, np.ndarray, str]], height_C: np.ndarray
+) -> Figure:
+    figure = Figure(figsize=(1 + 2.6 * len(columns), 5.2), layout="constrained")
+    axes = clean_axes(figure, 1, len(columns))[0]
+    for ax, (caption, x_CT, present_C, colour) in zip(axes, columns, strict=True):
+        draw_epoch(
+            ax,
+            x_CT,
+            present_C,
+            _wrapped(caption),
+            named=ax is axes[0],
+            height_C=height_C,
+            colour=colour,
+        )
+    return figure
+
+
+def _wrapped(caption: str, width: int = 30) -> str:
+    """At most two lines, broken after a comma or colon."""
+    if len(caption) <= width:
+        return caption
+    cut = max(caption.rfind(mark, 0, width) for mark in (",", ":")) + 1
+    return f"{caption[:cut]}\n{caption[cut:].strip()}" if cut else caption
+
+
+def draw_agreement(agreement: Mapping[str, Mapping]) -> Figure:
+    """Share of neighbours of the same class against drawing at random."""
+    figure = Figure(figsize=(7.5, 0.8 + 0.33 * len(agreement)), layout="constrained")
+    ax = clean_axes(figure)[0, 0]
+    for y, entry in enumerate(agreement.values()):
+        ax.barh(y, entry["share"], color="#1f5c8b", height=0.55, alpha=0.85)
+        if entry["ci95"] is not None:
+            ax.plot(entry["ci95"], [y, y], color=INK, lw=1.4)
+        label = "drawing at random" if y == 0 else None
+        ax.plot(
+            [entry["by_chance"]] * 2, [y - 0.36, y + 0.36], color="#c77d1e", lw=2.2, label=label
+        )
+    labels = [f"{name}  ({entry['n']})" for name, entry in agreement.items()]
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("share of neighbours that are of the same class, 95 % interval", fontsize=9)
+    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def draw_outliers(index: store.ExampleIndex, outliers: Outliers, rows: np.ndarray) -> Figure:
+    """The most unusual examples, all 16 channels, each to its own height."""
+    signals = store.read_signals(index, rows)
+    n_columns = min(4, len(rows))
+    n_rows = -(-len(rows) // n_columns)
+    figure = Figure(figsize=(1 + 3.2 * n_columns, 5.6 * n_rows), layout="constrained")
+    axes = clean_axes(figure, n_rows, n_columns)
+    every = range(len(CHANNEL_NAMES))
+    for i, (ax, at, x_CT) in enumerate(zip(axes.flat, rows, signals, strict=False)):
+        score, channel = outliers.score_N[at], outliers.channel_N[at]
+        caption = f"{i + 1}. score {score:.2f}: {describe_epoch(index, at)}\n"
+        caption += f"stands out: {CHANNEL_NAMES[channel]}"
+        named = i % n_columns == 0
+        draw_epoch(ax, x_CT, index.present[at], caption, named=named, channels=every)
+        ax.axhspan(-channel - 0.5, -channel + 0.5, color="#fff1d6", zorder=0)
+    for ax in axes.flat[len(rows) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def draw_scores(index: store.ExampleIndex, outliers: Outliers, drawn: np.ndarray) -> Figure:
+    """How outlier scores are spread in each split, and where the drawn ones lie."""
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    ax: Axes = clean_axes(figure)[0, 0]
+    known = outliers.score_N[np.isfinite(outliers.score_N)]
+    bins = np.linspace(known.min(), known.max() * 1.001 + 1e-6, 70)
+    for split, colour in (("train", "#8d99a6"), ("val", "#2a9d8f"), ("test", "#1f5c8b")):
+        score_n = outliers.score_N[index.rows(split)]
+        score_n = score_n[np.isfinite(score_n)]
+        if len(score_n):
+            weights = np.full(len(score_n), 1 / len(score_n))
+            ax.hist(
+                score_n, bins, weights=weights, histtype="step", color=colour, lw=1.5, label=split
+            )
+    for at in drawn:
+        ax.axvline(outliers.score_N[at], ymax=0.06, color="#b3261e", lw=1)
+    ax.set_yscale("log")
+    ax.set_xlabel("outlier score (1: the median of train); red: the ones drawn below", fontsize=9)
+    ax.set_ylabel("share of the split", fontsize=9)
+    ax.legend(fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,334 @@
+"""Means decoded, examples retrieved, outliers ranked: what the embedding space holds as signals.
+
+Axes: **N** examples, **F** features of a pooled embedding, **Q** queries, **K** neighbours,
+**S** patches, **E** width of a patch's feature.
+
+Distances are Euclidean between pooled embeddings whose features are standardised by the train
+examples. Tables of features stay on disk and are read in pieces of BLOCK_ROWS, so that memory does
+not grow with the cohort.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pedsleepmae import data, machine, metrics, store
+from pedsleepmae.channels import EPOCH_S, N_CHANNELS
+from pedsleepmae.checkpoints import file_sha256
+from pedsleepmae.errors import GenerationError
+from pedsleepmae.model import MaskedAutoencoder, check_poolings
+from pedsleepmae.probe import embeddings
+from pedsleepmae.probe.embeddings import FeatureTable, column_moments, scale_features
+from pedsleepmae.tasks import CLASSES, class_members
+
+BLOCK_ROWS = 4096
+OUTLIER_NEIGHBOUR = 10
+
+
+# ------------------------------------------------------------------ what can be done
+def check_pooling(pooling: str) -> None:
+    """GenerationError for "best", which only script 3 can choose; ProbeError for an unknown one."""
+    if pooling == "best":
+        raise GenerationError("pooling is best, which script 3 alone chooses; give time_mean+class")
+    check_poolings(pooling, [])
+
+
+def check_index(index: store.ExampleIndex, split: str, patient_id: int | None) -> None:
+    """GenerationError when train or ``split`` is empty, or the split lacks the patient asked for.
+
+    Nor can outliers be told where train holds too little to compare with.
+    """
+    rows = index.rows(split)
+    if not len(rows) or len(index.rows("train")) <= OUTLIER_NEIGHBOUR:
+        raise GenerationError(
+            f"paths.batches_dir: {len(rows)} {split} and {len(index.rows('train'))} train "
+            f"examples, and some {split} and more than {OUTLIER_NEIGHBOUR} train ones are needed; "
+            "run script 1 with more patients, or give another split"
+        )
+    if patient_id is not None and patient_id not in index.patient_ids[rows]:
+        raise GenerationError(
+            f"mean_of_patient is {patient_id}, and paths.batches_dir has no {split} examples of "
+            "that patient; give a patient_id of splits.csv, or null for the one with most epochs"
+        )
+
+
+# ------------------------------------------------------------------ the space
+class Space:
+    """Pooled embeddings of a cohort, standardised by its train examples as they are read."""
+
+    def __init__(self, index: store.ExampleIndex, table: FeatureTable):
+        self.index, self.table = index, table
+        self.night_N = index.nights()
+        self.mean_F, self.sd_F, _ = column_moments(table, index.rows("train"), BLOCK_ROWS)
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Standardised features (n, F) float32 of these positions of the index."""
+        return scale_features(self.table.read(positions), self.mean_F, self.sd_F)
+
+    def pieces(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(positions, standardised features) of consecutive pieces of at most BLOCK_ROWS."""
+        for piece, x_NF in self.table.chunks(positions, BLOCK_ROWS):
+            yield positions[piece], scale_features(x_NF, self.mean_F, self.sd_F)
+
+    def channel_of_feature(self) -> np.ndarray:
+        """Channel of each feature, (F,): every pooling lists its features channel by channel."""
+        parts = self.table.name.split("+")
+        widths = [next(iter(self.table.places.values()))[part][0][1] for part in parts]
+        return np.concatenate(
+            [np.repeat(np.arange(N_CHANNELS), width // N_CHANNELS) for width in widths]
+        )
+
+
+def open_space(
+    index: store.ExampleIndex,
+    model: MaskedAutoencoder,
+    checkpoint: Path,
+    folder: Path,
+    pooling: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Space:
+    """The space of all examples; embeddings that ``folder`` (script 3's, too) lacks are computed.
+
+    One process; for a large cohort let script 3 embed it with torchrun first.
+    """
+    key = embeddings.embedding_key(
+        file_sha256(checkpoint),
+        "pretrained",
+        index.split_hash,
+        str(dtype).removeprefix("torch."),
+    )
+    embeddings.embed_files(
+        index,
+        model,
+        Path(folder) / key,
+        poolings=[pooling],
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        title="embeddings",
+        world=machine.World(),
+    )
+    return Space(index, embeddings.open_tables(index, Path(folder) / key, [pooling])[pooling])
+
+
+def squared_distances(query_QF: np.ndarray, x_NF: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances (Q, N) by one matrix product; rounding can leave 0 at 1e-6."""
+    squares_Q1, squares_N = (query_QF**2).sum(axis=1)[:, None], (x_NF**2).sum(axis=1)
+    return np.maximum(squares_Q1 + squares_N - 2 * (query_QF @ x_NF.T), 0)
+
+
+def nearest_examples(
+    space: Space,
+    query_QF: np.ndarray,
+    own_Q: np.ndarray,
+    pieces: Iterable[tuple[np.ndarray, np.ndarray]],
+    k: int,
+    *,
+    exclude_own_night: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (Q, k) of the nearest examples and their distances, nearest first.
+
+    ``own_Q`` is each query's own position (-1: none), which never counts, nor with
+    ``exclude_own_night`` its whole night. ``pieces`` as of Space.pieces. Where fewer than k
+    examples are left the position is -1 and the distance infinite.
+    """
+    n_queries = len(query_QF)
+    best_at = np.full((n_queries, k), -1, np.int64)
+    best = np.full((n_queries, k), np.inf, np.float32)
+    night_Q = np.where(own_Q >= 0, space.night_N[own_Q], -1)
+    for positions, x_NF in pieces:
+        squared_QN = squared_distances(query_QF, x_NF).astype(np.float32)
+        squared_QN[own_Q[:, None] == positions] = np.inf
+        if exclude_own_night:
+            squared_QN[night_Q[:, None] == space.night_N[positions]] = np.inf
+        few = min(k, len(positions))
+        columns = np.argpartition(squared_QN, few - 1, axis=1)[:, :few]
+        found = np.concatenate([best, np.take_along_axis(squared_QN, columns, axis=1)], axis=1)
+        found_at = np.concatenate([best_at, positions[columns]], axis=1)
+        order = np.argsort(found, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(found, order, axis=1)
+        best_at = np.where(np.isinf(best), -1, np.take_along_axis(found_at, order, axis=1))
+    return best_at, np.sqrt(best)
+
+
+def by_distance_to_mean(x_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows from the one nearest to the mean of all to the farthest, and each row's distance."""
+    distance_N = np.linalg.norm(x_NF - x_NF.mean(axis=0), axis=1)
+    return np.argsort(distance_N, kind="stable"), distance_N
+
+
+# ------------------------------------------------------------------ neighbours
+def parse_queries(index: store.ExampleIndex, names: Sequence[str]) -> dict[str, int]:
+    """Position of each example that is named ``patient/study/onset in seconds``.
+
+    An onset means the epoch that holds it. GenerationError names what is not there.
+    """
+    queries = {}
+    for name in names:
+        try:
+            patient, study, onset = name.split("/")
+            patient, study, onset_s = int(patient), int(study), float(onset)
+        except ValueError:
+            raise GenerationError(
+                f"neighbours_of: {name!r} is no example; give patient/study/onset in seconds, such "
+                "as 900001/900001/1230"
+            ) from None
+        since_s = onset_s - index.onsets_s
+        here = (index.patient_ids == patient) & (index.study_ids == study)
+        here = np.flatnonzero(here & (since_s >= 0) & (since_s < EPOCH_S))
+        if not len(here):
+            raise GenerationError(
+                f"neighbours_of: paths.batches_dir holds no epoch {name} (patient/study/onset in "
+                "seconds); see studies.csv for the recordings, and give a second that was scored"
+            )
+        queries[f"query {len(queries) + 1}"] = int(here[0])
+    return queries
+
+
+def typical_examples(space: Space, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Of each class the example nearest to the mean of its examples in ``sample``."""
+    typical = {}
+    for name, drawn in sample.items():
+        if name != "all" and len(drawn):
+            order, _ = by_distance_to_mean(space.read(drawn))
+            typical[name] = int(drawn[order[0]])
+    return typical
+
+
+def find_neighbours(
+    space: Space, queries: np.ndarray, k: int, *, exclude_own_night: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest examples of the whole cohort: positions (Q, k) and distances, as nearest_examples."""
+    everyone = np.arange(len(space.index))
+    bar = tqdm(
+        space.pieces(everyone),
+        total=-(-len(everyone) // BLOCK_ROWS),
+        desc="neighbours",
+        unit="block",
+        leave=False,
+    )
+    return nearest_examples(
+        space, space.read(queries), queries, bar, k, exclude_own_night=exclude_own_night
+    )
+
+
+def neighbour_agreement(
+    index: store.ExampleIndex,
+    sample: Mapping[str, np.ndarray],
+    queries: np.ndarray,
+    neighbours_QK: np.ndarray,
+    n_draws: int,
+    seed: int,
+) -> dict[str, dict]:
+    """Of each class: the share of its examples' neighbours that are of the class as well.
+
+    Beside the share that drawing at random from the cohort would give, with a 95 % interval by
+    bootstrap over the queries' patients. ``queries`` are sorted positions.
+    """
+    members, result = class_members(index.labels), {}
+    for name in [name for name in CLASSES[1:] if len(sample[name])]:
+        here = np.searchsorted(queries, sample[name])
+        found_QK = neighbours_QK[here] >= 0
+        same_Q = (members[name][neighbours_QK[here]] & found_QK).sum(1) / found_QK.sum(1).clip(1)
+        rows = queries[here]
+        group_N, _ = metrics.bootstrap_groups(
+            index.patient_ids[rows], index.study_ids[rows], index.onsets_s[rows]
+        )
+        n_groups = int(group_N.max()) + 1
+        weights_RG = metrics.draw_weights(n_groups, n_draws, seed)
+        sums_G = np.bincount(group_N, same_Q, n_groups)
+        draws_R = (weights_RG @ sums_G) / (weights_RG @ np.bincount(group_N))
+        share = float(same_Q.mean())
+        result[name] = {
+            "n": len(here),
+            "n_patients": len(np.unique(index.patient_ids[rows])),
+            "share": share,
+            "ci95": metrics.interval(draws_R, n_groups, share),
+            "by_chance": float(members[name].mean()),
+        }
+    return result
+
+
+# ------------------------------------------------------------------ outliers
+@dataclass(frozen=True)
+class Outliers:
+    """``score_N`` of every example (NaN: none), and each one's channel that stands out most."""
+
+    score_N: np.ndarray
+    channel_N: np.ndarray
+    n_reference: int
+
+    def ranking(self) -> np.ndarray:
+        """Positions from the most unusual example on; those without a score are left out."""
+        known = np.flatnonzero(np.isfinite(self.score_N))
+        return known[np.argsort(-self.score_N[known], kind="stable")]
+
+    def top_of_nights(self, night_N: np.ndarray, n: int) -> np.ndarray:
+        """The ``n`` nights' most unusual examples, one a night: an odd montage fills no page."""
+        order = self.ranking()
+        _, first = np.unique(night_N[order], return_index=True)
+        return order[np.sort(first)[:n]]
+
+
+def find_outliers(space: Space, n_reference: int, seed: int) -> Outliers:
+    """Distance to the OUTLIER_NEIGHBOUR-th nearest train example of other nights, relative.
+
+    Divided by the median over the train examples: 1 is as usual as half of them. A k-nearest-
+    neighbour distance, because embeddings of sleep form many clusters (stages, people, montages):
+    a Gaussian (Mahalanobis) or a few principal components would call a rare but well-known stage
+    unusual and miss what lies between clusters; for deep features the k-th distance detects
+    foreign examples better than either and assumes nothing (Sun et al. 2022, ICML,
+    arXiv 2204.06507). The 10th instead of the first, so that a handful of alike artefacts do not
+    vouch for each other; other nights only, since neighbours in time are alike whatever they are.
+    What is common in train is not foreign: an artefact in several per cent of its epochs widens the
+    standardisation too, and scores low.
+    At most ``n_reference`` train examples, drawn by the seed, are compared with. An example for
+    which other nights offer fewer than OUTLIER_NEIGHBOUR of them has no score.
+    """
+    index = space.index
+    reference = data.fixed_sample(index.rows("train"), n_reference, seed)
+    known_NF = space.read(reference)
+    score_N = np.full(len(index), np.nan, np.float32)
+    channel_N = np.zeros(len(index), np.int64)
+    channel_F = space.channel_of_feature()
+    everyone = np.arange(len(index))
+    with tqdm(total=len(index), desc="outliers", unit="ex", leave=False) as bar:
+        for positions, x_NF in space.pieces(everyone):
+            nearest, distance = nearest_examples(
+                space,
+                x_NF,
+                positions,
+                _cut(reference, known_NF),
+                OUTLIER_NEIGHBOUR,
+                exclude_own_night=True,
+            )
+            last = distance[:, -1]
+            score_N[positions] = np.where(np.isfinite(last), last, np.nan)
+            places = np.searchsorted(reference, np.maximum(nearest[:, 0], reference[0]))
+            channel_N[positions] = standing_out(x_NF - known_NF[places], channel_F)
+            bar.update(len(positions))
+    train = score_N[index.rows("train")]
+    train = train[np.isfinite(train)]  # none where train is one night
+    usual = np.median(train) if len(train) else 0
+    return Outliers(score_N / (usual if usual > 0 else 1), channel_N, len(reference))
+
+
+def standing_out(gap_NF: np.ndarray, channel_F: np.ndarray) -> np.ndarray:
+    """The channel with the largest mean square of ``gap_NF`` over its features, (N,)."""
+    squares_NC = np.stack(
+        [(gap_NF[:, channel_F == c] ** 2).mean(axis=1) for c in range(N_CHANNELS)], axis=1
+    )
+    return squares_NC.argmax(axis=1)
+
+
+def _cut(positions: np.ndarray, x_NF: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(positions), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        yield positions[rows], x_NF[rows]

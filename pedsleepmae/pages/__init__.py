@@ -1,0 +1,1 @@
+"""The shared page: templates, pictures, words."""

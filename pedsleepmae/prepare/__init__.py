@@ -1,0 +1,1 @@
+"""Script 1: recordings and annotations to examples and batch files."""

@@ -1,0 +1,351 @@
+"""One recording to its examples: channels read, resampled, cut at the scored epochs, labelled."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+
+import numpy as np
+
+from pedsleepmae.channels import (
+    CHANNELS,
+    EPOCH_S,
+    EPOCH_SAMPLES,
+    N_CHANNELS,
+    Absent,
+    Channel,
+    Source,
+    resolve_channels,
+    unit_in_volts,
+)
+from pedsleepmae.prepare.annotations import (
+    EpochLabels,
+    Scoring,
+    grid_labels,
+    label_epochs,
+    trim_wake,
+)
+from pedsleepmae.prepare.layouts import Study, read_scoring
+from pedsleepmae.prepare.recordings import Recording, RecordingError, open_edf
+from pedsleepmae.prepare.signals import (
+    choose_standard,
+    cut_epochs,
+    grid_start,
+    measure_quality,
+    percent_factor,
+    resample,
+    standardise,
+)
+from pedsleepmae.store import Examples
+from pedsleepmae.tasks import LABELS
+
+FLAT_STRIDE = 4099
+FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
+
+# What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
+PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
+
+
+@dataclass(frozen=True)
+class ExampleSettings:
+    """Those settings of script 1 on which the examples depend; meaning and defaults: config."""
+
+    layout: str = "nch"
+    stand_ins: Mapping[str, list[str]] = field(default_factory=dict)
+    min_channels: int = 4
+    min_overlap_s: float = 0.0
+    keep_unscored: bool = False
+    wake_margin_min: float | None = None
+    scaling: str = "policy"
+    clip: float = 20.0
+    fitted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings) -> "ExampleSettings":
+        """Those of the settings of script 1."""
+        names = [item.name for item in fields(cls) if item.name != "fitted"]
+        return cls(**{name: getattr(settings, name) for name in names})
+
+    def with_fitted(self, fitted: Mapping[str, tuple[float, float]]) -> "ExampleSettings":
+        """The same with these (mean, sd) of each channel."""
+        return replace(self, fitted=fitted)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one recording; a row of studies.csv, and the state of a finished one.
+
+    ``channels``: for each of the 16, where it comes from ("" when absent) and why it is absent.
+    ``quality``: by channel, the shares of signals.ChannelQuality. ``label_counts``: by label, the
+    number of epochs of each code. ``event_counts``: by kind, the scored events that begin in sleep.
+    """
+
+    patient_id: int | None
+    study_id: int | None
+    recording: str
+    reason: str = ""
+    fingerprint: str = ""
+    onsets_s: list[float] = field(default_factory=list)
+    duration_s: float = 0.0
+    rates_hz: list[float] = field(default_factory=list)
+    channels: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    event_counts: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    simulated: bool = False
+
+    @property
+    def usable(self) -> bool:
+        return not self.reason
+
+    @property
+    def key(self) -> str:
+        return f"{self.patient_id}_{self.study_id}"
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.onsets_s)
+
+
+# One recording's own failures beside the named ones; a defect of ours may hide behind them.
+UNFORESEEN = (OSError, MemoryError, ValueError, ArithmeticError, LookupError, TypeError)
+
+
+class UnusableRecording(ValueError):
+    """A recording that can be read but gives no examples; the message is the reason."""
+
+
+# ------------------------------------------------------------------ one recording
+def read_study(study: Study, settings: ExampleSettings) -> tuple[Recording, EpochLabels]:
+    """A study's recording and the labels of its epochs.
+
+    Raises RecordingError, AnnotationError or UnusableRecording with the reason.
+    """
+    if study.problem:
+        raise UnusableRecording(study.problem)
+    recording = open_edf(study.edf)
+    return recording, choose_epochs(recording, read_scoring(study, settings.layout), settings)
+
+
+def choose_epochs(recording: Recording, scoring: Scoring, settings: ExampleSettings) -> EpochLabels:
+    """Labels of the scored epochs that are kept; remarks on the scoring go to the recording's.
+
+    Raises UnusableRecording when there are none.
+    """
+    recording.remarks.extend(scoring.remarks)
+    labels = label_epochs(
+        scoring,
+        recording.duration_s,
+        min_overlap_s=settings.min_overlap_s,
+        keep_unscored=settings.keep_unscored,
+    )
+    if settings.wake_margin_min is not None:
+        labels = trim_wake(labels, settings.wake_margin_min)
+    if not len(labels.onsets_s):
+        n_scored = int((scoring.stages >= 0).sum())
+        raise UnusableRecording(
+            f"no scored 30-s epoch inside the recording ({n_scored} scored stage rows, "
+            f"{recording.duration_s:.0f} s recorded)"
+        )
+    return labels
+
+
+def read_channel(
+    recording: Recording, channel: Channel, source: Source, span: slice = slice(None)
+) -> tuple[np.ndarray, dict[str, float]]:
+    """A channel in its unit, (n,) float32, and its quality; ``span``: of its native samples.
+
+    Raises UnusableRecording when an oximeter's numbers do not read as %.
+    """
+    digital = recording.read_digital(source.plus)
+    x = recording.read_source(source, digital)[span]
+    digital = digital[span]
+    signal = recording.signals[source.plus]
+    if channel.kind == "percent":
+        factor = percent_factor(x, unit_in_volts(source.unit))
+        if factor is None:
+            low, high = np.percentile(x, (5, 95))
+            raise UnusableRecording(
+                f"{signal.label}: does not read as % (5th to 95th percentile {low:.4g} to "
+                f"{high:.4g} {source.unit or 'without unit'})"
+            )
+        x *= np.float32(factor)
+    quality = measure_quality(
+        digital,
+        x,
+        source.rate_hz,
+        monotone=source.minus is None,
+        flat_s=300.0 if channel.kind == "percent" else 1.0,
+        digital_range=(signal.digital_min, signal.digital_max),
+        plausible=PLAUSIBLE.get(channel.name.split()[0], (-np.inf, np.inf)),
+    )
+    return x, asdict(quality)
+
+
+def cut_channel(
+    recording: Recording, channel: Channel, source: Source, onsets_s: np.ndarray
+) -> tuple[np.ndarray, dict[str, float]]:
+    """One channel's epochs at 128 Hz in its unit, (N, 3840) float32, and its quality.
+
+    Raises UnusableRecording when the channel holds no signal: the filter would turn one value
+    into its own rounding, and scaling that into a signal, so it is the native samples that decide.
+    """
+    start = grid_start(float(onsets_s[0]), source.rate_hz)
+    end = int((onsets_s[-1] + EPOCH_S + FILTER_TAIL_S) * source.rate_hz)
+    x, quality = read_channel(recording, channel, source, slice(start, end))
+    first, last = (int(t * source.rate_hz) - start for t in (onsets_s[0], onsets_s[-1] + EPOCH_S))
+    refuse_flat(recording, channel, source, x[first:last])
+    is_code = channel.kind == "percent"
+    night = resample(x, source.rate_hz, step_hold=is_code, finite=not quality["missing"])
+    x_NT = cut_epochs(night, start / source.rate_hz, onsets_s)
+    refuse_flat(recording, channel, source, x_NT)
+    return x_NT, quality
+
+
+def refuse_flat(recording: Recording, channel: Channel, source: Source, x: np.ndarray) -> None:
+    """UnusableRecording when all samples are one value; a steady oximeter is a reading."""
+    few = x.ravel()[::FLAT_STRIDE]  # a look at these is enough for nearly all channels
+    if channel.kind != "percent" and (few == few[:1]).all() and x.min() == x.max():
+        label = recording.signals[source.plus].label
+        raise UnusableRecording(f"{label}: flat, one value throughout")
+
+
+def cut_channels(
+    recording: Recording, onsets_s: np.ndarray, stand_ins: Mapping[str, list[str]]
+) -> Iterator[tuple[Source, np.ndarray, dict[str, float]] | Absent]:
+    """The 16 channels one after the other, each as :func:`first_usable` finds its epochs."""
+    return first_usable(recording, stand_ins, partial(cut_channel, onsets_s=onsets_s))
+
+
+def first_usable(
+    recording: Recording,
+    stand_ins: Mapping[str, list[str]],
+    read: Callable[[Recording, Channel, Source], tuple[np.ndarray, dict[str, float]]],
+) -> Iterator[tuple[Source, np.ndarray, dict[str, float]] | Absent]:
+    """For each of the 16 channels the first source that ``read`` can use, samples and quality.
+
+    Which source that is shows only when its samples are read: of two signals with one label the
+    first may be flat, an oximeter may count nonsense.
+    """
+    for c, source in enumerate(resolve_channels(recording.signals, stand_ins)):
+        signals, reasons = list(recording.signals), []
+        while isinstance(source, Source):
+            try:
+                found = (source, *read(recording, CHANNELS[c], source))
+                break
+            except UnusableRecording as error:
+                reasons.append(str(error))
+                signals[source.plus] = replace(signals[source.plus], problem="holds no signal")
+                source = resolve_channels(signals, stand_ins)[c]
+        else:
+            found = Absent("; ".join(reasons) or source.reason)
+        yield found
+
+
+def build_examples(study: Study, settings: ExampleSettings) -> tuple[Examples, Outcome]:
+    """A study's standardised examples and what is to be told of it.
+
+    Raises RecordingError, AnnotationError or UnusableRecording with the reason.
+    """
+    recording, labels = read_study(study, settings)
+    return make_examples(recording, labels, settings, study.patient_id, study.study_id)
+
+
+def make_examples(
+    recording: Recording,
+    labels: EpochLabels,
+    settings: ExampleSettings,
+    patient_id: int = 0,
+    study_id: int = 0,
+) -> tuple[Examples, Outcome]:
+    """Standardised examples of a recording at the onsets of ``labels``, in memory.
+
+    Raises UnusableRecording with the reason.
+    """
+    n = len(labels.onsets_s)
+    signals_NCT = np.zeros((n, N_CHANNELS, EPOCH_SAMPLES), np.float16)
+    center, scale = np.zeros(N_CHANNELS), np.ones(N_CHANNELS)
+    present = np.zeros(N_CHANNELS, bool)
+    origins, absent, quality = {}, {}, {}
+    found_in_turn = cut_channels(recording, labels.onsets_s, settings.stand_ins)
+    for c, (channel, found) in enumerate(zip(CHANNELS, found_in_turn, strict=True)):
+        if isinstance(found, Absent):
+            absent[channel.name] = found.reason
+            continue
+        source, x_NT, quality[channel.name] = found
+        center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, settings.fitted)
+        standardise(channel, x_NT, center[c], scale[c], settings.clip, out_NT=signals_NCT[:, c])
+        origins[channel.name] = source.how
+        present[c] = True
+    if present.sum() < settings.min_channels:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(absent.items())[:3])
+        raise UnusableRecording(
+            f"only {present.sum()} channels, min_channels is {settings.min_channels} ({reasons})"
+        )
+    codes = {"sleep": labels.sleep} | labels.events
+    examples = Examples(
+        signals=signals_NCT,
+        labels=codes,
+        patient_ids=np.full(n, patient_id),
+        study_ids=np.full(n, study_id),
+        onsets_s=labels.onsets_s,
+        present=np.tile(present, (n, 1)),
+        center=np.tile(center, (n, 1)),
+        scale=np.tile(scale, (n, 1)),
+    )
+    outcome = Outcome(
+        patient_id=patient_id,
+        study_id=study_id,
+        recording=recording.name,
+        onsets_s=labels.onsets_s.tolist(),
+        duration_s=recording.duration_s,
+        rates_hz=native_rates(recording),
+        channels=origins,
+        absent=absent,
+        quality=quality,
+        label_counts={name: _count_codes(codes[name]) for name in LABELS},
+        event_counts=labels.n_events,
+        remarks=recording.remarks,
+        simulated=recording.simulated,
+    )
+    return examples, outcome
+
+
+def _count_codes(codes: np.ndarray) -> dict[str, int]:
+    return {
+        str(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)
+    }
+
+
+def examples_to_score(
+    recording: Recording,
+    scoring: Scoring | None,
+    settings: ExampleSettings,
+    grid_offset_s: float = 0.0,
+) -> tuple[Examples, Outcome]:
+    """Examples of a recording with a scoring, or without: then on a 30-s grid from an offset.
+
+    Raises RecordingError when the recording gives none.
+    """
+    remedy = ""
+    try:
+        if scoring is not None:
+            remedy = "; set use_annotations to false to pass the annotations over"
+            labels = choose_epochs(recording, scoring, settings)
+            remedy = ""
+        else:
+            labels = grid_labels(recording.duration_s, grid_offset_s)
+        if not len(labels.onsets_s):
+            raise UnusableRecording(
+                f"no whole 30-s epoch from second {grid_offset_s:g} on "
+                f"({recording.duration_s:g} s recorded)"
+            )
+        return make_examples(recording, labels, settings)
+    except UnusableRecording as error:
+        raise RecordingError(f"{recording.name}: {error}{remedy}") from error
+
+
+def native_rates(recording: Recording) -> list[float]:
+    """Sampling rates of a recording's signals, Hz, each once."""
+    return sorted({round(signal.rate_hz, 5) for signal in recording.signals})

@@ -1,0 +1,237 @@
+"""Example files of many studies to batch files of 128, mixed within the split; and the tables.
+
+Which example stands where is drawn from the seed alone; memory holds one batch file at a time.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+
+from pedsleepmae.prepare.examples import Outcome
+from pedsleepmae.prepare.workers import holder
+from pedsleepmae.splits import SPLITS, age_band, split_blocks, split_hash, split_patients
+from pedsleepmae.store import (
+    BATCH_EXAMPLES,
+    batch_path,
+    example_folder,
+    example_name,
+    grouping_state_path,
+    read_examples,
+    read_grouping_state,
+    read_splits,
+    remove_partial,
+    write_batch,
+    write_table,
+    write_whole,
+)
+from pedsleepmae.tasks import EVENT_COUNTS
+
+GROUPING_VERSION = 1
+
+
+class Grouping:
+    """The plan of the batch files: which example goes to which row of which file.
+
+    ``rows`` holds, by split, an array (n, 2) of (position in ``studies``, k). ``fingerprint``
+    identifies all that the batch files depend on.
+    """
+
+    def __init__(
+        self,
+        studies: Sequence[Outcome],
+        assignment: dict[int, str],
+        split,
+        seed: int,
+        scaling: str = "",
+    ):
+        self.studies = sorted(studies, key=lambda study: (study.patient_id, study.study_id))
+        self.assignment = assignment
+        self.scaling = scaling
+        self.patient_disjoint = split.by == "patient"
+        self.simulated = any(study.simulated for study in self.studies)
+        self.split_hash = self._hash(split, seed)
+        parts = {name: [np.zeros((0, 2), np.int64)] for name in SPLITS}
+        for i, study in enumerate(self.studies):
+            for name, ks in self._split_study(study, split, seed).items():
+                parts[name].append(np.stack([np.full(len(ks), i), ks], axis=1))
+        self.rows = {}
+        for number, name in enumerate(SPLITS):
+            rows = np.concatenate(parts[name])
+            self.rows[name] = np.random.default_rng((seed, number)).permutation(rows)
+        depends = [GROUPING_VERSION, self.split_hash, seed]
+        depends += [(study.key, study.fingerprint, study.n_examples) for study in self.studies]
+        self.fingerprint = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+
+    def _hash(self, split, seed: int) -> str:
+        if split.by == "patient":
+            return split_hash(self.assignment)
+        blocks = [split.by, split.val_fraction, split.test_fraction, split.block_minutes, seed]
+        keys = [study.key for study in self.studies]
+        return hashlib.sha256(json.dumps([blocks, keys]).encode()).hexdigest()[:16]
+
+    def _split_study(self, study: Outcome, split, seed: int) -> dict[str, np.ndarray]:
+        """Numbers k of a study's examples by split."""
+        ks = np.arange(study.n_examples)
+        if split.by == "patient":
+            return {self.assignment[study.patient_id]: ks}
+        onsets_s = np.array(study.onsets_s)
+        block = ((onsets_s - onsets_s[0]) // (split.block_minutes * 60)).astype(int)
+        numbers = split_blocks(
+            block.max() + 1,
+            val_fraction=split.val_fraction,
+            test_fraction=split.test_fraction,
+            seed=seed,
+        )
+        return {name: ks[numbers[block] == number] for number, name in enumerate(SPLITS)}
+
+    @property
+    def n_files(self) -> int:
+        return sum(-(-len(rows) // BATCH_EXAMPLES) for rows in self.rows.values())
+
+
+def assign_patients(
+    patient_ids: Iterable[int], batches_dir: Path, split, seed: int, health: pd.DataFrame | None
+) -> dict[int, str]:
+    """Split of every patient: those of splits.csv stand, new ones are drawn.
+
+    Where ages are known the draw is stratified by the patient's age band at the first study.
+    """
+    bands = {}
+    if health is not None:
+        known = health.dropna(subset=["age_days"]).sort_values("study_id", ascending=False)
+        bands = {row.patient_id: age_band(row.age_days) for row in known.itertuples()}
+    return split_patients(
+        patient_ids,
+        val_fraction=split.val_fraction,
+        test_fraction=split.test_fraction,
+        seed=seed,
+        keep=read_splits(batches_dir) if split.by == "patient" else None,
+        strata=bands,
+    )
+
+
+def is_grouped(plan: Grouping, batches_dir: Path) -> bool:
+    """True when the batch files of exactly this plan are there, all of them."""
+    done = {"fingerprint": plan.fingerprint, "complete": True}
+    if read_grouping_state(batches_dir) != done:
+        return False
+    return all(path.exists() for path, _ in _files(plan, batches_dir))
+
+
+def write_batches(plan: Grouping, examples_dir: Path, batches_dir: Path) -> Iterator[int]:
+    """Write the batch files of a plan by the workers in force; yields each one's examples.
+
+    Files that an interrupted run of the same plan left whole stay; those of another plan go
+    first. Until the last one is there the folder counts as unfinished, and readers refuse it.
+    """
+    if read_grouping_state(batches_dir).get("fingerprint") != plan.fingerprint:
+        _write_state(batches_dir, "", complete=False)  # from here on the old files count no more
+        for name in SPLITS:
+            for path in (Path(batches_dir) / name).glob("combined_*.hdf5"):
+                path.unlink()
+        _write_state(batches_dir, plan.fingerprint, complete=False)
+    remove_partial(Path(batches_dir), "*/.combined_*.partial")
+    todo = [(path, rows) for path, rows in _files(plan, batches_dir) if not path.exists()]
+    holding = holder(batches_dir)
+    run = joblib.Parallel(return_as="generator_unordered")
+    facts = {
+        "split_hash": plan.split_hash,
+        "patient_disjoint": plan.patient_disjoint,
+        "simulated": plan.simulated,
+        "scaling": plan.scaling,
+    }
+    yield from run(
+        joblib.delayed(_write_batch)(
+            path, _example_paths(plan, rows, examples_dir), facts, batches_dir, holding
+        )
+        for path, rows in todo
+    )
+    _write_state(batches_dir, plan.fingerprint, complete=True)
+
+
+def _files(plan: Grouping, batches_dir: Path) -> Iterator[tuple[Path, np.ndarray]]:
+    for name, rows in plan.rows.items():
+        for i in range(-(-len(rows) // BATCH_EXAMPLES)):
+            place = slice(i * BATCH_EXAMPLES, (i + 1) * BATCH_EXAMPLES)
+            yield batch_path(batches_dir, name, i), rows[place]
+
+
+def _example_paths(plan: Grouping, rows: np.ndarray, examples_dir: Path) -> list[Path]:
+    paths = []
+    for i, k in rows:
+        study = plan.studies[i]
+        folder = example_folder(examples_dir, study.patient_id, study.study_id)
+        paths.append(folder / example_name(folder.name, k))
+    return paths
+
+
+def _write_batch(
+    path: Path, example_paths: list[Path], facts: dict, batches_dir: Path, run: str
+) -> int:
+    examples = read_examples(example_paths)
+    if holder(batches_dir) == run:  # else this worker's run was killed and another holds the folder
+        write_batch(path, examples, **facts)
+    return len(example_paths)
+
+
+def _write_state(batches_dir: Path, fingerprint: str, *, complete: bool) -> None:
+    with write_whole(grouping_state_path(batches_dir)) as temporary:
+        state = {"fingerprint": fingerprint, "complete": complete}
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+
+
+# ------------------------------------------------------------------ tables
+def studies_table(
+    outcomes: Sequence[Outcome], assignment: dict[int, str], by: str, health: pd.DataFrame | None
+) -> pd.DataFrame:
+    """One row for every recording found, the unusable ones with their reason."""
+    ages = {}
+    if health is not None:
+        ages = {(r.patient_id, r.study_id): (r.age_days, r.sex) for r in health.itertuples()}
+    rows = []
+    for outcome in outcomes:
+        age_days, sex = ages.get((outcome.patient_id, outcome.study_id), (None, ""))
+        in_split = assignment.get(outcome.patient_id, "") if by == "patient" else "time"
+        rows.append(
+            {
+                "patient_id": outcome.patient_id,
+                "study_id": outcome.study_id,
+                "split": in_split if outcome.usable else "",
+                "status": "used" if outcome.usable else "unusable",
+                "reason": outcome.reason,
+                "n_examples": outcome.n_examples,
+                **{name: outcome.event_counts.get(kind) for kind, name in EVENT_COUNTS.items()},
+                "rates": " ".join(f"{rate:.8g}" for rate in outcome.rates_hz),
+                "n_channels": len(outcome.channels),
+                "channels": "; ".join(f"{n} = {how}" for n, how in outcome.channels.items()),
+                "channels_absent": "; ".join(f"{n}: {why}" for n, why in outcome.absent.items()),
+                "remarks": "; ".join(outcome.remarks),
+                "duration_h": round(outcome.duration_s / 3600, 3),
+                "age_days": None if age_days is None or np.isnan(age_days) else int(age_days),
+                "sex": sex,
+                "recording": outcome.recording,
+            }
+        )
+    table = pd.DataFrame(rows)
+    whole = ["patient_id", "study_id", "age_days", *EVENT_COUNTS.values()]
+    return table.astype(dict.fromkeys(whole, "Int64"))
+
+
+def write_tables(
+    outcomes: Sequence[Outcome],
+    assignment: dict[int, str],
+    by: str,
+    health: pd.DataFrame | None,
+    batches_dir: Path,
+) -> None:
+    """Write studies.csv, and splits.csv where patients are split."""
+    table = studies_table(outcomes, assignment, by, health)
+    write_table(Path(batches_dir) / "studies.csv", table)
+    if by == "patient":
+        splits = pd.DataFrame(sorted(assignment.items()), columns=["patient_id", "split"])
+        write_table(Path(batches_dir) / "splits.csv", splits)

@@ -1,0 +1,268 @@
+"""Which files belong together: recording, annotations, patient and study, age and sex.
+
+nch: Sleep_Data/<patient>_<study>.edf with .tsv, Health_Data/*.csv (both spellings of the folders).
+nsrr: edfs/<group>/chat-<group>-<patient>.edf with ...-nsrr.xml. sleep_edf: SC4001E0-PSG.edf with
+SC4001EC-Hypnogram.edf. Names are checked before anything is made of them: the ids are integers,
+and only integers reach an output path.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from pedsleepmae.prepare.annotations import (
+    AnnotationError,
+    Scoring,
+    read_nsrr_xml,
+    read_tsv,
+    scoring_from_rows,
+)
+from pedsleepmae.prepare.recordings import RecordingError, read_edf_annotations
+
+CHAT_STUDIES = {"baseline": 1, "followup": 2, "nonrandomized": 3}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One recording and its annotation file; ``problem`` says why it cannot be used, else ""."""
+
+    edf: Path
+    annotations: Path | None
+    patient_id: int | None
+    study_id: int | None
+    problem: str = ""
+
+    @property
+    def key(self) -> str:
+        """<patient>_<study>, the name of its folder of examples."""
+        return f"{self.patient_id}_{self.study_id}"
+
+
+def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
+    """Every recording below a folder, sorted by patient and study; unusable ones with a problem."""
+    files = sorted(_walk(Path(recordings_dir)))
+    studies = {"nch": _nch, "nsrr": _nsrr, "sleep_edf": _sleep_edf}[layout](files)
+    seen: dict[str, Path] = {}
+    for i, study in enumerate(studies):
+        if study.problem:
+            continue
+        if study.key in seen:
+            first = seen[study.key].relative_to(recordings_dir)
+            studies[i] = replace(study, problem=f"same patient and study as {first}")
+        seen.setdefault(study.key, study.edf)
+    last = 1 << 62  # files without ids come last
+    return sorted(studies, key=lambda s: (s.patient_id or last, s.study_id or last, s.edf))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder, linked folders included; OSError for one that cannot be listed."""
+
+    def refuse(error: OSError):
+        raise error
+
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above or seen before
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place) / name for name in names if not name.startswith("."))
+
+
+def read_scoring(study: Study, layout: str) -> Scoring:
+    """Scoring of a study; AnnotationError or RecordingError when its file cannot be read."""
+    if layout == "sleep_edf":
+        return scoring_from_rows(read_edf_annotations(study.annotations))
+    return {"nch": read_tsv, "nsrr": read_nsrr_xml}[layout](study.annotations)
+
+
+def find_annotations(recording: Path) -> Path | None:
+    """The annotation file beside a recording, by the names of the three layouts; else None."""
+    recording = Path(recording)
+    named = [recording.with_suffix(".tsv"), recording.with_name(f"{recording.stem}-nsrr.xml")]
+    if recording.name.endswith("-PSG.edf"):
+        wanted = recording.name[:7]
+        beside = sorted(path.name for path in recording.parent.iterdir())
+        named += [
+            recording.with_name(name)
+            for name in beside
+            if name.startswith(wanted) and name.endswith("-Hypnogram.edf")
+        ]
+    return next((path for path in named if path.is_file()), None)
+
+
+def read_annotations(path: Path) -> Scoring:
+    """Scoring of an annotation file, its format by its suffix: .tsv, .xml (NSRR) or EDF+.
+
+    Raises AnnotationError or RecordingError when it cannot be read.
+    """
+    path = Path(path)
+    readers = {".tsv": read_tsv, ".xml": read_nsrr_xml}
+    if path.suffix.lower() in readers:
+        return readers[path.suffix.lower()](path)
+    return scoring_from_rows(read_edf_annotations(path))
+
+
+def find_scoring(recording: Path, annotations: Path | None = None) -> Scoring | None:
+    """Scoring of one recording: from the file given, the one beside it, or its own EDF+ rows.
+
+    None when there is none. Raises AnnotationError for one that cannot be read.
+    """
+    annotations = annotations or find_annotations(recording)
+    try:
+        if annotations is not None:
+            return read_annotations(annotations)
+        scoring = scoring_from_rows(read_edf_annotations(recording))
+    except RecordingError as error:
+        raise AnnotationError(str(error)) from error
+    return scoring if (scoring.stages >= 0).any() else None
+
+
+# ------------------------------------------------------------------ one function a layout
+def _nch(files: list[Path]) -> list[Study]:
+    return _pair(
+        files,
+        is_recording=lambda path: path.suffix.lower() == ".edf",
+        ids=lambda path: _two_numbers(path.stem),
+        expected_name="<patient>_<study>.edf, two whole numbers",
+        annotation_key=lambda path: path.stem if path.suffix.lower() == ".tsv" else None,
+        recording_key=lambda path: path.stem,
+        missing="no .tsv beside it",
+    )
+
+
+def _two_numbers(stem: str) -> tuple[int, int] | None:
+    match = re.fullmatch(r"(\d{1,12})_(\d{1,12})", stem, re.ASCII)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _nsrr(files: list[Path]) -> list[Study]:
+    def ids(path: Path) -> tuple[int, int] | None:
+        match = re.fullmatch(r"chat-([a-z-]+)-(\d{1,12})", path.stem, re.ASCII)
+        group = match[1].split("-")[-1] if match else None
+        return (int(match[2]), CHAT_STUDIES[group]) if group in CHAT_STUDIES else None
+
+    return _pair(
+        files,
+        is_recording=lambda path: path.suffix.lower() == ".edf",
+        ids=ids,
+        expected_name=f"chat-<group>-<patient>.edf with a group of {', '.join(CHAT_STUDIES)}",
+        annotation_key=lambda path: (
+            path.name.removesuffix("-nsrr.xml") if path.name.endswith("-nsrr.xml") else None
+        ),
+        recording_key=lambda path: path.stem,
+        missing="no -nsrr.xml of its name",
+    )
+
+
+def _sleep_edf(files: list[Path]) -> list[Study]:
+    def ids(path: Path) -> tuple[int, int] | None:
+        # SC4ssN.., ST7ssN..: study letter code, subject, night. 4ss and 7ss keep them apart.
+        match = re.match(r"S[CT](\d{3})(\d)", path.stem, re.ASCII)
+        return (int(match[1]), int(match[2])) if match else None
+
+    return _pair(
+        files,
+        is_recording=lambda path: path.name.endswith("-PSG.edf"),
+        ids=ids,
+        expected_name="SC4ssN..-PSG.edf or ST7ssN..-PSG.edf",
+        # The scorer's letter makes the 8th character differ: SC4001E0-PSG, SC4001EC-Hypnogram.
+        annotation_key=lambda path: path.name[:7] if path.name.endswith("-Hypnogram.edf") else None,
+        recording_key=lambda path: path.name[:7],
+        missing="no -Hypnogram.edf of its name",
+    )
+
+
+def _pair(
+    files: list[Path],
+    *,
+    is_recording: Callable[[Path], bool],
+    ids: Callable[[Path], tuple[int, int] | None],
+    expected_name: str,
+    annotation_key: Callable[[Path], str | None],
+    recording_key: Callable[[Path], str],
+    missing: str,
+) -> list[Study]:
+    """Pair recordings with annotations by key; of several, the one in the same folder first."""
+    annotations: dict[str, list[Path]] = {}
+    for path in files:
+        if key := annotation_key(path):
+            annotations.setdefault(key, []).append(path)
+    studies = []
+    for edf in filter(is_recording, files):
+        found = annotations.pop(recording_key(edf), [])
+        found.sort(key=lambda path: path.parent != edf.parent)
+        patient_id, study_id = ids(edf) or (None, None)
+        if patient_id is None:
+            problem = f"file name is not {expected_name}"
+        else:
+            problem = "" if found else missing
+        studies.append(Study(edf, found[0] if found else None, patient_id, study_id, problem))
+        if found:
+            annotations[recording_key(edf)] = found
+    recorded = {recording_key(study.edf) for study in studies}
+    for key, paths in annotations.items():
+        numbers = ids(paths[0].with_name(f"{key}.edf"))
+        if key not in recorded and numbers is not None:
+            patient_id, study_id = numbers
+            studies.append(
+                Study(paths[0], paths[0], patient_id, study_id, "annotations without a recording")
+            )
+    return studies
+
+
+# ------------------------------------------------------------------ health data
+def read_health(health_dir: Path) -> pd.DataFrame:
+    """Age and sex of NCH's studies: columns patient_id, study_id, age_days, sex ("F", "M", "").
+
+    From SLEEP_STUDY.csv and DEMOGRAPHIC.csv (latin-1; file names in any case); what is missing or
+    no number is left blank. Raises ValueError when SLEEP_STUDY.csv is not there or not a table.
+    """
+    tables = {path.name.upper(): path for path in Path(health_dir).iterdir() if path.is_file()}
+    if "SLEEP_STUDY.CSV" not in tables:
+        raise ValueError(f"{health_dir}: no SLEEP_STUDY.csv in it; give NCH's Health_Data folder")
+    studies = _read_csv(
+        tables["SLEEP_STUDY.CSV"], ("STUDY_PAT_ID", "SLEEP_STUDY_ID", "AGE_AT_SLEEP_STUDY_DAYS")
+    )
+    health = pd.DataFrame(
+        {
+            "patient_id": pd.to_numeric(studies["STUDY_PAT_ID"], errors="coerce"),
+            "study_id": pd.to_numeric(studies["SLEEP_STUDY_ID"], errors="coerce"),
+            "age_days": pd.to_numeric(studies["AGE_AT_SLEEP_STUDY_DAYS"], errors="coerce"),
+        }
+    ).dropna(subset=["patient_id", "study_id"])
+    health = health.astype({"patient_id": int, "study_id": int})
+    sex = {}
+    if "DEMOGRAPHIC.CSV" in tables:
+        people = _read_csv(tables["DEMOGRAPHIC.CSV"], ("STUDY_PAT_ID", "PCORI_GENDER_CD"))
+        for patient, code in zip(people["STUDY_PAT_ID"], people["PCORI_GENDER_CD"], strict=True):
+            if patient.strip().isdigit() and code.strip().upper() in ("F", "M"):
+                sex.setdefault(int(patient), code.strip().upper())
+    health["sex"] = [sex.get(patient, "") for patient in health["patient_id"]]
+    return health.drop_duplicates(["patient_id", "study_id"])
+
+
+def find_health_dir(recordings_dir: Path) -> Path | None:
+    """Health_Data (in any case) in the recordings' folder or beside it, None when there is none."""
+    for folder in (Path(recordings_dir), Path(recordings_dir).resolve().parent):
+        if not os.access(folder, os.R_OK):  # a parent may be closed, and holds nothing we must have
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and path.name.lower() == "health_data":
+                return path
+    return None
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=str, encoding="latin-1", keep_default_na=False)
+    table.columns = [name.strip().upper() for name in table.columns]
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise ValueError(f"{path}: has no column {missing[0]}; it has {', '.join(table.columns)}")
+    return table

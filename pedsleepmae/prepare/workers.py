@@ -1,0 +1,138 @@
+"""Work spread over processes or a Dask cluster by joblib, and what to do when a worker dies."""
+
+import errno
+import fcntl
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import distributed
+import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_TRIES = 3  # Dask itself gives up after the fourth
+
+
+@contextmanager
+def use_workers(n_workers: int, cluster_address: str | None = None) -> Iterator[None]:
+    """Run joblib's work on this many processes, or on the Dask cluster of that address."""
+    if cluster_address is None:
+        with joblib.parallel_config(n_jobs=n_workers):
+            yield
+        return
+
+    try:
+        client = distributed.Client(cluster_address)
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"no Dask scheduler answers at {cluster_address} ({error}); start one with "
+            "`dask scheduler` and workers with `dask worker`, then give its address"
+        ) from error
+    with client, joblib.parallel_config("dask"):
+        yield
+
+
+def in_parallel(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    if_deadly: Callable[[Item], Result],
+    folder: Path,
+) -> Iterator[tuple[Item, Result]]:
+    """(item, ``work(item)``) of all items, in any order, by the workers in force.
+
+    A worker that dies (killed for its memory, crashed in a library) takes no other item with it.
+    Processes: the items that were in hand are done one at a time, and ``if_deadly(item)`` stands
+    for the result of one whose worker dies once more. Dask hands the item to another worker, until
+    _TRIES have died of it. With one worker all is done in this process, and its death is the run's.
+
+    ``folder``: on a disk that all workers see, for a count of the tries while they last.
+    """
+    left = list(enumerate(items))
+    with tempfile.TemporaryDirectory(
+        dir=folder, prefix=".tries.", suffix=".partial", ignore_cleanup_errors=True
+    ) as tries:
+        run = partial(_run, partial(_count_tries, work, if_deadly, Path(tries)))
+        while left:
+            done = set()
+            try:
+                for i, result in run(left):
+                    done.add(i)
+                    yield items[i], result
+                return
+            except TerminatedWorkerError:
+                left = [(i, item) for i, item in left if i not in done]
+            n_in_hand = min(2 * joblib.effective_n_jobs(), len(left))  # joblib's pre_dispatch
+            print(
+                "a worker died (out of memory? then fewer workers are faster); going on with "
+                f"the next {n_in_hand} one at a time",
+                file=sys.stderr,
+            )
+            for i, item in left[:n_in_hand]:
+                try:
+                    ((_, result),) = run([(i, item)])
+                except TerminatedWorkerError:
+                    result = if_deadly(item)
+                yield item, result
+            left = left[n_in_hand:]
+
+
+def _run(work: Callable, numbered: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Result]]:
+    run = joblib.Parallel(return_as="generator_unordered", batch_size=1)
+    return run(joblib.delayed(work)(i, item) for i, item in numbered)
+
+
+def _count_tries(
+    work: Callable, if_deadly: Callable, tries: Path, i: int, item: Item
+) -> tuple[int, Result]:
+    """``work(item)``, or ``if_deadly(item)`` when _TRIES workers died of it.
+
+    joblib waits for ever for a task that Dask has given up, so it must not come to that.
+    """
+    count = tries / str(i)  # a byte for each try that did not end
+    if count.exists() and count.stat().st_size >= _TRIES:
+        return i, if_deadly(item)
+    with open(count, "ab") as file:
+        file.write(b".")
+    result = work(item)
+    count.unlink()
+    return i, result
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; RuntimeError when another run of script 1 holds it.
+
+    The lock is the system's and ends with the process, however it ends. Its workers may outlive
+    it for the recording in hand: the file names the holder, so that they see that it is another.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise RuntimeError(
+                    f"{folder} is on a file system without locks ({error.strerror}); give a folder "
+                    "on a local disk, or on a network disk that is mounted with locks"
+                ) from error
+            raise RuntimeError(
+                f"another run of script 1 is writing to {folder}; wait for its end, or name "
+                "another folder"
+            ) from error
+        lock.truncate(0)
+        lock.write(uuid.uuid4().hex)
+        lock.flush()
+        yield
+
+
+def holder(folder: Path) -> str:
+    """The run that holds a folder, "" when none ever did."""
+    path = Path(folder) / ".lock"
+    return path.read_text(encoding="ascii") if path.exists() else ""

@@ -1,0 +1,1 @@
+"""Script 2: pretraining of the masked autoencoder."""

@@ -1,0 +1,535 @@
+"""One process's part of a pretraining run: a step, a validation, and state that can be resumed.
+
+Everything random is drawn from the seed and the step (masks), or from the seed and the position in
+the stream of examples (order), so that a run stopped anywhere goes on as if it had not been, and
+several processes compute what one would.
+"""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pedsleepmae import checkpoints, data, machine
+from pedsleepmae.channels import CHANNEL_GROUPS, N_CHANNELS
+from pedsleepmae.checkpoints import CheckpointError
+from pedsleepmae.data import VARIANCE_SAMPLE, channel_variances
+from pedsleepmae.errors import SettingsError
+from pedsleepmae.machine import World
+from pedsleepmae.model import (
+    MaskedAutoencoder,
+    ModelSettings,
+    _check_model,
+    flops_per_example,
+    mean_over_present,
+)
+from pedsleepmae.store import ExampleIndex
+
+
+@dataclass
+class PretrainPaths:
+    """Folders and files."""
+
+    batches_dir: Path = Path("data/batches")
+    """Folder of batch files from script 1 (or the original authors' combined_*.hdf5)."""
+    run_dir: Path = Path("runs/m15p8")
+    """Written: checkpoints, metrics.jsonl, settings, pictures."""
+    publish_to: Path | None = None
+    """Written at the end of the schedule: the best checkpoint as it ships, weights in bfloat16,
+    the decoder in a file beside it where one would be too large, and SHA256SUMS; none: nothing."""
+
+
+@dataclass
+class OptimSettings:
+    """Optimiser and schedule."""
+
+    batch_size: int = 32
+    """Examples in one optimiser step, over all processes and accumulation steps."""
+    accumulate: int = 1
+    """Gradient accumulation: the batch is computed in this many pieces."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    weight_decay: float = 5e-4
+    """AdamW weight decay; not on biases, norms, positions and learned tokens."""
+    beta2: float = 0.95
+    """AdamW's memory of squared gradients, 0 to 1; 0.95 as MAE, 0.999 as the original."""
+    warmup_steps: int = 200
+    """Steps of linear warm-up, then a cosine down to lr x final_lr_ratio."""
+    final_lr_ratio: float = 0.05
+    """Learning rate at the end over the peak; 1 without warm-up: constant, as the original."""
+    balance_channels: bool = True
+    """true: divide each channel's error by its variance in the training data, so that all channels
+    count alike (a loss of 1: no better than the mean); false: plain squared error."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    ema_decay: float = 0.0
+    """Decay of the averaged weights that are validated and saved as state_dict; 0: none."""
+
+
+@dataclass
+class PretrainSettings:
+    """Masked pretraining."""
+
+    paths: PretrainPaths = field(default_factory=PretrainPaths)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    init_from: Path | None = None
+    """Checkpoint whose weights to start from, such as checkpoint/m15p8_checkpoint.pt. The shape of
+    the model (patch_size to decoder_num_layer, token_layout) is the checkpoint's; masks, loss and
+    optimiser are those of these settings, and the optimiser starts anew."""
+    max_steps: int = 100_000
+    """Length of the schedule, optimiser steps."""
+    stop_at_step: int | None = None
+    """End at this step with a checkpoint, as when time is up; none: at max_steps."""
+    resume: bool = True
+    """Go on from checkpoint_last.pt in run_dir when it is there."""
+    seed: int = 0
+    """Draws weights, masks and the order of the examples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU when there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the machine computes it in hardware, else float32."""
+    compile: bool = False
+    """torch.compile the model: minutes at the start, faster steps on a GPU."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    val_every: int = 1000
+    """Steps between validations, each with a picture of reconstructions."""
+    val_examples: int = 2048
+    """Validation examples used each time, the same ones with the same masks."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    probe_every: int = 0
+    """Steps between quick linear probes on the validation sample; 0: never."""
+
+    def check(self) -> None:
+        model, optim = self.model, self.optim
+        _check_model(model)
+        at_least = {
+            "max_steps": (self.max_steps, 1),
+            "log_every": (self.log_every, 1),
+            "val_every": (self.val_every, 1),
+            "save_every": (self.save_every, 1),
+            "val_examples": (self.val_examples, 1),
+            "probe_every": (self.probe_every, 0),
+            "seed": (self.seed, 0),
+            "optim.batch_size": (optim.batch_size, 1),
+            "optim.accumulate": (optim.accumulate, 1),
+            "optim.lr": (optim.lr, 0),
+            "optim.weight_decay": (optim.weight_decay, 0),
+            "optim.warmup_steps": (optim.warmup_steps, 0),
+            "optim.final_lr_ratio": (optim.final_lr_ratio, 0),
+            "optim.grad_clip": (optim.grad_clip, 0),
+        }
+        for key, (value, least) in at_least.items():
+            if not value >= least:
+                raise SettingsError(f"{key} is {value}; give {least} or more")
+        if self.stop_at_step is not None and self.stop_at_step < 1:
+            raise SettingsError(f"stop_at_step is {self.stop_at_step}; give 1 or more, or null")
+        for key, value in {"ema_decay": optim.ema_decay, "beta2": optim.beta2}.items():
+            if not 0 <= value < 1:
+                raise SettingsError(f"optim.{key} is {value}; give 0 or more and less than 1")
+        if optim.accumulate > optim.batch_size:
+            raise SettingsError(
+                f"optim.accumulate is {optim.accumulate}, but a batch of {optim.batch_size} has "
+                "no more pieces than examples; lower it"
+            )
+
+
+BETA1 = 0.9
+VAL_BATCH = 32  # fixed, so that masks and losses do not depend on the number of processes
+MAX_SKIPPED_IN_ROW = 20
+
+# What a number drawn from the seed is for.
+TRAIN_MASKS, VAL_MASKS, VAL_SAMPLE, VARIANCES, WEIGHTS = range(5)
+
+
+class PretrainError(ValueError):
+    """Settings, data and machine do not fit each other; the message says what to change."""
+
+
+class DivergedError(RuntimeError):
+    """The loss was not finite too often in a row; the message gives advice."""
+
+
+@dataclass
+class Progress:
+    """What has to be remembered to go on, besides weights and optimiser."""
+
+    step: int = 0
+    position: int = 0  # in the stream of examples
+    n_skipped: int = 0
+    n_skipped_in_row: int = 0
+    n_bad_values: int = 0
+    validated_step: int = -1
+    probed_step: int = -1
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+
+
+# ------------------------------------------------------------------ parts of a step
+def learning_rate(step: int, optim: OptimSettings, max_steps: int) -> float:
+    """Linear warm-up to ``optim.lr``, then a cosine that reaches lr x final_lr_ratio at the end.
+
+    ``step`` counts from 0; the first step of a warm-up of n steps has lr / n.
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    share = min(1.0, (step - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * share))
+    return optim.lr * (optim.final_lr_ratio + (1 - optim.final_lr_ratio) * cosine)
+
+
+def make_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on the matrices of linear layers alone."""
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=optim.lr,
+        betas=(BETA1, optim.beta2),
+        fused=True,
+    )
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed for torch from whole numbers; different numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass
+class Interval:
+    """What is summed between two lines of metrics.jsonl."""
+
+    error_C: Tensor
+    count_C: Tensor
+    n_bad: Tensor
+    seconds: float = 0.0
+    n_examples: int = 0
+    grad_norm: float = float("nan")
+    lr: float = float("nan")
+
+
+class Trainer:
+    """Model, optimiser and progress of a run, in one process of ``world``."""
+
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        index: ExampleIndex,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        world: World,
+    ):
+        self.settings, self.index, self.world = settings, index, world
+        self.device, self.dtype = device, dtype
+        self.train_positions = index.rows("train")
+        self._check_batch_size()
+        self.val_positions = data.fixed_sample(
+            index.rows("val"), settings.val_examples, derived_seed(settings.seed, VAL_SAMPLE)
+        )
+        self.patients_seen = checkpoints.hash_patients(
+            np.unique(index.patient_ids[self.train_positions])
+        )
+        self.simulated = bool(index.simulated)  # this or, with init_from, its start
+        self.weight_C = self._weigh_channels().to(device)
+        self.progress = Progress()
+        self.model = MaskedAutoencoder(**asdict(settings.model))
+        self.model.reset_parameters(
+            torch.Generator().manual_seed(derived_seed(settings.seed, WEIGHTS))
+        )
+        self.model.to(device)
+        self.averaged = None
+        if settings.optim.ema_decay:
+            self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = make_optimizer(self.model, settings.optim)
+        self.generator = torch.Generator(device)
+        if settings.compile:
+            self.model.compile()
+        self.parallel = self.model
+        if world.size > 1:
+            device_ids = [device.index] if device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(
+                self.model, device_ids=device_ids, gradient_as_bucket_view=True
+            )
+        self.new_interval()
+
+    def _check_batch_size(self) -> None:
+        n_examples, batch_size = len(self.train_positions), self.settings.optim.batch_size
+        if not n_examples:
+            raise PretrainError(
+                f"{self.settings.paths.batches_dir}: no training examples in it; run script 1, or "
+                "give another paths.batches_dir"
+            )
+        if batch_size < self.world.size:
+            raise PretrainError(
+                f"optim.batch_size is {batch_size} for {self.world.size} processes; it is the "
+                "batch of all processes together, give at least one example to each"
+            )
+
+    def _weigh_channels(self) -> Tensor:
+        """What each channel's error is multiplied with, (16,): 1 / variance, or ones."""
+        if not self.settings.optim.balance_channels:
+            return torch.ones(N_CHANNELS)
+        seed = derived_seed(self.settings.seed, VARIANCES)
+        sample = data.fixed_sample(self.train_positions, VARIANCE_SAMPLE, seed)
+        return 1 / channel_variances(data.sample_batches(self.index, sample, VAL_BATCH))
+
+    # -------------------------------------------------------------- one step
+    def new_interval(self) -> None:
+        zeros = torch.zeros(N_CHANNELS, dtype=torch.float64, device=self.device)
+        self.interval = Interval(zeros, zeros.clone(), zeros.sum())
+
+    def train_step(self, batch: data.Batch) -> None:
+        """One optimiser step on this process's share of a batch."""
+        optim, progress = self.settings.optim, self.progress
+        lr = learning_rate(progress.step, optim, self.settings.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        error_C, count_C = self._accumulate_gradients(batch)
+        grad_norm = float(
+            nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip or math.inf)
+        )
+        # Gradients are summed over the processes, so all of them come to the same decision.
+        if math.isfinite(grad_norm):
+            self.optimizer.step()
+            self._update_average()
+            self.interval.error_C += error_C
+            self.interval.count_C += count_C
+            progress.n_skipped_in_row = 0
+        else:
+            progress.n_skipped += 1
+            progress.n_skipped_in_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.interval.grad_norm, self.interval.lr = grad_norm, lr
+        self.interval.n_examples += batch.batch_size
+        self.interval.n_bad += batch.n_bad
+        progress.step += 1
+        progress.position = batch.end
+        if progress.n_skipped_in_row >= MAX_SKIPPED_IN_ROW:
+            raise DivergedError(
+                f"step {progress.step}: the loss or its gradient was not finite "
+                f"{MAX_SKIPPED_IN_ROW} steps in a row; lower optim.lr, set optim.grad_clip to 1, "
+                "or try precision float32; weights from before stand in checkpoint_last.pt"
+            )
+
+    def _accumulate_gradients(self, batch: data.Batch) -> tuple[Tensor, Tensor]:
+        """Backward pass of the batch in pieces; sums of error and of channels present, (16,).
+
+        Every piece is weighted by the channels present in the whole batch, so that neither the
+        number of pieces nor that of processes changes the loss.
+        """
+        self.generator.manual_seed(
+            derived_seed(self.settings.seed, TRAIN_MASKS, self.progress.step)
+        )
+        keep_BCK = self.model.draw_mask(batch.batch_size, self.generator, batch.rows)
+        hidden_BC = self.model.draw_hidden_channels(batch.batch_size, self.generator, batch.rows)
+        x_BCT = batch.x_BCT.to(self.device, non_blocking=True)
+        present_BC = batch.present_BC.to(self.device, non_blocking=True)
+        n_pieces = min(self.settings.optim.accumulate, len(x_BCT))
+        error_C = torch.zeros_like(self.interval.error_C)
+        parts = [x_BCT, present_BC, keep_BCK] + ([] if hidden_BC is None else [hidden_BC])
+        pieces = zip(*(part.tensor_split(n_pieces) for part in parts), strict=True)
+        for i, (x, present, *masks) in enumerate(pieces):
+            wait = self.world.size > 1 and i < n_pieces - 1
+            with self.parallel.no_sync() if wait else contextlib.nullcontext():
+                with machine.autocast(self.device, self.dtype):
+                    error_BC = self.parallel(x, present, *masks) * self.weight_C
+                loss = mean_over_present(error_BC, present, batch.n_present)
+                # Parallel processes average their gradients; the loss is a sum over all of them.
+                (loss * self.world.size).backward()
+            error_C += (error_BC.detach() * present).sum(dim=0)
+        return error_C, present_BC.sum(dim=0)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Follow the weights; the average starts fast, so that it forgets the random start."""
+        if self.averaged is None:
+            return
+        step = self.progress.step
+        decay = min(self.settings.optim.ema_decay, (1 + step) / (10 + step))
+        for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
+
+    def close_interval(self) -> dict[str, Any]:
+        """Figures of the steps since the last call, over all processes."""
+        interval, progress = self.interval, self.progress
+        sums = torch.stack([interval.error_C, interval.count_C, interval.n_bad.expand(N_CHANNELS)])
+        error_C, count_C, n_bad_C = self.world.sum(sums).cpu().numpy()
+        progress.n_bad_values += int(n_bad_C[0])
+        rate = interval.n_examples / interval.seconds
+        self.new_interval()
+        return {
+            **losses_by_group(error_C, count_C),
+            "lr": interval.lr,
+            "grad_norm": interval.grad_norm,
+            "epoch": progress.position / len(self.train_positions),
+            "examples": progress.position,
+            "examples_per_s": rate,
+            "tflops": rate * flops_per_example(self.model) / 1e12,
+            "memory_gb": machine.peak_memory_gb(self.device),
+            "n_skipped": progress.n_skipped,
+            "n_bad_values": progress.n_bad_values,
+        }
+
+    # -------------------------------------------------------------- looking at the model
+    @property
+    def saved_model(self) -> MaskedAutoencoder:
+        """The model whose weights are validated and saved as state_dict."""
+        return self.model if self.averaged is None else self.averaged
+
+    @torch.no_grad()
+    def validate(self, give_up: Callable[[], bool]) -> dict[str, Any] | None:
+        """Losses on the fixed sample with fixed masks; None when ``give_up`` says so meanwhile."""
+        sums_C = torch.zeros(2, N_CHANNELS, dtype=torch.float64, device=self.device)
+        blocks = np.arange(len(self.val_positions)) // VAL_BATCH
+        mine = self.val_positions[blocks % self.world.size == self.world.rank]
+        batches = data.sample_batches(self.index, mine, VAL_BATCH)
+        gave_up = False
+        with contextlib.closing(batches):
+            for i, (x_BCT, present_BC) in enumerate(batches):
+                if gave_up := give_up():
+                    break
+                number = i * self.world.size + self.world.rank
+                keep_BCK = self.val_mask(number, len(x_BCT))
+                present_BC = present_BC.to(self.device)
+                with machine.autocast(self.device, self.dtype):
+                    error_BC = self.saved_model.forward(x_BCT.to(self.device), present_BC, keep_BCK)
+                sums_C[0] += (error_BC * self.weight_C * present_BC).sum(dim=0)
+                sums_C[1] += present_BC.sum(dim=0)
+        if self.world.any(gave_up, self.device):
+            return None
+        error_C, count_C = self.world.sum(sums_C).cpu().numpy()
+        return {**losses_by_group(error_C, count_C), "n_examples": len(self.val_positions)}
+
+    def val_mask(self, number: int, n_examples: int) -> Tensor:
+        self.generator.manual_seed(derived_seed(self.settings.seed, VAL_MASKS, number))
+        return self.model.draw_mask(n_examples, self.generator)
+
+    # -------------------------------------------------------------- state
+    def save(self, path: Path, settings: dict[str, Any], *, to_resume: bool) -> None:
+        """Write a checkpoint; with what is needed to go on, or the model alone."""
+        content = {
+            "state_dict": self.saved_model.state_dict(),
+            "model": settings["model"],
+            "settings": settings,
+            "step": self.progress.step,
+            "val_loss": (
+                self.progress.val_loss
+                if self.progress.validated_step == self.progress.step
+                else None
+            ),
+            "split_hash": self.index.split_hash,
+            "patients_seen": self.patients_seen,
+            "simulated": self.simulated,
+            "scaling": self.index.scaling,
+            "data": describe_data(self.index, self.train_positions),
+        }
+        if to_resume:
+            content["progress"] = asdict(self.progress)
+            content["channel_weights"] = self.weight_C
+            content["optimizer"] = self.optimizer.state_dict()
+            if self.averaged is not None:
+                content["training_weights"] = self.model.state_dict()
+        checkpoints.save_checkpoint(path, content)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint_last.pt; PretrainError when it is of another model or split."""
+        content = checkpoints.load_checkpoint(path)
+        # A setting that the checkpoint is older than had its default.
+        theirs = asdict(type(self.settings.model)()) | content["model"]
+        for key, value in asdict(self.settings.model).items():
+            if theirs[key] != value:
+                raise PretrainError(
+                    f"{path}: its model.{key} is {theirs[key]}, the settings say "
+                    f"{value}; set it as it was, choose another paths.run_dir, or start anew with "
+                    "--resume false"
+                )
+        if content["split_hash"] != self.index.split_hash:
+            raise PretrainError(
+                f"{path}: it was trained on another split ({content['split_hash']}) than that of "
+                f"{self.settings.paths.batches_dir} ({self.index.split_hash}), so test patients "
+                "may have been seen; choose another paths.run_dir, or --resume false"
+            )
+        if "optimizer" not in content:
+            raise PretrainError(
+                f"{path}: holds the weights alone and cannot be resumed; give it as "
+                "init_from, or start anew with --resume false"
+            )
+        other_scaling = checkpoints.other_scaling(content["scaling"], self.index.scaling)
+        if other_scaling:
+            raise PretrainError(
+                f"{path}: {other_scaling}, choose another paths.run_dir, or --resume false"
+            )
+        balanced = content["settings"]["optim"]["balance_channels"]
+        if balanced != self.settings.optim.balance_channels:
+            raise PretrainError(
+                f"{path}: its optim.balance_channels is {balanced}; set it as it was, choose "
+                "another paths.run_dir, or start anew with --resume false"
+            )
+        if self.averaged is not None:  # an average that begins now begins at these weights
+            checkpoints.load_weights(self.averaged, content["state_dict"], str(path))
+        weights = content.get("training_weights", content["state_dict"])
+        checkpoints.load_weights(self.model, weights, str(path))
+        wanted = [group["weight_decay"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(content["optimizer"])
+        for group, weight_decay in zip(self.optimizer.param_groups, wanted, strict=True):
+            group["weight_decay"] = weight_decay  # as the settings say now, like the rate
+            group["betas"] = (BETA1, self.settings.optim.beta2)
+        self.weight_C = content["channel_weights"].to(self.device)
+        self.progress = Progress(**content["progress"])
+        self.patients_seen = content["patients_seen"]
+        self.simulated = content["simulated"]
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights of a checkpoint, and remember whose signals are behind them."""
+        content = checkpoints.load_checkpoint(path)
+        layout = content["model"]["token_layout"]
+        if layout != self.settings.model.token_layout:
+            raise CheckpointError(
+                f"init_from {path}: its model.token_layout is {layout}, the settings say "
+                f"{self.settings.model.token_layout}; its weights mean nothing there, set it alike"
+            )
+        checkpoints.load_weights(self.model, content["state_dict"], f"init_from {path}")
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.model.state_dict())
+        theirs = content["patients_seen"]
+        self.patients_seen = None if theirs is None else sorted({*self.patients_seen, *theirs})
+        self.simulated = self.simulated or bool(content["simulated"])
+
+
+def describe_data(index: ExampleIndex, positions: np.ndarray) -> dict[str, Any]:
+    """Facts about the training examples, for the checkpoint and its model card."""
+    return {
+        "n_examples": len(positions),
+        "n_patients": len(np.unique(index.patient_ids[positions])),
+        "n_studies": len(np.unique(index.study_ids[positions])),
+        "patient_disjoint": bool(index.patient_disjoint),
+        "share_present_by_channel": index.present[positions].mean(axis=0).round(4).tolist(),
+    }
+
+
+def losses_by_group(error_C: np.ndarray, count_C: np.ndarray) -> dict[str, Any]:
+    """``loss`` and ``loss_by_group`` from sums of squared error and counts by channel, (16,).
+
+    A group whose channels were never present has the loss None.
+    """
+    groups = {}
+    for name, channels in CHANNEL_GROUPS.items():
+        count = count_C[list(channels)].sum()
+        groups[name] = float(error_C[list(channels)].sum() / count) if count else None
+    total = count_C.sum()
+    return {"loss": float(error_C.sum() / total) if total else None, "loss_by_group": groups}

@@ -1,0 +1,1 @@
+"""Script 3: linear probes on frozen embeddings, and how they are judged."""

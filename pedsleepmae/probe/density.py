@@ -1,0 +1,104 @@
+"""How far an embedding lies from the training data's: a Gaussian with a few principal axes.
+
+Axes: **N** epochs, **F** features, **K** principal axes, **Q** quantiles.
+
+Probabilistic principal components (Tipping & Bishop 1999): the training embeddings vary with their
+own variance along K axes and with one common variance across all others. The distance is that
+model's Mahalanobis distance, and the validation patients, whom the fit has not seen, say which
+distances are usual.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+from pedsleepmae.probe.embeddings import FeatureTable
+
+MAX_AXES = 32
+MAX_TRAIN_ROWS = 4096  # enough for 32 axes; a sample spread evenly over the train rows
+MAX_VAL_ROWS = 20_000
+N_QUANTILES = 1001  # so that shares down to 0.001 can be asked for
+ARRAYS = ("mean_F", "scale_F", "axes_KF", "variance_K", "rest_variance", "quantile_Q")
+
+
+@dataclass(frozen=True)
+class TrainingDensity:
+    """The Gaussian of the training embeddings, and ``quantile_Q`` of the val epochs' distances.
+
+    ``mean_F`` and ``scale_F`` standardise; ``rest_variance`` () is that across the ``axes_KF``.
+    """
+
+    mean_F: np.ndarray
+    scale_F: np.ndarray
+    axes_KF: np.ndarray
+    variance_K: np.ndarray
+    rest_variance: np.ndarray
+    quantile_Q: np.ndarray
+
+    def distance(self, x_NF: np.ndarray) -> np.ndarray:
+        """Mahalanobis distance over the root of F, (N,): about 1 for a training epoch.
+
+        Infinite where a feature is not finite.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):  # such rows are told as infinite
+            z_NF = ((x_NF - self.mean_F) / self.scale_F).astype(np.float64)
+            along_NK = z_NF @ self.axes_KF.T
+            rest_N = np.maximum((z_NF**2).sum(1) - (along_NK**2).sum(1), 0)
+            squared_N = (along_NK**2 / self.variance_K).sum(1) + rest_N / self.rest_variance
+            distance_N = np.sqrt(squared_N / len(self.mean_F))
+        return np.where(np.isfinite(distance_N), distance_N, np.inf)
+
+    def threshold(self, share: float) -> float:
+        """Distance that the given share of the val epochs exceeded."""
+        places = np.linspace(0, 1, len(self.quantile_Q))
+        return float(np.interp(1 - share, places, self.quantile_Q))
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        """Plain arrays by name, for a file."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "TrainingDensity":
+        """From :meth:`as_arrays`; KeyError when one is missing."""
+        return cls(**{name: arrays[name] for name in ARRAYS})
+
+
+def fit_density(
+    table: FeatureTable, train: np.ndarray, val: np.ndarray, seed: int = 0
+) -> TrainingDensity:
+    """Density of the features at the ``train`` positions, with the usual distances at ``val``."""
+    x_NF = table.read(_spread(train, MAX_TRAIN_ROWS)).astype(np.float64)
+    x_NF = x_NF[np.isfinite(x_NF).all(1)]
+    mean_F, sd_F = x_NF.mean(0), x_NF.std(0)
+    scale_F = np.where(sd_F > 10 * np.finfo(np.float32).eps * np.abs(mean_F), sd_F, 1)
+    x_NF = (x_NF - mean_F) / scale_F
+    n_axes = max(1, min(MAX_AXES, min(x_NF.shape) - 1))
+    pca = PCA(n_axes, svd_solver="randomized", random_state=seed).fit(x_NF)
+    # Beyond float16's rounding there is no direction without variance.
+    floor = float(np.finfo(np.float16).eps) ** 2
+    density = TrainingDensity(
+        mean_F=mean_F.astype(np.float32),
+        scale_F=scale_F.astype(np.float32),
+        axes_KF=pca.components_.astype(np.float32),
+        variance_K=np.maximum(pca.explained_variance_, floor),
+        rest_variance=np.array(max(float(pca.noise_variance_), floor)),
+        quantile_Q=np.empty(0),
+    )
+    usual_N = np.concatenate(list(_distances(density, table, _spread(val, MAX_VAL_ROWS))))
+    usual_N = usual_N[np.isfinite(usual_N)]
+    return replace(density, quantile_Q=np.quantile(usual_N, np.linspace(0, 1, N_QUANTILES)))
+
+
+def _distances(
+    density: TrainingDensity, table: FeatureTable, positions: np.ndarray
+) -> Iterable[np.ndarray]:
+    return (density.distance(x_NF) for _, x_NF in table.chunks(positions, MAX_TRAIN_ROWS))
+
+
+def _spread(positions: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the positions, evenly spread over them."""
+    if len(positions) <= most:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, most).astype(np.int64)]

@@ -1,0 +1,379 @@
+"""Frozen encoder (or hand-made features) to features on disk, computed once.
+
+One HDF5 file for each batch file, `<output_dir>/embeddings/<key>/<split>_combined_<i>.hdf5`:
+
+| dataset | shape, type | meaning |
+| --- | --- | --- |
+| `features/<name>` | (n, F) float16 | a pooling, or `handmade`; contiguous; NaN: unknown |
+| `patient_ids`, `study_ids` | (n,) int64 | as in the batch file |
+| `onsets_s` | (n,) float64 | epoch start, seconds from the start of the recording |
+| `sleep_labels`, `apnea_labels`, … | (n,) int64 | as in the batch file |
+| `channels_present` | (n, 16) bool | as in the batch file |
+| attributes | | `source` (fingerprint of the batch file), `key`, `format_version` |
+
+The key names what computed them: the checkpoint's SHA-256, the encoder (pretrained, or untrained
+with its seed), the split hash and the precision. A file whose batch file has changed, or that
+lacks a pooling, is computed again; all others are left alone, so an interrupted run goes on.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import joblib
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pedsleepmae import machine, store, tasks
+from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.probe.handmade import FEATURES_VERSION, handmade_features
+
+FORMAT_VERSION = 1
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 16, 4096
+
+
+# ------------------------------------------------------------------ keys
+def embedding_key(checkpoint_sha256: str, encoder: str, split_hash: str, precision: str) -> str:
+    """Folder name of what this encoder makes of this split."""
+    return f"{encoder}_{checkpoint_sha256[:16]}_{split_hash or 'nosplit'}_{precision}"
+
+
+def handmade_key(split_hash: str) -> str:
+    """Folder name of the hand-made features of this split, as this version defines them."""
+    return f"handmade{FEATURES_VERSION}_{split_hash or 'nosplit'}"
+
+
+def fingerprint(path: Path) -> str:
+    """Identifies a batch file's content: the hash that script 1 stored with its signals (without
+    one, the time of change), its size and 16 blocks spread over it.
+
+    Reading whole files only to see that they are unchanged would take as long as embedding them.
+    The hash tells that one example of 128 is another; the blocks, that somebody else wrote here.
+    """
+    stat = path.stat()
+    size = stat.st_size
+    with h5py.File(path, "r") as file:
+        made = file.attrs.get("signals_hash", stat.st_mtime_ns)
+    digest = hashlib.sha256(f"{size} {made}".encode())
+    with open(path, "rb") as file:
+        for i in range(FINGERPRINT_BLOCKS):
+            file.seek(i * max(0, size - FINGERPRINT_BYTES) // (FINGERPRINT_BLOCKS - 1))
+            digest.update(file.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()[:32]
+
+
+def feature_path(folder: Path, batch_file: Path) -> Path:
+    """Where the features of a batch file stand."""
+    return Path(folder) / f"{batch_file.parent.name}_{batch_file.name}"
+
+
+# ------------------------------------------------------------------ computing
+def embed_files(
+    index: store.ExampleIndex,
+    model: nn.Module,
+    folder: Path,
+    *,
+    poolings: Sequence[str],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    title: str,
+    world: machine.World,
+) -> int:
+    """Embed all batch files that are not embedded yet; returns how many were done.
+
+    ``model`` offers ``embed_many(x_BCT, poolings, present)``; ``dtype`` is that of its matrix
+    products. Under torchrun each process takes its share of the files and waits for the others,
+    so that all find the folder complete.
+    """
+    model = model.to(device).eval()
+    parts = sorted({part for pooling in poolings for part in pooling.split("+")})
+
+    todo = _files_to_do(index, folder, parts)
+    world.any(False, device)  # all have looked before anyone writes: they share the same list
+    mine = todo[world.rank :: world.size]
+    n_examples = sum(int((index.file_of == i).sum()) for i in mine)
+    with tqdm(total=n_examples, desc=title, unit="ex", disable=not world.is_first) as bar:
+        for i in mine:
+            pieces = []
+            for x_BCT, present_BC in _prefetched(_read_file(index, i, batch_size)):
+                features = embed_batch(model, x_BCT, present_BC, parts, device, dtype)
+                pieces.append({name: as_float16(values) for name, values in features.items()})
+                bar.update(len(x_BCT))
+            features = {name: np.concatenate([piece[name] for piece in pieces]) for name in parts}
+            write_features(folder, index, i, features)
+    world.any(False, device)  # wait for the others
+    return len(mine)
+
+
+def embed_batch(
+    model: nn.Module,
+    x_BCT: np.ndarray,
+    present_BC: np.ndarray,
+    poolings: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, np.ndarray]:
+    """Features of one batch by pooling, each (B, F) float32; ``model`` is on ``device``."""
+    x_BCT, present_BC = (torch.from_numpy(a).to(device) for a in (x_BCT, present_BC))
+    with machine.autocast(device, dtype):
+        features = model.embed_many(x_BCT, poolings, present=present_BC)
+    return {name: values.float().cpu().numpy() for name, values in features.items()}
+
+
+def embed_arrays(
+    model: nn.Module,
+    signals_NCT: np.ndarray,
+    present_NC: np.ndarray,
+    pooling: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    title: str | None = None,
+) -> np.ndarray:
+    """Features of examples in memory, (N, F) float32; with a ``title`` under a progress bar."""
+    model, pieces = model.to(device).eval(), []
+    with tqdm(total=len(signals_NCT), desc=title, unit="epoch", disable=title is None) as bar:
+        for start in range(0, len(signals_NCT), batch_size):
+            rows = slice(start, start + batch_size)
+            x_BCT = np.array(signals_NCT[rows], np.float32)
+            features = embed_batch(model, x_BCT, present_NC[rows], [pooling], device, dtype)
+            pieces.append(features[pooling])
+            bar.update(len(x_BCT))
+    return np.concatenate(pieces)
+
+
+def compute_handmade(index: store.ExampleIndex, folder: Path, n_workers: int) -> int:
+    """Hand-made features of all batch files that lack them; returns how many files were done."""
+    todo = _files_to_do(index, folder, ["handmade"])
+
+    def compute(i: int) -> None:
+        ((x_NCT, present_NC),) = _read_file(index, i, len(index))
+        features = as_float16(handmade_features(x_NCT, present_NC))
+        write_features(folder, index, i, {"handmade": features})
+
+    jobs = joblib.Parallel(n_workers, return_as="generator_unordered", prefer="threads")(
+        joblib.delayed(compute)(i) for i in todo
+    )
+    for _ in tqdm(jobs, total=len(todo), desc="hand-made features", unit="file"):
+        pass
+    return len(todo)
+
+
+def as_float16(values: np.ndarray) -> np.ndarray:
+    """Rounded to half precision; finite values beyond its range become its largest."""
+    return np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+
+
+def write_features(
+    folder: Path, index: store.ExampleIndex, i: int, features: dict[str, np.ndarray]
+) -> None:
+    """Write the features of the i-th batch file of the index, whole or not at all.
+
+    Features that the file already holds under other names, from the same batch file, stay.
+    """
+    source, path = index.files[i], feature_path(folder, index.files[i])
+    rows = np.flatnonzero(index.file_of == i)
+    features = _current_features(path, fingerprint(source)) | features
+    with store.write_whole(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, values in features.items():
+            file[f"features/{name}"] = values
+        file["patient_ids"], file["study_ids"] = index.patient_ids[rows], index.study_ids[rows]
+        file["onsets_s"], file["channels_present"] = index.onsets_s[rows], index.present[rows]
+        for name, (_, dataset) in tasks.LABELS.items():
+            file[dataset] = index.labels[name][rows]
+        file.attrs["source"], file.attrs["key"] = fingerprint(source), Path(folder).name
+        file.attrs["format_version"] = FORMAT_VERSION
+
+
+def _current_features(path: Path, source: str) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with h5py.File(path, "r") as file:
+        if file.attrs.get("source") != source:
+            return {}
+        return {name: values[()] for name, values in file["features"].items()}
+
+
+def _files_to_do(index: store.ExampleIndex, folder: Path, names: Sequence[str]) -> list[int]:
+    """Numbers of the batch files whose features are missing, incomplete or out of date."""
+    todo = []
+    for i, source in enumerate(index.files):
+        path = feature_path(folder, source)
+        if path.exists():
+            with h5py.File(path, "r") as file:
+                whole = all(f"features/{name}" in file for name in names)
+                if whole and file.attrs.get("source") == fingerprint(source):
+                    continue
+        todo.append(i)
+    return todo
+
+
+def _read_file(
+    index: store.ExampleIndex, i: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """``x_BCT`` float32 and ``present_BC`` of one batch file, piece by piece.
+
+    Values that are not finite count as 0, as in pretraining: one alone would reach every feature
+    through attention. A channel without a finite value is absent.
+    """
+    signals = store.map_signals(index.files[i])
+    present_NC = index.present[index.file_of == i]
+    for start in range(0, len(signals), batch_size):
+        rows = slice(start, start + batch_size)
+        x_BCT, present_BC = np.array(signals[rows], np.float32), present_NC[rows]
+        if not np.isfinite(x_BCT.sum()):
+            finite_BCT = np.isfinite(x_BCT)
+            present_BC = present_BC & finite_BCT.any(axis=2)
+            x_BCT[~finite_BCT] = 0
+        yield x_BCT, present_BC
+
+
+def _prefetched(items: Iterable) -> Iterator:
+    """The items, the next one being read while the caller works on one."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, iterator, end)
+        while (item := waiting.result()) is not end:
+            waiting = pool.submit(next, iterator, end)
+            yield item
+
+
+# ------------------------------------------------------------------ reading
+def find_features(
+    index: store.ExampleIndex, folder: Path
+) -> dict[Path, dict[str, tuple[tuple[int, int], int]]]:
+    """For each file of features, in the order of the index: name -> (shape, place in the file)."""
+    places = {}
+    for source in index.files:
+        path = feature_path(folder, source)
+        with h5py.File(path, "r") as file:
+            places[path] = {
+                name: (values.shape, values.id.get_offset())
+                for name, values in file["features"].items()
+            }
+    return places
+
+
+class FeatureTable:
+    """Features of all examples of an index, left on disk; rows are read as they are asked for.
+
+    ``name`` is a pooling (parts joined by + stand side by side) or "handmade"; ``places`` comes
+    from :func:`find_features`. With ``context`` k a row also holds the k epochs before and after
+    it in the same night and split; where there is none, NaN.
+    """
+
+    def __init__(self, index: store.ExampleIndex, places: dict, name: str, context: int = 0):
+        self.index, self.places, self.name, self.context = index, places, name, context
+        parts = name.split("+")
+        self.paths = list(places)
+        self._parts = [[places[path][part] for part in parts] for path in self.paths]
+        self.n_single = sum(shape[1] for shape, _ in self._parts[0])
+        self.neighbours = neighbours(index, context) if context else None
+
+    def with_context(self, k: int) -> "FeatureTable":
+        """The same features with the k neighbours on each side."""
+        return FeatureTable(self.index, self.places, self.name, k)
+
+    @property
+    def n_features(self) -> int:
+        return self.n_single * (2 * self.context + 1)
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Features of these positions of the index, (n, F) float32, in their order."""
+        if self.neighbours is None:
+            return self._read_single(positions)
+        columns = []
+        for positions_n in self.neighbours[positions].T:
+            known = positions_n >= 0
+            values = np.full((len(positions), self.n_single), np.nan, np.float32)
+            values[known] = self._read_single(positions_n[known])
+            columns.append(values)
+        return np.concatenate(columns, axis=1)
+
+    def chunks(self, positions: np.ndarray, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """(slice into ``positions``, features) of consecutive pieces of at most ``rows`` rows.
+
+        The next piece is read while the caller works on one.
+        """
+        pieces = [slice(start, start + rows) for start in range(0, len(positions), rows)]
+        yield from _prefetched((piece, self.read(positions[piece])) for piece in pieces)
+
+    def _read_single(self, positions: np.ndarray) -> np.ndarray:
+        out = np.empty((len(positions), self.n_single), np.float32)
+        file_of, row_of = self.index.file_of[positions], self.index.row_of[positions]
+        order = np.argsort(file_of, kind="stable")
+        bounds = np.flatnonzero(np.diff(file_of[order], prepend=-1, append=-1))
+        for here in np.split(order, bounds[1:-1]) if len(order) else []:
+            i, column = file_of[here[0]], 0
+            for shape, place in self._parts[i]:
+                part = np.memmap(self.paths[i], np.float16, "r", place, shape)
+                out[here, column : column + shape[1]] = part[row_of[here]]
+                column += shape[1]
+        return out
+
+
+def open_tables(
+    index: store.ExampleIndex, folder: Path, names: Sequence[str]
+) -> dict[str, FeatureTable]:
+    """Tables of these features, by name; the files are looked at once for all of them."""
+    places = find_features(index, folder)
+    return {name: FeatureTable(index, places, name) for name in names}
+
+
+def neighbours(index: store.ExampleIndex, k: int) -> np.ndarray:
+    """Positions of the epochs from k before to k after each epoch, (N, 2k + 1), -1 for none.
+
+    Same study and same split, exactly 30 s apart from one to the next: a gap in the scoring ends
+    the run, and a test epoch is never read for a training epoch.
+    """
+    n = len(index)
+    result = np.full((n, 2 * k + 1), -1, np.int64)
+    result[:, k] = np.arange(n)
+    order = np.lexsort([index.onsets_s, index.split, index.study_ids, index.patient_ids])
+    for step in range(1, k + 1):
+        early, late = order[:-step], order[step:]
+        same = np.ones(len(early), bool)
+        for column in (index.patient_ids, index.study_ids, index.split):
+            same &= column[early] == column[late]
+        same &= np.abs(index.onsets_s[late] - index.onsets_s[early] - step * EPOCH_S) < 0.5
+        result[late[same], k - step] = early[same]
+        result[early[same], k + step] = late[same]
+    return result
+
+
+def column_moments(
+    table: FeatureTable, positions: np.ndarray, rows: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and standard deviation of each feature, (F,) float64, and the count of rows that hold
+    a number that is not finite (left out feature by feature). One pass over these positions.
+
+    A feature without spread gets standard deviation 1, as in scikit-learn's StandardScaler.
+    """
+    n_F, mean_F, spread_F = (np.zeros(table.n_features) for _ in range(3))
+    n_bad = 0
+    for _, x_NF in table.chunks(positions, rows):
+        finite_NF = np.isfinite(x_NF)
+        n_bad += int((~finite_NF.all(1)).sum())
+        x_NF = np.where(finite_NF, x_NF, 0).astype(np.float64)
+        n_new_F = finite_NF.sum(0)
+        mean_new_F = x_NF.sum(0) / np.maximum(n_new_F, 1)
+        squares_F = (np.where(finite_NF, x_NF - mean_new_F, 0) ** 2).sum(0)
+        n_both_F = np.maximum(n_F + n_new_F, 1)  # Chan, Golub & LeVeque 1983: merge two moments
+        spread_F += squares_F + (mean_new_F - mean_F) ** 2 * n_F * n_new_F / n_both_F
+        mean_F += (mean_new_F - mean_F) * n_new_F / n_both_F
+        n_F += n_new_F
+    sd_F = np.sqrt(spread_F / np.maximum(n_F, 1))
+    return mean_F, np.where(sd_F > 10 * np.finfo(np.float32).eps * np.abs(mean_F), sd_F, 1), n_bad
+
+
+def scale_features(x_NF: np.ndarray, mean_F: np.ndarray, scale_F: np.ndarray) -> np.ndarray:
+    """Standardised features, float32, 0 where they are not finite."""
+    scaled_NF = (x_NF - mean_F.astype(np.float32)) / scale_F.astype(np.float32)
+    return np.nan_to_num(scaled_NF, copy=False, nan=0, posinf=0, neginf=0)

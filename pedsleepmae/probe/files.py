@@ -1,0 +1,127 @@
+"""`probes.npz`: fitted probes as they are stored, published and read back."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pedsleepmae import store
+from pedsleepmae.checkpoints import check_sum, forget_sum, list_sums
+from pedsleepmae.errors import ProbeError
+from pedsleepmae.probe.density import TrainingDensity
+from pedsleepmae.probe.linear import Chosen, LinearProbe
+from pedsleepmae.tasks import N_CLASSES
+
+PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What probes rest on: ``facts`` for those who read their scores, and the training density.
+
+    ``facts`` (plain values, see evaluation.probe_basis) name the encoder, how many patients chose
+    and judged what, whether these were simulated, and the figures on val and test.
+    """
+
+    facts: dict
+    density: TrainingDensity
+
+
+def save_probes(path: Path, pooling: str, chosen: Mapping[str, Chosen], basis: Basis) -> None:
+    """Write probes as plain arrays (.npz, no pickle), so that a recording can be scored later."""
+    facts = json.dumps(basis.facts, sort_keys=True, allow_nan=False)
+    arrays = {
+        "version": np.array(PROBE_FILE_VERSION),
+        "pooling": np.array(pooling),
+        "facts": np.array(facts),
+    }
+    arrays |= {f"density/{name}": values for name, values in basis.density.as_arrays().items()}
+    for task, one in chosen.items():
+        threshold = np.nan if one.threshold is None else one.threshold
+        arrays |= {
+            f"{task}/classes": one.probe.classes,
+            f"{task}/mean": one.probe.mean_F,
+            f"{task}/scale": one.probe.scale_F,
+            f"{task}/weight": one.probe.weight_FK,
+            f"{task}/bias": one.probe.bias_K,
+            f"{task}/slope": np.array(one.slope),
+            f"{task}/shift": one.shift_K,
+            f"{task}/threshold": np.array(threshold),
+            f"{task}/strength": np.array(one.strength),
+        }
+    with store.write_whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def publish(source: Path, target: Path) -> Path:
+    """Copy a file of probes to where it ships, with its line in the SHA256SUMS there."""
+    forget_sum(target)  # the old line would call the new file damaged
+    with store.write_whole(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    list_sums(target)
+    return target
+
+
+def load_probes(path: Path) -> tuple[str, dict[str, Chosen]]:
+    """Pooling and probes by task from :func:`save_probes`; ProbeError names a file that is none,
+    CheckpointError one that was changed since it was published.
+
+    With ``x = model.embed(...)``: ``probe.probabilities(probe.probe.logits(x))``, then ``decide``.
+    """
+    arrays = _read_arrays(path)
+    try:
+        pooling = str(arrays["pooling"])
+        chosen = {}
+        for task in [name for name in N_CLASSES if f"{name}/weight" in arrays]:
+            names = ("classes", "mean", "scale", "weight", "bias")
+            probe = LinearProbe(*(arrays[f"{task}/{name}"] for name in names))
+            threshold = float(arrays[f"{task}/threshold"])
+            chosen[task] = Chosen(
+                task=task,
+                features=pooling,
+                strength=float(arrays[f"{task}/strength"]),
+                probe=probe,
+                classes=probe.classes,
+                slope=float(arrays[f"{task}/slope"]),
+                shift_K=arrays[f"{task}/shift"],
+                threshold=None if np.isnan(threshold) else threshold,
+                val_score=None,
+                val_logit_NK=np.zeros((0, len(probe.classes))),
+            )
+    except (KeyError, ValueError, TypeError) as error:
+        raise ProbeError(f"{path}: no probes of script 3 ({error}); run script 3 again") from error
+    return pooling, chosen
+
+
+def load_basis(path: Path) -> Basis:
+    """What the probes of a file rest on; ProbeError for a file that does not say it."""
+    arrays = _read_arrays(path)
+    try:
+        density = TrainingDensity.from_arrays(
+            {name.removeprefix("density/"): values for name, values in arrays.items()}
+        )
+        return Basis(json.loads(str(arrays["facts"])), density)
+    except (KeyError, ValueError) as error:
+        raise ProbeError(
+            f"{path}: does not say which encoder its probes belong to ({error}; file version "
+            f"{arrays.get('version', 'unknown')}); run script 3 again"
+        ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    check_sum(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        version = int(arrays["version"])
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ProbeError(f"{path}: no probes of script 3 ({error}); run script 3 again") from error
+    if version > PROBE_FILE_VERSION:
+        raise ProbeError(
+            f"{path}: version {version}, this code reads up to {PROBE_FILE_VERSION}; update the "
+            "code"
+        )
+    return arrays

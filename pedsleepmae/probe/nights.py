@@ -1,0 +1,136 @@
+"""Figures of whole nights: sleep time and events an hour, scored against predicted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pedsleepmae import metrics, store
+from pedsleepmae.tasks import EVENT_COUNTS, STAGES, task_labels
+
+NIGHT = ["patient_id", "study_id"]  # what a night is known by
+EPOCH_MINUTES = 0.5
+MIN_SLEEP_HOURS = 0.25  # an index per hour of sleep means nothing on less
+INDICES = {  # index of a night -> the task whose epochs it counts
+    "apnea_hypopnea_index": "apnea_hypopnea",
+    "desaturation_index": "desaturation",
+    "arousal_index": "arousal",
+}
+INDEX_EVENTS = {  # … and the columns of studies.csv whose events it counts
+    "apnea_hypopnea_index": ["n_apneas", "n_hypopneas"],
+    "desaturation_index": ["n_desaturations"],
+    "arousal_index": ["n_arousals"],
+}
+
+
+def read_studies(batches_dir: Path) -> pd.DataFrame | None:
+    """What studies.csv knows of each night, NaN where it does not; None without the file.
+
+    Indexed by patient and study: age_days, sex, and for each of INDICES the number of its events.
+    """
+    path = Path(batches_dir) / "studies.csv"
+    if not path.exists():
+        return None
+    table = pd.read_csv(path)
+    if not set(NIGHT) <= set(table.columns):
+        return None
+    studies = table.dropna(subset=NIGHT).drop_duplicates(NIGHT).set_index(NIGHT)
+    counts = studies.reindex(columns=list(EVENT_COUNTS.values()))
+    for name, columns in INDEX_EVENTS.items():
+        studies[name] = counts[columns].sum(axis=1, skipna=False)
+    return studies.reindex(columns=["age_days", "sex", *INDICES])
+
+
+def events_per_epoch(index: store.ExampleIndex, studies: pd.DataFrame | None) -> dict[str, float]:
+    """For each of INDICES the scored events in sleep for one epoch that holds such an event.
+
+    From the scoring of the val nights: probes find epochs, and this turns their number into that
+    of events. Left out where studies.csv does not count events, and where the nights are split in
+    time, since then only parts of them are judged.
+    """
+    if studies is None or not index.patient_disjoint:
+        return {}
+    val = index.rows("val")
+    nights = pd.MultiIndex.from_arrays([index.patient_ids[val], index.study_ids[val]])
+    known = studies.reindex(nights.unique())
+    ratios = {}
+    for name, task in INDICES.items():
+        n_events = known[name].dropna()
+        counted = nights.isin(n_events.index)
+        n_epochs = (task_labels(index.labels, task)[val][counted] == 1).sum()
+        if n_epochs:
+            ratios[name] = float(n_events.sum() / n_epochs)
+    return ratios
+
+
+def count_index_events(name: str, event_counts: Mapping[str, int]) -> int:
+    """Events that the index ``name`` counts, of a night's events by kind."""
+    return sum(event_counts[k] for k, c in EVENT_COUNTS.items() if c in INDEX_EVENTS[name])
+
+
+def night_table(
+    index: store.ExampleIndex,
+    test: np.ndarray,
+    prob_of: Mapping[str, np.ndarray],
+    studies: pd.DataFrame | None = None,
+    per_epoch: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """One row for each test night: scored and predicted minutes of sleep, stages, and indices.
+
+    ``prob_of``: by task the encoder's probabilities, (n_test, classes); without the tasks that
+    could not be fitted.
+
+    Predicted counts are sums of recalibrated probabilities. An index is the number of scored
+    events that begin in sleep, per hour of sleep; predicted, the number of epochs with such an
+    event times ``per_epoch`` of :func:`events_per_epoch`. Where single events are not known it is
+    the number of epochs on both sides, which lies near the clinical index but is not the same.
+    Without the sleep task the scored sleep time serves both.
+    """
+    per_epoch = per_epoch or {}
+    stage_N = task_labels(index.labels, "sleep")[test]
+    sleep_NK = prob_of.get("sleep")
+    rows = []
+    night_N = index.nights()[test]
+    for night in np.unique(night_N):
+        here = np.flatnonzero((night_N == night) & (stage_N >= 0))
+        if not len(here):
+            continue
+        scored_K = np.bincount(stage_N[here], minlength=5) * EPOCH_MINUTES
+        row = {
+            "patient_id": int(index.patient_ids[test[here[0]]]),
+            "study_id": int(index.study_ids[test[here[0]]]),
+            "epochs": len(here),
+            "sleep_min_scored": scored_K[1:].sum(),
+        }
+        predicted_K = scored_K
+        if sleep_NK is not None:
+            predicted_K = sleep_NK[here].sum(0) * EPOCH_MINUTES
+            row["sleep_min_predicted"] = predicted_K[1:].sum()
+            for k, stage in enumerate(STAGES):
+                row[f"{stage}_min_scored"] = scored_K[k]
+                row[f"{stage}_min_predicted"] = predicted_K[k]
+        hours = {"scored": scored_K[1:].sum() / 60, "predicted": predicted_K[1:].sum() / 60}
+        for name, task in INDICES.items():
+            if task not in prob_of or hours["scored"] < MIN_SLEEP_HOURS:
+                continue
+            n_scored = task_labels(index.labels, task)[test[here]].sum()
+            if name in per_epoch:
+                n_scored = studies[name].get((row["patient_id"], row["study_id"]), np.nan)
+            row[f"{name}_scored"] = n_scored / hours["scored"]
+            n_predicted = prob_of[task][here, 1].sum() * per_epoch.get(name, 1.0)
+            row[f"{name}_predicted"] = n_predicted / max(hours["predicted"], MIN_SLEEP_HOURS)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def night_agreement(nights: pd.DataFrame) -> dict[str, dict]:
+    """Bland-Altman figures of every quantity that a night has both scored and predicted."""
+    agreement = {}
+    for column in nights.columns:
+        name = column.removesuffix("_predicted")
+        if column != name:
+            both = nights[[column, f"{name}_scored"]].dropna()
+            predicted, scored = both[column].to_numpy(), both[f"{name}_scored"].to_numpy()
+            agreement[name] = metrics.bland_altman(predicted, scored)
+    return agreement

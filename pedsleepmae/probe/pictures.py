@@ -1,0 +1,284 @@
+"""Pictures of the probe report, each a matplotlib Figure; nothing here computes a figure anew."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
+
+from pedsleepmae import metrics, store
+from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.pages.page import counted
+from pedsleepmae.pages.plots import (
+    COLOURS,
+    INK,
+    LINE,
+    NAMES,
+    SOFT,
+    STAGE_COLOURS,
+    clean_axes,
+    draw_epoch,
+    draw_stage_line,
+    draw_stage_probabilities,
+    scatter_coloured,
+    write_title,
+)
+from pedsleepmae.probe.evaluation import Results, TaskResult
+from pedsleepmae.probe.maps import EmbeddingMap
+from pedsleepmae.tasks import STAGES, _words
+
+MAX_CURVE_POINTS = 1000
+
+
+# ------------------------------------------------------------------ all tasks
+def draw_overview(results: Results) -> Figure:
+    """AUROC with interval of every task and source, as in a meta-analysis."""
+    tasks = [result for result in results.tasks.values() if result.judged]
+    sources = [name for name in COLOURS if any(name in t.judged for t in tasks)]
+    sources = [name for name in sources if name != "prevalence"]  # always at the dotted line
+    step = 1 / (len(sources) + 1.5)
+    figure = Figure(figsize=(8.4, 0.9 + 0.22 * len(sources) * len(tasks)), layout="constrained")
+    ax = clean_axes(figure)[0, 0]
+    for row, result in enumerate(tasks):
+        name = "weighted_auroc" if result.task == "sleep" else "auroc"
+        for k, source in enumerate(s for s in sources if s in result.judged):
+            test, y = result.judged[source].test, row + (k + 1) * step
+            if test.figures[name] is None:
+                continue
+            if test.ci95[name] is not None:
+                ax.plot(test.ci95[name], [y, y], color=COLOURS[source], lw=2.2, alpha=0.8)
+            label = NAMES[source] if row == 0 else None
+            ax.plot(test.figures[name], y, "o", color=COLOURS[source], ms=5.5, label=label)
+        ax.axhline(row, color=LINE, lw=0.8)
+    ax.axvline(0.5, color=SOFT, lw=0.8, ls=":")
+    ax.set_yticks([row + 0.5 for row in range(len(tasks))], [_words(t.task) for t in tasks])
+    ax.set_ylim(len(tasks), 0)
+    ax.set_xlabel("AUROC on test (sleep: weighted over stages), 95 % interval", fontsize=9)
+    figure.legend(loc="outside upper left", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
+# ------------------------------------------------------------------ one task
+def draw_event(result: TaskResult) -> Figure:
+    """ROC and precision-recall curves of all sources, and the reliability of the encoder's."""
+    known = result.label_N >= 0
+    label_N = result.label_N[known]
+    figure = Figure(figsize=(10.5, 3.9), layout="constrained")
+    roc, recall, calibration = clean_axes(figure, 1, 3)[0]
+    if 0 < label_N.sum() < len(label_N):
+        for source in reversed([name for name in COLOURS if name in result.judged]):
+            prob_N, figures = result.judged[source].prob_NK[known, 1], result.judged[source].test
+            style = {"color": COLOURS[source], "lw": 2.2 if source == "encoder" else 1.3}
+            areas = "{auroc:.3f}, {auprc:.3f}".format(**figures.figures)
+            x, y, _ = roc_curve(label_N, prob_N)
+            roc.plot(*_thinned(x, y), label=f"{NAMES[source]} ({areas})", **style)
+            precision, sensitivity, _ = precision_recall_curve(label_N, prob_N)
+            # Without the made-up last point (sensitivity 0, precision 1) that closes the curve.
+            recall.plot(*_thinned(sensitivity[:-1], precision[:-1]), **style)
+        handles, labels = roc.get_legend_handles_labels()
+        title = "area under the ROC curve, under the precision-recall curve:"
+        figure.legend(
+            handles[::-1],
+            labels[::-1],
+            title=title,
+            loc="outside lower left",
+            ncols=3,
+            fontsize=7.5,
+            title_fontsize=7.5,
+            frameon=False,
+            alignment="left",
+        )
+    roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+    roc.set_xlabel("1 - specificity", fontsize=9)
+    roc.set_ylabel("sensitivity", fontsize=9)
+    write_title(roc, "ROC curve")
+    recall.axhline(label_N.mean(), color=SOFT, lw=0.8, ls=":")
+    recall.set_xlabel("sensitivity (recall)", fontsize=9)
+    recall.set_ylabel("precision", fontsize=9)
+    recall.set_ylim(0, 1.02)
+    write_title(recall, "Precision-recall curve")
+    _draw_reliability(calibration, label_N, result.judged["encoder"].prob_NK[known, 1])
+    return figure
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    keep = np.unique(np.linspace(0, len(x) - 1, MAX_CURVE_POINTS).astype(int))
+    return x[keep], y[keep]
+
+
+def _draw_reliability(ax: Axes, is_true_N: np.ndarray, prob_N: np.ndarray) -> None:
+    table = metrics.reliability(is_true_N, prob_N)
+    top = max(0.02, 1.15 * float(table[:, :2].max(initial=0)))
+    ax.plot([0, top], [0, top], color=SOFT, lw=0.8, ls=":")
+    ax.plot(table[:, 0], table[:, 1], "o-", color=COLOURS["encoder"], lw=1.6, ms=4.5)
+    ax.set_xlim(0, top)
+    ax.set_ylim(0, top)
+    ax.set_xlabel("predicted probability (tenths of the epochs)", fontsize=9)
+    ax.set_ylabel("observed share", fontsize=9)
+    write_title(ax, "Reliability after recalibration")
+
+
+def draw_stages(result: TaskResult) -> Figure:
+    """Confusion matrix, ROC curve of each stage, reliability of the most probable stage."""
+    known = result.label_N >= 0
+    label_N, one = result.label_N[known], result.judged["encoder"]
+    prob_NK = one.prob_NK[known]
+    figure = Figure(figsize=(10.5, 3.5), layout="constrained")
+    matrix, roc, calibration = clean_axes(figure, 1, 3)[0]
+    counts = one.test.confusion
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    matrix.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i in range(len(STAGES)):
+        for j in range(len(STAGES)):
+            colour = "white" if share[i, j] > 0.5 else INK
+            text = f"{share[i, j]:.0%}\n{counts[i, j]:,}"
+            matrix.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+    matrix.set_xticks(range(5), STAGES)
+    matrix.set_yticks(range(5), STAGES)
+    matrix.set_xlabel("predicted", fontsize=9)
+    matrix.set_ylabel("scored", fontsize=9)
+    write_title(matrix, "Confusion (share of the scored stage)")
+    for k, stage in enumerate(STAGES):
+        if 0 < (label_N == k).sum() < len(label_N):
+            x, y, _ = roc_curve(label_N == k, prob_NK[:, k])
+            area = roc_auc_score(label_N == k, prob_NK[:, k])
+            label = f"{stage} {area:.3f}"
+            roc.plot(*_thinned(x, y), color=STAGE_COLOURS[k], lw=1.8, label=label)
+    roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+    roc.set_xlabel("1 - specificity", fontsize=9)
+    roc.set_ylabel("sensitivity", fontsize=9)
+    roc.legend(loc="lower right", fontsize=7, frameon=False)
+    write_title(roc, "One stage against the rest (AUROC)")
+    _draw_reliability(calibration, label_N == prob_NK.argmax(1), prob_NK.max(1))
+    return figure
+
+
+def draw_subgroups(result: TaskResult) -> Figure:
+    """AUROC within each age band and sex, with its interval."""
+    name = "weighted_auroc" if result.task == "sleep" else "auroc"
+    rows = [
+        (f"{'age ' if kind == 'age' else 'sex '}{label}", entry)
+        for kind, groups in result.subgroups.items()
+        for label, entry in groups.items()
+    ]
+    figure = Figure(figsize=(6.5, 0.8 + 0.26 * len(rows)), layout="constrained")
+    ax = clean_axes(figure)[0, 0]
+    whole = result.judged["encoder"].test.figures[name]
+    if whole is not None:
+        ax.axvline(whole, color=COLOURS["encoder"], lw=0.9, ls=":")
+    for y, (_, entry) in enumerate(rows):
+        if entry[name] is None:
+            continue
+        if entry["ci95"].get(name) is not None:
+            ax.plot(entry["ci95"][name], [y, y], color=COLOURS["encoder"], lw=2)
+        ax.plot(entry[name], y, "o", color=COLOURS["encoder"], ms=5)
+    labels = [f"{label}  ({counted(entry['n_patients'], 'patient')})" for label, entry in rows]
+    ax.set_yticks(range(len(rows)), labels)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel("weighted AUROC" if result.task == "sleep" else "AUROC", fontsize=9)
+    return figure
+
+
+# ------------------------------------------------------------------ where it fails
+def draw_failures(results: Results, positions: Sequence[tuple[int, str]]) -> Figure:
+    """Signals of epochs that the probe is surest of and wrong; (position, caption) of each."""
+    columns = len(positions)
+    figure = Figure(figsize=(3.6 * columns, 5.2), layout="constrained")
+    axes = clean_axes(figure, 1, columns)[0]
+    index = results.index
+    signals = store.read_signals(index, np.array([position for position, _ in positions]))
+    for ax, (position, caption), x_CT in zip(axes, positions, signals, strict=True):
+        draw_epoch(ax, x_CT, index.present[position], caption, named=ax is axes[0])
+    return figure
+
+
+# ------------------------------------------------------------------ whole nights
+def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
+    """One night: scored and predicted stages, probabilities of the stages and of the events.
+
+    ``night`` is a number of index.nights().
+    """
+    index, test = results.index, results.test
+    here = np.flatnonzero(index.nights()[test] == night)
+    onsets_s = index.onsets_s[test[here]]
+    if np.isnan(onsets_s).any():
+        onsets_s = np.arange(len(here)) * EPOCH_S
+    hours = (onsets_s - onsets_s[0]) / 3600
+    sleep = results.tasks.get("sleep")
+    events = [t for name, t in results.tasks.items() if name != "sleep" and "encoder" in t.judged]
+    has_sleep = sleep is not None and "encoder" in sleep.judged
+    heights = [1.3, 1.3, 1.0] * has_sleep + [0.5] * len(events)
+    figure = Figure(figsize=(10.5, 0.5 + 0.85 * sum(heights)), layout="constrained")
+    axes = list(clean_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
+    write_title(axes[0], title)
+    if has_sleep:
+        one = sleep.judged["encoder"]
+        draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
+        draw_stage_line(axes.pop(0), hours, one.decided_N[here], "predicted", COLOURS["encoder"])
+        draw_stage_probabilities(axes.pop(0), hours, one.prob_NK[here])
+    for ax, result in zip(axes, events, strict=True):
+        prob_N = result.judged["encoder"].prob_NK[here, 1]
+        threshold = result.judged["encoder"].chosen.threshold
+        ax.vlines(hours, 0, prob_N, color=COLOURS["encoder"], lw=0.7)
+        if threshold is not None:
+            ax.axhline(threshold, color=SOFT, lw=0.7, ls=":")
+        top = max(float(prob_N.max(initial=0)), threshold or 0, 1e-3) * 1.35
+        marked = hours[result.label_N[here] == 1]
+        ax.plot(marked, np.full(len(marked), 0.94 * top), "|", color="#b3261e", ms=6, mew=0.9)
+        ax.set_ylim(0, top)
+        ax.set_ylabel(_words(result.task), rotation=0, ha="right", va="center", fontsize=8)
+        ax.set_yticks([])
+    figure.axes[-1].set_xlabel("hours", fontsize=9)
+    return figure
+
+
+def draw_agreement(results: Results) -> Figure:
+    """Bland-Altman: predicted minus scored against their mean, a point a night."""
+    nights, agreement = results.nights, results.agreement
+    names = [name for name in agreement if agreement[name]["n"] > 0]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.5 * columns, 2.3 * rows), layout="constrained")
+    axes = clean_axes(figure, rows, columns)
+    for ax, name in zip(axes.flat, names, strict=False):
+        predicted, scored = nights[f"{name}_predicted"], nights[f"{name}_scored"]
+        ax.plot((predicted + scored) / 2, predicted - scored, "o", color=COLOURS["encoder"], ms=4)
+        ax.axhline(0, color=LINE, lw=0.9)
+        figures = agreement[name]
+        for key, style in (("bias", "-"), ("lower", ":"), ("upper", ":")):
+            if figures[key] is not None:
+                ax.axhline(figures[key], color=COLOURS["handmade"], lw=1.1, ls=style)
+        write_title(ax, quantity_in_words(name, results.events_per_epoch))
+        ax.set_xlabel("mean of predicted and scored", fontsize=8)
+        ax.set_ylabel("predicted - scored", fontsize=8)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def quantity_in_words(name: str, per_epoch: Mapping[str, float]) -> str:
+    """A column of the table of nights in words, with its unit; ``per_epoch``: Results' own."""
+    if name.endswith("_min"):
+        what = name.removesuffix("_min")
+        return "total sleep, min" if what == "sleep" else f"stage {what}, min"
+    unit = "events/h" if name in per_epoch else "epochs/h"
+    return f"{name.replace('_', ' ').replace('apnea hypopnea', 'apnea-hypopnea')}, {unit}"
+
+
+# ------------------------------------------------------------------ the embedding space
+def draw_map(result: EmbeddingMap) -> Figure:
+    """The same map, coloured by all that EmbeddingMap knows of its epochs."""
+    n_columns = 3 if len(result.colourings) > 4 else 2
+    n_rows = -(-len(result.colourings) // n_columns)
+    figure = Figure(figsize=(5.25 * n_columns, 4.3 * n_rows), layout="constrained")
+    axes = iter(clean_axes(figure, n_rows, n_columns).flat)
+    for (name, value_N), ax in zip(result.colourings.items(), axes, strict=False):
+        ax.set_xticks([])
+        ax.set_yticks([])
+        scatter_coloured(ax, result.xy, name, value_N)
+        words = {"hours": "time of night", "channels": "channels recorded"}
+        write_title(ax, words.get(name, name))
+    for ax in axes:  # what zip has left
+        ax.set_visible(False)
+    return figure

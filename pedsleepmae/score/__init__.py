@@ -1,0 +1,1 @@
+"""Script 4: a recording scored by the probes."""

@@ -1,0 +1,231 @@
+"""report.html of one scored night: the night in one picture, its figures, what they rest on."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pedsleepmae import store
+from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
+from pedsleepmae.pages.page import counted, in_digits, page_template, to_png
+from pedsleepmae.pages.plots import (
+    COLOURS,
+    EVENT_COLOURS,
+    EVENT_NAMES,
+    INK,
+    LINE,
+    SOFT,
+    clean_axes,
+    draw_stage_line,
+    draw_stage_probabilities,
+)
+from pedsleepmae.prepare.signals import undo_standard
+from pedsleepmae.score.night import Night
+from pedsleepmae.tasks import EVENT_TEXTS
+
+TEMPLATE = "night_report.html.j2"
+SPECTRUM_S, SPECTRUM_HZ = 4.0, (0.5, 30.0)  # Welch's pieces, half overlapping; what is shown
+SHOWN_EEG = (4, 0, 5, 6, 1, 2, 3)  # C4-M1 first, as sleep is scored, then what there is
+SPO2 = CHANNEL_NAMES.index("SPO2")
+QUANTITY_NAMES = {
+    "analysed_min": "time analysed",
+    "sleep_min": "total sleep time",
+    "sleep_efficiency": "sleep efficiency",
+    "apnea_hypopnea_index": "apnea or hypopnea",
+    "desaturation_index": "oxygen desaturation",
+    "arousal_index": "EEG arousal",
+}
+
+
+def write_report(folder: Path, night: Night, summary: Mapping, examples: store.Examples) -> Path:
+    """Write report.html, which stands alone; its path."""
+    picture = base64.b64encode(to_png(draw_night(night, examples, summary["channels"]))).decode()
+    page = page_template(TEMPLATE).render(
+        summary=summary,
+        picture=picture,
+        minutes=[q for q in summary["quantities"] if not q["name"].endswith("_index")],
+        indices=[q for q in summary["quantities"] if q["name"].endswith("_index")],
+        counts_epochs=not any("events_per_epoch" in q for q in summary["quantities"]),
+        name_of=quantity_name,
+        counted=counted,
+        has_scored=night.scored is not None,
+    )
+    path = folder / "report.html"
+    with store.write_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def quantity_name(name: str) -> str:
+    """A quantity of the summary in words."""
+    return QUANTITY_NAMES.get(name, f"stage {name.removesuffix('_min')}")
+
+
+def text_summary(summary: Mapping) -> str:
+    """The summary in lines for a terminal."""
+    rows = []
+    for quantity in summary["quantities"]:
+        row = {"": quantity_name(quantity["name"])}
+        for title, way in (("expected", "value"), ("called", "called"), ("scored", "scored")):
+            row[title] = in_digits(quantity[way], 1)
+        rows.append(row | {"unit": quantity["unit"]})
+    lines = [summary["notice"], pd.DataFrame(rows).to_string(index=False, justify="left")]
+    far = summary["far"]
+    lines.append(
+        f"flagged as far from the training data: {far['n_epochs']} of {summary['n_epochs']} epochs"
+    )
+    if summary["agreement"] is not None:
+        kappa = in_digits(summary["agreement"]["kappa"], 2)
+        lines.append(f"agreement with the scorer: Cohen's kappa {kappa}")
+    return "\n".join([*lines, *(f"caution: {line}" for line in summary["cautions"])])
+
+
+# ------------------------------------------------------------------ the picture
+def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str]) -> Figure:
+    """The night from top to bottom: hypnogram, spectrogram, SpO2, events, probabilities, flags.
+
+    ``origins``: where each present channel comes from.
+    """
+    hours = night.onsets_s / 3600
+    stages = "sleep" in night.called
+    events = [task for task in EVENT_TEXTS if task in night.called]
+    eeg = next((c for c in SHOWN_EEG if examples.present[:, c].any()), None)
+    panels = {
+        "scored": 1.3 * (night.scored is not None),
+        "hypnogram": 1.3 * stages,
+        "spectrogram": 1.5 * (eeg is not None),
+        "SpO2": 0.8 * bool(examples.present[:, SPO2].any()),
+        "events": 0.26 * len(events),
+        "probabilities": 1.0 * stages,
+        "distance": 0.7,
+    }
+    panels = {name: height for name, height in panels.items() if height}
+    figure = Figure(figsize=(11, 0.6 + 0.95 * sum(panels.values())), layout="constrained")
+    axes = clean_axes(figure, len(panels), 1, sharex=True, height_ratios=list(panels.values()))
+    axes = dict(zip(panels, axes[:, 0], strict=True))
+    if "scored" in axes:
+        draw_stage_line(axes["scored"], hours, night.scored["sleep"], "scored", INK)
+    if stages:
+        colour = COLOURS["encoder"]
+        draw_stage_line(axes["hypnogram"], hours, night.called["sleep"], "predicted", colour)
+        draw_stage_probabilities(axes["probabilities"], hours, night.prob["sleep"])
+    if "spectrogram" in axes:
+        _draw_spectrogram(figure, axes["spectrogram"], hours, examples, eeg)
+        name = origins[CHANNEL_NAMES[eeg]].removeprefix("stand-in ")
+        axes["spectrogram"].set_ylabel(f"{name}, Hz", fontsize=8)
+    if "SpO2" in axes:
+        _draw_spo2(axes["SpO2"], night.onsets_s, examples)
+    if events:
+        _draw_events(axes["events"], hours, night, events)
+    _draw_distance(axes["distance"], hours, night)
+    last = axes["distance"]
+    last.set_xlim(hours[0], hours[-1] + EPOCH_S / 3600)
+    last.set_xlabel("hours from the start of the recording", fontsize=9)
+    return figure
+
+
+def power_density(x_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(frequencies (M,) Hz, power density (N, M) in the unit squared per Hz) of each epoch.
+
+    Welch: Hann windows of 4 s, half overlapping, without their means.
+    """
+    n = int(SPECTRUM_S * RATE_HZ)
+    window = np.hanning(n)
+    hz = np.fft.rfftfreq(n, 1 / RATE_HZ)
+    starts = range(0, x_NT.shape[1] - n + 1, n // 2)
+    power_NM = np.zeros((len(x_NT), len(hz)))
+    for start in starts:
+        piece_NT = x_NT[:, start : start + n]
+        piece_NT = (piece_NT - piece_NT.mean(1, keepdims=True)) * window
+        power_NM += np.abs(np.fft.rfft(piece_NT, axis=1)) ** 2
+    # One-sided: the power of the negative frequencies counts with that of the positive.
+    power_NM *= 2 / (len(starts) * RATE_HZ * (window**2).sum())
+    return hz, power_NM
+
+
+def _draw_spectrogram(figure, ax: Axes, hours: np.ndarray, examples: store.Examples, c: int):
+    known = np.flatnonzero(examples.present[:, c])
+    x_NT = _physical(examples, known, c) * 1e6
+    hz, power_NM = power_density(x_NT)
+    shown = (hz >= SPECTRUM_HZ[0]) & (hz <= SPECTRUM_HZ[1])
+    decibel_NM = 10 * np.log10(np.maximum(power_NM[:, shown], 1e-6))
+    low, high = np.percentile(decibel_NM, (2, 98))
+    for run in _adjoining(examples.onsets_s[known]):
+        edges = np.append(hours[known[run]], hours[known[run[-1]]] + EPOCH_S / 3600)
+        step = hz[1] / 2
+        rows = np.append(hz[shown] - step, hz[shown][-1] + step)
+        mesh = ax.pcolormesh(
+            edges,
+            rows,
+            decibel_NM[run].T,
+            cmap="viridis",
+            vmin=low,
+            vmax=max(high, low + 1),
+            rasterized=True,
+        )
+    ax.set_ylim(*SPECTRUM_HZ)
+    bar = figure.colorbar(mesh, cax=ax.inset_axes([1.008, 0, 0.008, 1]))
+    bar.ax.tick_params(labelsize=7, colors=SOFT)
+    bar.set_label("dB (µV²/Hz)", fontsize=7)
+    bar.outline.set_visible(False)
+
+
+def _draw_spo2(ax: Axes, onsets_s: np.ndarray, examples: store.Examples) -> None:
+    known = np.flatnonzero(examples.present[:, SPO2])
+    per_second = _physical(examples, known, SPO2)[:, :: int(RATE_HZ)]
+    seconds = onsets_s[known][:, None] + np.arange(per_second.shape[1])
+    # A probe that is off reads 0 or a code above 100: no saturation, so a gap.
+    per_second = np.where((per_second > 40) & (per_second <= 101), per_second, np.nan)
+    for run in _adjoining(onsets_s[known]):
+        ax.plot(seconds[run].ravel() / 3600, per_second[run].ravel(), lw=0.7, color="#6a4c93")
+    lowest = np.nanpercentile(per_second, 0.5) if np.isfinite(per_second).any() else 90
+    ax.set_ylim(min(lowest - 2, 90), 100.5)
+    ax.set_ylabel("SpO2, %", fontsize=8)
+
+
+def _draw_events(ax: Axes, hours: np.ndarray, night: Night, events: list[str]) -> None:
+    """A row for each kind of event: called epochs as blocks, scored ones as a line below."""
+    width = EPOCH_S / 3600
+    for row, task in enumerate(events):
+        colour = dict(zip(EVENT_NAMES, EVENT_COLOURS, strict=True)).get(task, INK)
+        called = hours[night.called[task] == 1]
+        ax.broken_barh([(h, width) for h in called], (-row - 0.3, 0.5), color=colour, lw=0)
+        if night.scored:
+            scored = hours[night.scored[task] == 1]
+            ax.broken_barh([(h, width) for h in scored], (-row - 0.46, 0.1), color=INK, lw=0)
+    ax.set_yticks([-row for row in range(len(events))], [EVENT_TEXTS[task] for task in events])
+    ax.set_ylim(-len(events) + 0.5, 0.5)
+    ax.tick_params(axis="y", length=0)
+    for row in range(1, len(events)):
+        ax.axhline(0.5 - row, color=LINE, lw=0.6)
+
+
+def _draw_distance(ax: Axes, hours: np.ndarray, night: Night) -> None:
+    """Distance from the training data; the dashed line is the threshold, flagged epochs are red."""
+    finite_N = night.distance_N[np.isfinite(night.distance_N)]
+    top = 1.25 * max(1.2, float(np.percentile(finite_N, 99)) if len(finite_N) else 0)
+    shown = np.minimum(night.distance_N, top)
+    for far, colour in ((False, SOFT), (True, "#b3261e")):
+        here = night.far_N == far
+        ax.bar(hours[here], shown[here], EPOCH_S / 3600, align="edge", color=colour, lw=0)
+    ax.axhline(1, color=INK, lw=0.8, ls="--")
+    ax.set_ylim(0, top)
+    ax.set_ylabel("distance\n(1: flag)", fontsize=8)
+
+
+def _physical(examples: store.Examples, rows: np.ndarray, c: int) -> np.ndarray:
+    """Channel ``c`` of these epochs in its physical unit, (n, 3840)."""
+    columns = (
+        array[rows, c : c + 1] for array in (examples.signals, examples.center, examples.scale)
+    )
+    return undo_standard(*columns)[:, 0]
+
+
+def _adjoining(onsets_s: np.ndarray) -> list[np.ndarray]:
+    """Positions of the epochs, cut wherever one does not follow the one before."""
+    breaks = np.flatnonzero(np.abs(np.diff(onsets_s) - EPOCH_S) > 0.5) + 1
+    return np.split(np.arange(len(onsets_s)), breaks)

@@ -1,0 +1,1 @@
+"""Script 0: a simulated cohort with known truth."""

@@ -1,0 +1,282 @@
+"""A simulated cohort: who comes when, with which montage; and its examples as batch files.
+
+Everything is drawn from the seed alone: each visit has its own random stream, so that neither the
+number of workers nor the order in which they finish changes a byte. The same cohort becomes NCH's
+files in `cohort_files` (which needs edfio) or batch files here (which do not).
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_S
+from pedsleepmae.errors import SettingsError
+from pedsleepmae.prepare.annotations import Scoring, read_tsv
+from pedsleepmae.simulate import draw, night
+from pedsleepmae.simulate.events import EventRates
+from pedsleepmae.simulate.night import Child, Night
+
+
+@dataclass
+class SimulateSettings:
+    """Simulated cohort in the layout of the NCH Sleep DataBank."""
+
+    output_dir: Path = Path("data/simulated")
+    """Folder to create: Sleep_Data/ (EDF and .tsv) and Health_Data/ (CSV)."""
+    batches_dir: Path | None = None
+    """Write batch files for scripts 2 and 3 straight to this folder, and no EDF; none: EDF.
+    Health_Data/ stands in output_dir all the same."""
+    n_patients: int = 12
+    """Number of children."""
+    n_repeat_studies: int = 1
+    """How many of them come a second time."""
+    hours: float = 1.5
+    """Length of a recording, hours (each is within a tenth of it); sleep cycles are compressed to
+    fit short nights. With event_dir: the longest excerpt of a night."""
+    events: EventRates = field(default_factory=EventRates)
+    montage_b_fraction: float = 0.3
+    """Share of recordings with NCH's montage B (OSAT, Resp Chest, 256 or 512 Hz); it shapes the EDF
+    file, not the 16 channels, and so changes nothing with batches_dir."""
+    absent_channel_fraction: float = 0.2
+    """Share of recordings that lack one or more of the 16 channels."""
+    absent_group_fraction: float = 0.0
+    """Share of recordings that lack whole groups: no EEG, nothing on the head, no respiration."""
+    rates_hz: list[int] = field(default_factory=lambda: [256, 256, 256, 400])
+    """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often.
+    With batches_dir everything is simulated at 128 Hz."""
+    prader_willi_fraction: float = 0.0
+    """Share of the children with Prader-Willi syndrome (DIAGNOSIS.csv says who): more and longer
+    apneas, rather central ones in the young, deeper desaturations, low muscle tone."""
+    event_dir: Path | None = None
+    """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
+    first_id: int = 900_001
+    """Number of the first patient and of the first study, above NCH's (patients to 20,830, studies
+    to 26,278). Cohorts that meet in one evaluation need ranges of their own."""
+    val_fraction: float = 0.15
+    """With batches_dir: share of the patients in val."""
+    test_fraction: float = 0.15
+    """With batches_dir: share of the patients in test."""
+    n_workers: int = 2
+    """Processes; the files do not depend on it."""
+    seed: int = 0
+    """Everything is drawn from it."""
+
+    def check(self) -> None:
+        for key, least in (
+            ("n_patients", 1),
+            ("n_workers", 1),
+            ("n_repeat_studies", 0),
+            ("first_id", 1),
+        ):
+            if getattr(self, key) < least:
+                raise SettingsError(f"{key} is {getattr(self, key)}; give {least} or more")
+        if self.n_repeat_studies > self.n_patients:
+            raise SettingsError(
+                f"n_repeat_studies is {self.n_repeat_studies} with n_patients "
+                f"{self.n_patients}; a second visit needs a first: give at most n_patients"
+            )
+        if not 0.25 <= self.hours <= 14:
+            raise SettingsError(f"hours is {self.hours:g}; give 0.25 (15 minutes) to 14")
+        shares = ("montage_b_fraction", "absent_channel_fraction", "absent_group_fraction")
+        for key in (*shares, "prader_willi_fraction"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise SettingsError(f"{key} is {getattr(self, key):g}; give a share from 0 to 1")
+        if not self.rates_hz or any(rate % 4 or not 100 <= rate <= 2048 for rate in self.rates_hz):
+            raise SettingsError(
+                f"rates_hz is {self.rates_hz}; give multiples of 4 from 100 to 2048, such as 256"
+            )
+        if min(vars(self.events).values()) < 0:
+            raise SettingsError("events: a rate below 0 has no meaning; give 0 or more")
+        if not 0 <= self.val_fraction + self.test_fraction < 1:
+            raise SettingsError(
+                f"val_fraction + test_fraction is {self.val_fraction + self.test_fraction:g}; "
+                "keep it below 1 so that patients remain for training"
+            )
+
+
+# What a recording may lack: all of a group at once, as when a sensor was not put on.
+ABSENT_GROUPS = (
+    ("C-FLOW",),
+    ("CAPNO",),
+    ("SPO2",),
+    ("SNORE",),
+    ("EMG CHIN1-CHIN2",),
+    ("EOG LOC-M2", "EOG ROC-M1"),
+    ("RESP THORACIC", "RESP ABDOMINAL"),
+    ("EEG CZ-O1",),
+)
+# Of CHANNEL_GROUPS: what is absent whole, as in a polygraphy (no head) or an EEG study.
+ABSENT_WHOLE = (
+    ("EEG",),
+    ("EEG", "EOG", "EMG"),
+    ("EOG", "EMG"),
+    ("effort", "flow", "snore", "CO2"),
+    ("effort", "flow", "snore", "CO2", "SpO2"),
+)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One study of one patient, before it is simulated.
+
+    ``montage`` is NCH's "A" or "B"; ``first_onset_s`` where the scoring begins, a multiple of one
+    sample; ``absent`` the names of the 16 channels that it lacks; ``stream`` seeds its random
+    numbers; ``event_file`` the scoring that drives it, None: drawn.
+    """
+
+    patient_id: int
+    study_id: int
+    child: Child
+    start: datetime
+    duration_s: float
+    first_onset_s: float
+    montage: str
+    rate_hz: int
+    absent: tuple[str, ...]
+    stream: tuple[int, ...]
+    event_file: Path | None
+
+    @property
+    def key(self) -> str:
+        return f"{self.patient_id}_{self.study_id}"
+
+    @property
+    def age_days(self) -> int:
+        return round(self.child.age_years * 365.25)
+
+
+# ------------------------------------------------------------------ the plan
+def plan_cohort(settings: SimulateSettings) -> list[Visit]:
+    """Visits of the cohort in order of patient and study.
+
+    The first ``n_repeat_studies`` patients come again, months later, less ill (as after the
+    removal of the tonsils). Raises ValueError when event_dir holds no .tsv file.
+    """
+    event_files = [None]
+    if settings.event_dir is not None:
+        event_files = sorted(Path(settings.event_dir).glob("*.tsv"))
+        if not event_files:
+            raise ValueError(f"event_dir: no .tsv file in {settings.event_dir}")
+    affected = _with_prader_willi(settings)
+    visits = []
+    for patient in range(settings.n_patients):
+        rng = np.random.default_rng((settings.seed, 1, patient))
+        # Ages spread over the range, so that a small cohort has toddlers and adolescents.
+        child = night.draw_child(rng, _age_of(patient, settings))
+        if patient in affected:
+            child = night.with_prader_willi(child)
+        for number in range(1 + (patient < settings.n_repeat_studies)):
+            if number:
+                child = replace(
+                    child,
+                    age_years=child.age_years + rng.uniform(0.4, 1.2),
+                    severity=max(0.5 * child.severity, 0.3),
+                )
+            stream = (settings.seed, 2, patient, number)
+            file = event_files[len(visits) % len(event_files)]
+            visits.append(_plan_visit(settings, patient, len(visits), child, stream, file))
+    return visits
+
+
+def _with_prader_willi(settings: SimulateSettings) -> set[int]:
+    """Which patients have Prader-Willi syndrome, drawn from a stream of their own: the others'
+    nights are the same whatever the share."""
+    n_affected = round(settings.prader_willi_fraction * settings.n_patients)
+    order = np.random.default_rng((settings.seed, 4)).permutation(settings.n_patients)
+    return set(order[:n_affected].tolist())
+
+
+def _age_of(patient: int, settings: SimulateSettings) -> float:
+    """Age of a patient: the cohort's ages are spread evenly over NCH's distribution, shuffled."""
+    rng = np.random.default_rng((settings.seed, 0))
+    ages = np.sort(0.5 + 17.5 * rng.beta(1.3, 1.6, 4096))
+    place = (rng.permutation(settings.n_patients)[patient] + 0.5) / settings.n_patients
+    return float(ages[int(place * len(ages))])
+
+
+def _plan_visit(
+    settings: SimulateSettings,
+    patient: int,
+    study: int,
+    child: Child,
+    stream: tuple[int, ...],
+    event_file: Path | None,
+) -> Visit:
+    """Montage, rate, length, absent channels and date of one visit."""
+    rng = np.random.default_rng((*stream, 0))
+    # The montages are dealt out rather than drawn, so that a small cohort has its share of each.
+    is_b = (study + 1) * settings.montage_b_fraction % 1 < settings.montage_b_fraction
+    rate_hz = int(rng.choice([256, 512] if is_b else settings.rates_hz))
+    duration_s = 4 * round(settings.hours * rng.uniform(0.92, 1.08) * 900)
+    first_onset_s = 20 + rng.uniform(0.01, 0.04) * duration_s
+    lacks = (study + 1) * settings.absent_channel_fraction % 1 < settings.absent_channel_fraction
+    groups = rng.choice(len(ABSENT_GROUPS), 1 + int(rng.random() < 0.3), replace=False)
+    absent = {name for group in groups for name in ABSENT_GROUPS[group]} if lacks else set()
+    absent |= _absent_whole(settings, stream)
+    start = datetime(2008, 1, 1) + timedelta(
+        days=int(rng.integers(365 * 9)), seconds=int(rng.integers(19 * 3600, 22 * 3600))
+    )
+    return Visit(
+        patient_id=settings.first_id + patient,
+        study_id=settings.first_id + study,
+        child=child,
+        start=start,
+        duration_s=float(duration_s),
+        first_onset_s=round(first_onset_s * rate_hz) / rate_hz,
+        montage="B" if is_b else "A",
+        rate_hz=rate_hz,
+        absent=tuple(sorted(absent)),
+        stream=stream,
+        event_file=event_file,
+    )
+
+
+def _absent_whole(settings: SimulateSettings, stream: tuple[int, ...]) -> set[str]:
+    """Channels of whole groups that a visit lacks, from random numbers of their own."""
+    rng = np.random.default_rng((*stream, 4))
+    if rng.random() >= settings.absent_group_fraction:
+        return set()
+    groups = ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]
+    return {CHANNEL_NAMES[place] for group in groups for place in CHANNEL_GROUPS[group]}
+
+
+# ------------------------------------------------------------------ one visit
+def visit_night(visit: Visit, settings: SimulateSettings) -> Night:
+    """The night of a visit, drawn or driven by its event file."""
+    rng = np.random.default_rng((*visit.stream, 1))
+    if visit.event_file is None:
+        return draw.draw_night(
+            visit.child, visit.duration_s, visit.first_onset_s, settings.events, rng
+        )
+    scoring = excerpt(read_tsv(visit.event_file), visit.duration_s, visit.first_onset_s, rng)
+    end_s = scoring.stage_onsets_s[-1] + EPOCH_S
+    duration_s = min(visit.duration_s, 4 * np.ceil(end_s / 4))
+    return draw.night_from_scoring(visit.child, scoring, float(duration_s), settings.events, rng)
+
+
+def excerpt(
+    scoring: Scoring, duration_s: float, first_onset_s: float, rng: np.random.Generator
+) -> Scoring:
+    """A stretch of a scored night that fits a recording and begins at ``first_onset_s``.
+
+    Where the night is longer the stretch is drawn; of ten draws the one with most events counts.
+    """
+    n_epochs = int((duration_s - first_onset_s) / EPOCH_S)
+    last = len(scoring.stages) - n_epochs
+    event_onsets_s = np.array([event.onset_s for event in scoring.events])
+    best, most = 0, -1
+    for first in rng.integers(0, last + 1, 10) if last > 0 else [0]:
+        start_s = scoring.stage_onsets_s[first]
+        inside = (event_onsets_s >= start_s) & (event_onsets_s < start_s + duration_s)
+        n_sleep = (scoring.stages[first : first + n_epochs] > 0).sum()
+        if (count := inside.sum() * (n_sleep > 0)) > most:
+            best, most = first, count
+    shift_s = first_onset_s - scoring.stage_onsets_s[best]
+    events = [replace(event, onset_s=event.onset_s + shift_s) for event in scoring.events]
+    return Scoring(
+        stage_onsets_s=scoring.stage_onsets_s[best : best + n_epochs] + shift_s,
+        stages=scoring.stages[best : best + n_epochs],
+        events=[event for event in events if event.onset_s >= 0],
+    )

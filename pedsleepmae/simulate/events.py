@@ -1,0 +1,252 @@
+"""The events of a simulated night: apneas and hypopneas, what they cause, and how they are scored.
+
+Axes: S seconds. The truth is drawn over the stage of each second (``stage_of_S``); a scorer misses
+some events, invents some, takes some for their neighbour and is a little off in time. Rules and
+their sources stand in `simulate_norms`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pedsleepmae.simulate import norms
+from pedsleepmae.simulate.night import Child, Event
+from pedsleepmae.simulate.norms import REM
+
+
+@dataclass
+class EventRates:
+    """Events an hour of sleep, mean over the cohort; children differ (0.4 to 2.2 times).
+
+    The defaults are enriched so that a dozen short nights hold enough of each for six tasks: 5 %
+    of the epochs with apnea, 6 % hypopnea, 11 % desaturation, 9 % arousal (NCH: 0.83, 1.97, 8.78,
+    4.71 %). NCH's prevalence comes of 0.85, 1.8, 6, 4.3 and min_events 0.
+    """
+
+    apneas_per_hour: float = 5.0
+    """Obstructive, central and mixed apneas."""
+    hypopneas_per_hour: float = 6.0
+    """Hypopneas, obstructive or not."""
+    spontaneous_desaturations_per_hour: float = 2.5
+    """Desaturations besides those that apneas and hypopneas cause."""
+    spontaneous_arousals_per_hour: float = 6.0
+    """Arousals besides those that end apneas and hypopneas."""
+    min_events: int = 4
+    """Each recording has at least this many apneas, hypopneas, desaturations and arousals."""
+
+
+AROUSAL, DESATURATION = "EEG arousal", "Oxygen Desaturation"
+SHALLOW_DIP = "dip"  # a fall of SpO2 below 3 %, which nobody scores
+RESPIRATORY = (*norms.APNEA_SHARES, *norms.HYPOPNEA_SHARES)
+# (kind, code) of a scored event -> the name that NCH gives it
+EVENT_NAMES = {
+    ("apnea", 1): "Central Apnea",
+    ("apnea", 2): "Obstructive Apnea",
+    ("apnea", 3): "Mixed Apnea",
+    ("hypop", 1): "Obstructive Hypopnea",
+    ("hypop", 2): "Hypopnea",
+    ("desat", 1): DESATURATION,
+    ("eeg", 1): AROUSAL,
+}
+
+# What a scorer takes an event for instead.
+_CONFUSED_WITH = {
+    "Obstructive Apnea": "Obstructive Hypopnea",
+    "Mixed Apnea": "Obstructive Apnea",
+    "Central Apnea": "Hypopnea",
+    "Obstructive Hypopnea": "Obstructive Apnea",
+    "Hypopnea": "Obstructive Hypopnea",
+}
+
+
+# ------------------------------------------------------------------ the truth
+def draw_events(
+    child: Child,
+    stage_of_S: np.ndarray,
+    rates: EventRates,
+    rng: np.random.Generator,
+) -> list[Event]:
+    """True events of a night whose true stage in each second is ``stage_of_S`` (S,).
+
+    Respiratory events come in clusters, more of them in REM; desaturations and arousals follow
+    them or come by themselves. At least ``rates.min_events`` of each kind.
+    """
+    sleep_h = (stage_of_S > 0).sum() / 3600
+    n_apneas = max(rates.min_events, rng.poisson(rates.apneas_per_hour * child.severity * sleep_h))
+    n_hypopneas = max(
+        rates.min_events, rng.poisson(rates.hypopneas_per_hour * child.severity * sleep_h)
+    )
+    apnea_shares = norms.APNEA_SHARES
+    if child.prader_willi:
+        apnea_shares = norms.prader_willi_apnea_shares(child.age_years)
+    names = [*_draw_names(apnea_shares, n_apneas, rng)]
+    names += _draw_names(norms.HYPOPNEA_SHARES, n_hypopneas, rng)
+    rng.shuffle(names)
+    clusters = np.exp(0.9 * _smooth(rng.standard_normal(len(stage_of_S)), 90))
+    free = np.ones(len(stage_of_S), bool)
+    free[-45:] = False  # the desaturation still fits into the recording
+    breathing = []
+    for name in names:
+        risk = np.array(norms.STAGE_RISK[name])[stage_of_S] * clusters
+        event = _place(name, _event_duration_s(name, child, rng), risk, free, stage_of_S, rng)
+        if event is not None:
+            if stage_of_S[int(event.onset_s)] == REM:
+                event = event._replace(duration_s=event.duration_s * norms.REM_LONGER)
+            if "Hypopnea" in name:
+                event = event._replace(size=rng.uniform(0.25, 1 - norms.LEAST_FLOW_DROP - 0.05))
+            breathing.append(event)
+            start, end = int(event.onset_s - 10), int(event.end_s + rng.uniform(10, 16))
+            free[max(start, 0) : end + 1] = False
+    return sorted(breathing + add_consequences(breathing, child, stage_of_S, rates, rng))
+
+
+def _draw_names(shares: dict[str, float], n: int, rng: np.random.Generator) -> list[str]:
+    return list(rng.choice(list(shares), size=n, p=list(shares.values())))
+
+
+def _smooth(x: np.ndarray, sd_samples: float) -> np.ndarray:
+    """Gaussian-smoothed noise, brought back to unit variance."""
+    half = int(3 * sd_samples)
+    kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sd_samples) ** 2)
+    smooth = np.convolve(np.pad(x, half, mode="wrap"), kernel, mode="valid")
+    return smooth / (smooth.std() or 1.0)
+
+
+def _event_duration_s(name: str, child: Child, rng: np.random.Generator) -> float:
+    """Two breaths at least (AASM); medians of 11 s (apneas) and 14 s (hypopneas) are ours."""
+    median_s = 11.0 if "Apnea" in name else 14.0
+    if child.prader_willi and "Apnea" in name:
+        median_s *= norms.PRADER_WILLI["apnea_duration"]
+    shortest_s = norms.shortest_event_s(child.age_years) / child.breath_factor
+    return float(np.clip(median_s * np.exp(0.35 * rng.standard_normal()), shortest_s, 45))
+
+
+def _place(
+    name: str,
+    duration_s: float,
+    risk_S: np.ndarray,
+    free_S: np.ndarray,
+    stage_of_S: np.ndarray,
+    rng: np.random.Generator,
+) -> Event | None:
+    """The event at a random free place in sleep, or None where 30 tries find none."""
+    cumulative = np.cumsum(risk_S * free_S)
+    if not cumulative[-1] > 0:
+        return None
+    for _ in range(30):
+        second = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+        onset_s = second + rng.random()
+        inside = slice(second, int(onset_s + duration_s * norms.REM_LONGER) + 2)
+        if inside.stop < len(free_S) and free_S[inside].all() and (stage_of_S[inside] > 0).all():
+            return Event(onset_s, duration_s, name)
+    return None
+
+
+def add_consequences(
+    breathing: Sequence[Event],
+    child: Child,
+    stage_of_S: np.ndarray,
+    rates: EventRates,
+    rng: np.random.Generator,
+) -> list[Event]:
+    """Desaturations and arousals: those that respiratory events cause, and spontaneous ones.
+
+    A hypopnea has at least one of the two (AASM: a desaturation of 3 % or an arousal).
+    """
+    found, sleep_h = [], (stage_of_S > 0).sum() / 3600
+    for event in breathing:
+        in_rem = stage_of_S[int(event.onset_s)] == REM
+        falls = rng.random() < np.clip(0.3 + 0.04 * (event.duration_s - 6), 0.25, 0.92)
+        wakes = rng.random() < norms.AROUSAL_AFTER[event.name] * child.arousability
+        if "Hypopnea" in event.name and not (falls or wakes):
+            falls, wakes = (True, False) if rng.random() < 0.5 else (False, True)
+        found.append(_desaturation(event, falls, in_rem, child, rng))
+        if wakes:
+            onset_s = event.end_s + rng.uniform(-1.0, 1.0)
+            found.append(Event(onset_s, _arousal_duration_s(rng), AROUSAL))
+    wanted = {
+        AROUSAL: rates.spontaneous_arousals_per_hour * child.arousability * sleep_h,
+        DESATURATION: rates.spontaneous_desaturations_per_hour * child.severity * sleep_h,
+    }
+    for name, expected in wanted.items():
+        caused = [event for event in found if event.name == name]
+        free = np.ones(len(stage_of_S), bool)
+        free[-45:] = False
+        for event in [*caused, *(breathing if name == AROUSAL else [])]:
+            before = norms.STABLE_SLEEP_BEFORE_AROUSAL_S
+            free[max(int(event.onset_s - before), 0) : int(event.end_s + before) + 1] = False
+        risk = np.array(norms.STAGE_RISK[name])[stage_of_S].astype(float)
+        for _ in range(max(rng.poisson(expected), rates.min_events - len(caused))):
+            duration_s = _arousal_duration_s(rng) if name == AROUSAL else rng.uniform(10, 30)
+            event = _place(name, duration_s, risk, free, stage_of_S, rng)
+            if event is not None:
+                depth = norms.LEAST_DESATURATION + rng.gamma(1.3, 0.9)
+                found.append(event._replace(size=depth if name == DESATURATION else 1.0))
+                free[int(event.onset_s - 10) : int(event.end_s + 10) + 1] = False
+    end_s = len(stage_of_S)
+    return [event for event in found if event.end_s < end_s]
+
+
+def _desaturation(
+    cause: Event, scored: bool, in_rem: bool, child: Child, rng: np.random.Generator
+) -> Event:
+    """The fall of SpO2 after a respiratory event, deeper after longer ones and in REM (Goh).
+
+    It begins a lag after the event does (blood travels from lung to finger, the oximeter
+    averages): 10 to 25 s, mostly the child's own; it falls as long as the event lasts and
+    recovers within some 10 s. The depths are ours.
+    """
+    onset_s = cause.onset_s + np.clip(child.desaturation_lag_s + rng.normal(0, 1.5), 10, 25)
+    duration_s = max(cause.duration_s, 6) + rng.uniform(5, 10)
+    if not scored:
+        return Event(onset_s, duration_s, SHALLOW_DIP, rng.uniform(0.3, 2.3))
+    depth = rng.gamma(1.5, 0.9) * (cause.duration_s / 12) * (1.3 if in_rem else 1.0)
+    depth *= norms.PRADER_WILLI["desaturation_depth"] if child.prader_willi else 1.0
+    depth = min(norms.LEAST_DESATURATION + depth, 25.0)
+    return Event(onset_s, duration_s, DESATURATION, depth)
+
+
+def _arousal_duration_s(rng: np.random.Generator) -> float:
+    return float(np.clip(6.0 * np.exp(0.4 * rng.standard_normal()), 3.2, 15))
+
+
+def with_size(event: Event, rng: np.random.Generator) -> Event:
+    """An event of a real scoring, with a size as a drawn one would have."""
+    if "Hypopnea" in event.name:
+        return event._replace(size=rng.uniform(0.25, 1 - norms.LEAST_FLOW_DROP - 0.05))
+    if event.name == DESATURATION:
+        return event._replace(size=norms.LEAST_DESATURATION + rng.gamma(1.5, 0.9))
+    return event
+
+
+# ------------------------------------------------------------------ the scorer
+def score_events(
+    events: Iterable[Event], stage_of_S: np.ndarray, rng: np.random.Generator
+) -> list[Event]:
+    """Scored events: some missed, some taken for a neighbouring kind, some spurious, all jittered.
+
+    Rates: `norms.MISSED_EVENTS` and its neighbours, after Rosenberg.
+    """
+    real = [event for event in events if event.name != SHALLOW_DIP]
+    scored = []
+    for event in real:
+        if rng.random() < norms.MISSED_EVENTS:
+            continue
+        if event.name in _CONFUSED_WITH and rng.random() < norms.CONFUSED_EVENTS:
+            event = event._replace(name=_CONFUSED_WITH[event.name])
+        scored.append(jitter(event, rng))
+    asleep = np.flatnonzero(stage_of_S[:-45] > 0)
+    for _ in range(rng.poisson(norms.SPURIOUS_EVENTS * len(real)) if len(asleep) else 0):
+        model = real[rng.integers(len(real))]
+        scored.append(jitter(model._replace(onset_s=float(rng.choice(asleep))), rng))
+    end_s = len(stage_of_S)
+    return sorted(event for event in scored if event.end_s < end_s)
+
+
+def jitter(event: Event, rng: np.random.Generator) -> Event:
+    """The event with another onset and duration, as two scorers differ; not shorter than 3 s."""
+    onset_s = max(event.onset_s + norms.ONSET_JITTER_S * rng.standard_normal(), 0.0)
+    factor = np.exp(norms.DURATION_JITTER * rng.standard_normal())
+    duration_s = max(event.duration_s * factor, norms.SHORTEST_AROUSAL_S)
+    return event._replace(onset_s=float(onset_s), duration_s=float(duration_s))

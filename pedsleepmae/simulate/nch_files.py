@@ -1,0 +1,278 @@
+"""A simulated cohort as NCH's recordings: EDF with NCH's header, and .tsv.
+
+Quirks of the real files that are reproduced, by their number in NCH_FORMAT.md's checklist: EDF+C
+without an annotation signal (1), inverted calibration (2), one rate and 4-s or 2-s records (3),
+anonymised date with a true clock time (4), a stage grid of arbitrary phase (5), `Sleep stage 1`
+(6), names in another case (7), truncated last epochs (8), two montages (9). The recording field of
+the header holds the word SIMULATED.
+"""
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import edfio
+import joblib
+import numpy as np
+
+from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.prepare.recordings import SIMULATED_MARK
+from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
+from pedsleepmae.simulate.draw import STAGE_TEXTS, UNSCORED_TEXT, scored_rows
+from pedsleepmae.simulate.health import write_health_data
+from pedsleepmae.simulate.night import Night
+from pedsleepmae.simulate.signals import simulate_signals
+from pedsleepmae.store import write_whole
+
+EDF_RESERVED = (192, b"EDF+C")  # place of the reserved field in the header, and what NCH has there
+_INVERTED = ("uV", 8711.0, -8711.0)  # Natus exports voltages upside down
+DIGITAL = (-32768, 32767)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One signal of a montage: its label, which simulated signal it shows, unit and header range.
+
+    ``factor`` turns the simulated value into the file's unit.
+    """
+
+    label: str
+    name: str
+    unit: str = _INVERTED[0]
+    physical_min: float = _INVERTED[1]
+    physical_max: float = _INVERTED[2]
+    factor: float = 1.0
+
+
+def _number(label: str, name: str, unit: str, low: float, high: float) -> Slot:
+    return Slot(label, name, unit, low, high)
+
+
+_HEAD = ("EOG LOC-M2", "EOG ROC-M1")
+_SCALP = ("F3-M2", "F4-M1", "C3-M2", "C4-M1", "O1-M2", "O2-M1")
+_EEG = tuple(Slot(f"EEG {pair}", f"EEG {pair}") for pair in _SCALP)
+# The order of 10000_17728; `Patient Event` stands first in 97 % of montage A's files.
+MONTAGE_A = (
+    _number("Patient Event", "PATIENT EVENT", "", -1, 1),
+    *(Slot(label, label) for label in _HEAD),
+    Slot("EMG Chin1-Chin2", "EMG CHIN1-CHIN2"),
+    *_EEG,
+    Slot("EEG CZ-O1", "EEG CZ-O1"),
+    Slot("EMG LLeg-RLeg", "EMG LLEG"),
+    Slot("ECG EKG2-EKG", "ECG"),
+    Slot("Snore", "SNORE"),
+    Slot("Resp PTAF", "RESP PTAF"),
+    Slot("Resp Airflow", "RESP AIRFLOW"),
+    Slot("Resp Thoracic", "RESP THORACIC"),
+    Slot("Resp Abdominal", "RESP ABDOMINAL"),
+    _number("SpO2", "SPO2", "%", 0, 102.3),
+    _number("Rate", "RATE", "bpm", 0, 300),
+    _number("EtCO2", "ETCO2", "mmHg", 0, 150),
+    _number("Capno", "CAPNO", "mmHg", -10, 150),
+    _number("Resp Rate", "RESP RATE", "bpm", 0, 150),
+    _number("C-flow", "C-FLOW", "LPM", -500, 500),
+    _number("Tidal Vol", "TIDAL VOL", "mL", 0, 3000),
+    _number("Pressure", "PRESSURE", "cmH2O", -10, 40),
+)
+# The order of 18685_16246. OSAT and the belts carry a voltage unit here: another scale than A's.
+MONTAGE_B = (
+    *(Slot(label, label) for label in _HEAD),
+    Slot("EMG CHIN1-CHIN2", "EMG CHIN1-CHIN2"),
+    *_EEG,
+    Slot("EEG Cz-O1", "EEG CZ-O1"),
+    Slot("EMG LLEG+-LLEG-", "EMG LLEG"),
+    Slot("EMG RLEG+-RLEG-", "EMG RLEG"),
+    Slot("ECG LA-RA", "ECG"),
+    Slot("Snore", "SNORE"),
+    Slot("Snore_DR", "SNORE_DR"),
+    Slot("Flow_DR", "FLOW_DR"),
+    Slot("Resp Flow", "RESP PTAF"),
+    Slot("XFlow", "XFLOW"),
+    Slot("Resp Chest", "RESP THORACIC", "mV", 8711, -8711, 0.7),
+    Slot("Resp Abdomen", "RESP ABDOMINAL", "mV", 8711, -8711, 0.7),
+    Slot("OSAT", "SPO2", "uV", 0, 102.3),
+    _number("Rate", "RATE", "bpm", 0, 300),
+    _number("EtCO2", "ETCO2", "mmHg", 0, 150),
+    _number("Capno", "CAPNO", "mmHg", -10, 150),
+    _number("Resp Rate", "RESP RATE", "bpm", 0, 150),
+    _number("TcCO2", "TCCO2", "mmHg", 0, 150),
+    _number("C-Flow", "C-FLOW", "LPM", -500, 500),
+    _number("C-Pressure", "PRESSURE", "cmH2O", -10, 40),
+)
+# Chin labels of NCH besides the common one, with the sign of their derivation.
+CHIN_VARIANTS = (("EEG Chin1-Chin2", 1), ("EMG Chin2-Chin1", -1), ("EMG Chin3-Chin2", 1))
+_NOTES = (
+    "not a desat",
+    "desat to 90",
+    "possible obstructive apnea",
+    "c apnea",
+    "move",
+    "snoring",
+    "mom in room, adjusting cannula",
+    "tech in, SpO2 probe replaced",
+    "left foot stim",
+    "",
+)
+
+
+# ------------------------------------------------------------------ EDF
+def montage_of(visit: Visit, rng: np.random.Generator) -> list[Slot]:
+    """Signals of a visit's recording, without its absent channels; labels vary as NCH's do."""
+    slots = list(MONTAGE_A if visit.montage == "A" else MONTAGE_B)
+    if visit.montage == "A":
+        if rng.random() < 0.03:
+            slots = slots[1:]
+        if rng.random() < 0.35:
+            slots.append(_number("TcCO2", "TCCO2", "mmHg", 0, 150))
+        if rng.random() < 0.15:
+            label, sign = CHIN_VARIANTS[rng.integers(len(CHIN_VARIANTS))]
+            place = [slot.name for slot in slots].index("EMG CHIN1-CHIN2")
+            slots[place] = Slot(label, "EMG CHIN1-CHIN2", factor=sign)
+    return [slot for slot in slots if slot.name not in visit.absent]
+
+
+def to_digital(x: np.ndarray, slot: Slot) -> np.ndarray:
+    """Samples (n,) as the file holds them, int16, cut off at the ends of the range."""
+    step = (slot.physical_max - slot.physical_min) / (DIGITAL[1] - DIGITAL[0])
+    zero = DIGITAL[0] - slot.physical_min / step
+    digital = np.rint(x * np.float32(slot.factor / step) + np.float32(zero))
+    return np.clip(digital, *DIGITAL).astype(np.int16)
+
+
+def write_edf(
+    path: Path, slots: list[Slot], signals: dict[str, np.ndarray], rate_hz: int, start
+) -> None:
+    """Write a recording with NCH's header, whole or not at all.
+
+    edfio writes the samples and all of the header but one field: it keeps `EDF+C` for files with
+    an annotation signal, and NCH's files have the one without the other. So the five bytes of the
+    reserved field are patched afterwards.
+    """
+    edf_signals = [
+        edfio.EdfSignal.from_digital(
+            to_digital(signals[slot.name], slot),
+            rate_hz,
+            label=slot.label,
+            physical_dimension=slot.unit,
+            physical_range=(slot.physical_min, slot.physical_max),
+            digital_range=DIGITAL,
+        )
+        for slot in slots
+    ]
+    edf = edfio.Edf(
+        edf_signals,
+        patient=edfio.Patient(
+            code="0000000", birthdate=datetime.date(2001, 1, 1), name="XXXXX,XXXX"
+        ),
+        recording=edfio.Recording(startdate=datetime.date(2001, 1, 1), additional=[SIMULATED_MARK]),
+        starttime=start.time(),
+        data_record_duration=4 if rate_hz <= 256 else 2,
+    )
+    with write_whole(path) as temporary:
+        edf.write(temporary)
+        with open(temporary, "r+b") as file:
+            file.seek(EDF_RESERVED[0])
+            file.write(EDF_RESERVED[1])
+
+
+# ------------------------------------------------------------------ .tsv
+def tsv_rows(
+    night: Night, visit: Visit, spo2_S: np.ndarray | None, rng: np.random.Generator
+) -> list[tuple[float, float, str]]:
+    """Rows of a visit's .tsv in onset order, times in multiples of one sample.
+
+    Besides the scored epochs and events: the preamble with NCH's duplicate row, `Sleep stage ?`
+    up to the first scored epoch and in some breaks, body positions, lights, oximeter events where
+    the probe is off, and technicians' notes that are no scored events. Some studies have the
+    older stage names, some another case.
+    """
+    rate_hz = visit.rate_hz
+    stages = [row for row in scored_rows(night) if row[2] in STAGE_TEXTS]
+    events = [row for row in scored_rows(night) if row[2] not in STAGE_TEXTS]
+    stages = [
+        (onset_s, min(duration_s, night.duration_s - onset_s), text)
+        for onset_s, duration_s, text in stages
+    ]
+    awake = [i for i, row in enumerate(stages) if row[2] == STAGE_TEXTS[0]]
+    if awake and rng.random() < 0.2:  # the child was out of bed
+        for i in range(awake[-1], min(awake[-1] + 3, len(stages))):
+            stages[i] = (*stages[i][:2], UNSCORED_TEXT)
+    if rng.random() < 0.1:  # 59 of NCH's 3,984 studies
+        stages = [(*row[:2], row[2].replace("stage N", "stage ")) for row in stages]
+    if rng.random() < 0.15:
+        events = [(*row[:2], row[2].lower()) for row in events]
+    first_s = stages[0][0]
+    before = [
+        (first_s - k * EPOCH_S, EPOCH_S, UNSCORED_TEXT)
+        for k in range(int(first_s // EPOCH_S), 0, -1)
+    ]
+    rows = [*_technical_rows(night, first_s, spo2_S, rng), *before, *stages, *events]
+
+    def on_grid(seconds: float) -> float:
+        return round(seconds * rate_hz) / rate_hz
+
+    rows = [(on_grid(onset_s), on_grid(duration_s), text) for onset_s, duration_s, text in rows]
+    return sorted(rows, key=lambda row: row[0])
+
+
+def _technical_rows(night, first_s, spo2_S, rng) -> list[tuple[float, float, str]]:
+    """Preamble, lights, body positions, oximeter events, limb movements and notes."""
+    start_s = rng.uniform(0.5, 2)
+    rows = [
+        (start_s, 0.0, "Montage:NCH_PSG_STANDARD, Ref"),
+        (start_s, 0.0, "Montage:NCH_PSG_STANDARD, Ref"),
+        (start_s, 0.0, "Start Recording"),
+        (start_s + 0.13, 0.0, "Recording Analyzer - ECG"),
+        (start_s + 0.6, 0.0, "Video Recording ON"),
+        (start_s + 5, 0.0, "Montage:Channel Test Referential"),
+        (first_s - 1.5, 0.0, str(rng.choice(["Lights Off", "LIGHTS OFF", "lights off"]))),
+        (night.duration_s - 3, 0.0, str(rng.choice(["Lights On", "Lights ON"]))),
+    ]
+
+    def times(n: int) -> np.ndarray:
+        return rng.uniform(first_s, night.duration_s - 5, n)
+
+    hours = night.duration_s / 3600
+    for onset_s in times(1 + rng.poisson(1.5 * hours)):
+        rows.append((onset_s, 0.0, f"Body Position: {rng.choice(['Supine', 'Left', 'Right'])}"))
+    for onset_s in times(rng.poisson(4 * hours)):
+        rows.append((onset_s, rng.uniform(0.5, 4), "Limb Movement"))
+    for onset_s in times(2 + rng.poisson(4 * hours)):
+        rows.append((onset_s, 0.0, str(rng.choice(_NOTES))))
+    if spo2_S is not None:
+        edges = np.flatnonzero(np.diff(np.r_[0, (spo2_S == 0).astype(int), 0]))
+        for first, last in zip(edges[::2], edges[1::2], strict=True):
+            rows.append((float(first), float(last - first), "Oximeter Event"))
+    return rows
+
+
+def write_tsv(path: Path, rows: list[tuple[float, float, str]]) -> None:
+    """Write onset, duration and description with tabs, whole or not at all."""
+    lines = ["onset\tduration\tdescription"]
+    lines += [f"{onset_s!r}\t{duration_s!r}\t{text}" for onset_s, duration_s, text in rows]
+    with write_whole(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------ the cohort
+def write_visit(visit: Visit, settings: SimulateSettings) -> int:
+    """Simulate one visit and write its EDF and .tsv; returns the number of scored epochs."""
+    night = visit_night(visit, settings)
+    signals = simulate_signals(
+        night, visit.rate_hz, np.random.default_rng((*visit.stream, 2)), all_sensors=True
+    )
+    rng = np.random.default_rng((*visit.stream, 3))
+    slots = montage_of(visit, rng)
+    folder = Path(settings.output_dir) / "Sleep_Data"
+    spo2_S = None if "SPO2" in visit.absent else signals["SPO2"][:: visit.rate_hz]
+    write_tsv(folder / f"{visit.key}.tsv", tsv_rows(night, visit, spo2_S, rng))
+    write_edf(folder / f"{visit.key}.edf", slots, signals, visit.rate_hz, visit.start)
+    return len(night.epoch_onsets_s)
+
+
+def write_cohort(visits: list[Visit], settings: SimulateSettings) -> Iterator[int]:
+    """Write the tables, then each visit's files; yields each one's number of scored epochs."""
+    write_health_data(Path(settings.output_dir) / "Health_Data", visits)
+    run = joblib.Parallel(n_jobs=settings.n_workers, return_as="generator_unordered")
+    yield from run(joblib.delayed(write_visit)(visit, settings) for visit in visits)

@@ -1,0 +1,114 @@
+"""The signals of a simulated night at any sampling rate: the head's, the body's, and the devices'.
+
+What is in them is made in `simulate_head` and `simulate_body`; here they come together under the
+names of the 16 channels and of the other signals in NCH's montages.
+"""
+
+import numpy as np
+
+from pedsleepmae.simulate.body import (
+    Breathing,
+    breathe,
+    capnography,
+    effort_belts,
+    flow_sensors,
+    heart,
+    oximeter,
+    snore_microphone,
+)
+from pedsleepmae.simulate.head import BIPOLAR, chin_emg, recorded_electrodes
+from pedsleepmae.simulate.night import Night
+from pedsleepmae.simulate.norms import WAKE
+from pedsleepmae.simulate.waves import (
+    KNOT_HZ,
+    State,
+    band_noise,
+    night_state,
+    pulse,
+    scatter,
+    slow_noise,
+    soften,
+    spread,
+    spread_phase,
+)
+
+
+def simulate_signals(
+    night: Night, rate_hz: int, rng: np.random.Generator, *, all_sensors: bool = False
+) -> dict[str, np.ndarray]:
+    """Signals of a night at ``rate_hz`` (a multiple of 4), each (n,) float32, by upper-case name.
+
+    The 16 channels, voltages in uV, SPO2 in %, CAPNO in mmHg; with ``all_sensors`` also the other
+    signals of NCH's montages (ECG, legs, thermistor, numbers of the devices). ``SPO2`` is held
+    for a second between updates and 0 while the probe is off.
+    """
+    if rate_hz % KNOT_HZ:
+        raise ValueError(f"rate_hz is {rate_hz}; give a multiple of {KNOT_HZ}")
+    streams = rng.spawn(10)
+    state = night_state(night, streams[0])
+    breath = breathe(night, state, streams[1])
+    phase_n = spread_phase(breath.cycles, rate_hz)
+    heart_n, bpm = heart(night, state, breath, rate_hz, streams[2])
+    electrodes = recorded_electrodes(night, state, rate_hz, heart_n, streams[3])
+    signals = {
+        name: electrodes[plus] - electrodes[minus] for name, (plus, minus) in BIPOLAR.items()
+    }
+    signals["EMG CHIN1-CHIN2"] = chin_emg(night, state, rate_hz, streams[4])
+    signals["EMG CHIN1-CHIN2"] += np.float32(streams[4].uniform(0, 5)) * heart_n
+    chest, abdomen = effort_belts(night, state, breath, phase_n, heart_n, streams[5])
+    signals |= {"RESP THORACIC": chest, "RESP ABDOMINAL": abdomen}
+    signals |= flow_sensors(state, breath, phase_n, streams[6])
+    signals["CAPNO"], end_tidal = capnography(night, state, breath, phase_n, streams[7])
+    signals["SNORE"] = snore_microphone(state, breath, phase_n, streams[8])
+    signals["SPO2"] = np.repeat(oximeter(night, state, streams[9]), rate_hz).astype(np.float32)
+    if all_sensors:
+        signals["ETCO2"] = end_tidal
+        signals |= other_sensors(night, state, breath, signals, heart_n, bpm, rng)
+    return signals
+
+
+def other_sensors(
+    night: Night,
+    state: State,
+    breath: Breathing,
+    signals: dict[str, np.ndarray],
+    heart_n: np.ndarray,
+    bpm: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, np.ndarray]:
+    """The signals of NCH's montages that are none of the 16, (n,) float32 each."""
+    n = len(heart_n)
+    rate_hz = n * KNOT_HZ // (state.n_knots - 1)
+
+    def held(knots_K: np.ndarray, every_s: int) -> np.ndarray:
+        return np.repeat(knots_K[: -1 : KNOT_HZ * every_s], rate_hz * every_s)[:n].astype(
+            np.float32
+        )
+
+    legs = {}
+    for name in ("EMG LLEG", "EMG RLEG"):
+        kicks = scatter(rng, 0.2 + 0.4 * state.stage[WAKE])
+        level = 3 + 60 * soften(pulse(state.n_knots, kicks, kicks + 1.5), 0.5) + 30 * state.movement
+        noise = band_noise(rng, n, rate_hz, (10.0, 100.0), 0.4)
+        legs[name] = noise * spread(level, rate_hz)
+    quiet = rng.standard_normal((3, n), np.float32)
+    tidal = 6 * (15 + 3 * night.child.age_years) * breath.flow
+    event = np.zeros(n, np.float32)
+    for start in (rng.uniform(0, 0.95, rng.poisson(2)) * n).astype(int):
+        event[start : start + rate_hz // 2] = 1.0
+    return {
+        **legs,
+        "ECG": 900 * heart_n + 8 * quiet[0],
+        "RATE": held(bpm, 1),
+        "RESP RATE": held(breath.per_minute * (breath.flow > 0.15), 2),
+        "TIDAL VOL": held(tidal, 2),
+        "TCCO2": held(42 + 2 * slow_noise(rng, state.n_knots, 600.0), 4),
+        "PRESSURE": 0.05 * quiet[1],
+        "XFLOW": np.gradient(signals["RESP THORACIC"] + signals["RESP ABDOMINAL"]).astype(
+            np.float32
+        )
+        * np.float32(rate_hz / 4),
+        "SNORE_DR": 0.5 * np.abs(signals["SNORE"]),
+        "FLOW_DR": 0.7 * signals["RESP PTAF"] + 2 * quiet[2],
+        "PATIENT EVENT": event,
+    }
