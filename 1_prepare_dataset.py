@@ -17,8 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pedsleepmae import config, errors
-from pedsleepmae.errors import SettingsError, require_file, require_folder
-from pedsleepmae.prepare import examples, grouping, layouts, recordings, workers
+from pedsleepmae.errors import SettingsError, UserError, require_file, require_folder
+from pedsleepmae.prepare import examples, grouping, layouts, workers
 from pedsleepmae.prepare.report import describe_outcomes, inspect_recording, write_report
 from pedsleepmae.prepare.run import (
     PrepareSettings,
@@ -29,7 +29,7 @@ from pedsleepmae.prepare.run import (
     prepare_studies,
 )
 from pedsleepmae.prepare.workers import use_workers
-from pedsleepmae.store import StoreError, example_folder, read_splits
+from pedsleepmae.store import example_folder, read_splits
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def main() -> int:
         return run(settings)
     except SettingsError as error:
         config.exit_bad_settings(str(error))
-    except (StoreError, RuntimeError, recordings.RecordingError) as error:
+    except UserError as error:
         print(f"1_prepare_dataset.py: {error}", file=sys.stderr)
     except OSError as error:
         what = f"{error.strerror or error} ({error.filename or 'while writing'})"
@@ -80,7 +80,7 @@ def run(settings: PrepareSettings) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     report = write_report(outcomes, plan, health, paths.batches_dir)
     if not plan.studies:
-        raise RuntimeError(
+        raise UserError(
             f"none of the {len(outcomes)} recordings found can be used; the reasons stand in "
             f"{paths.batches_dir / 'studies.csv'} and {report} (the first: {outcomes[0].reason})"
         )

@@ -19,7 +19,7 @@ import sys
 from dataclasses import replace
 
 from pedsleepmae.checkpoints import CheckpointError, architecture, load_checkpoint, other_scaling
-from pedsleepmae.config import exit_bad_settings, load_settings, warn
+from pedsleepmae.config import exit_bad_settings, load_settings
 from pedsleepmae.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -27,6 +27,7 @@ from pedsleepmae.errors import (
     as_plain_dict,
     require_file,
     require_folder,
+    warn,
 )
 from pedsleepmae.machine import MachineError
 from pedsleepmae.pretrain.run import pretrain

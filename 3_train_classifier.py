@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         facts, encoders = read_encoders(settings)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
         for source in ("checkpoint_scaling", "compared_scaling"):
-            config.warn(other_scaling(facts.get(source, ""), index.scaling))
+            errors.warn(other_scaling(facts.get(source, ""), index.scaling))
         linear.check_index(index)
         poolings = model.check_poolings(settings.pooling, settings.poolings)
         facts["seen_patients"] = checkpoints.check_seen_patients(

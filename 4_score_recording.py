@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
             precision=settings.precision,
             batch_size=settings.batch_size,
         )
-        config.warn(other_scaling(load_checkpoint(paths.checkpoint)["scaling"], settings.scaling))
+        errors.warn(other_scaling(load_checkpoint(paths.checkpoint)["scaling"], settings.scaling))
     except (SettingsError, CheckpointError, ProbeError, MachineError) as error:
         config.exit_bad_settings(str(error))
     try:

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
             errors.require_folder(paths.health_dir, "paths.health_dir", "give NCH's Health_Data")
         checkpoint = load_checkpoint(paths.checkpoint)
         index = store.load_index(paths.batches_dir, seed=settings.seed)
-        config.warn(other_scaling(checkpoint["scaling"], index.scaling))
+        errors.warn(other_scaling(checkpoint["scaling"], index.scaling))
         if settings.split != "all":
             index = store.files_of_split(index, settings.split)
         model.check_poolings(settings.pooling, [])

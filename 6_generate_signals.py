@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
         queries = parse_queries(index, settings.neighbours_of)
         model = load_model(paths.checkpoint)
         imputation.require_decoder(model, str(paths.checkpoint))
-        config.warn(other_scaling(load_checkpoint(paths.checkpoint)["scaling"], index.scaling))
+        errors.warn(other_scaling(load_checkpoint(paths.checkpoint)["scaling"], index.scaling))
         device = machine.choose_device(settings.device)
     except (
         errors.SettingsError,

@@ -36,7 +36,7 @@ import torch
 
 from pedsleepmae import store
 from pedsleepmae.channels import EPOCH_SAMPLES
-from pedsleepmae.errors import ProbeError
+from pedsleepmae.errors import ProbeError, UserError
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.store import write_whole
 
@@ -59,7 +59,7 @@ ARCHITECTURE = (
 ORIGINAL_NUM_HEAD = 4  # cannot be read off the tensors; all of the original's models have 4
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be used; the message says which, why and what to do."""
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import jsonargparse
 import yaml
 
-from pedsleepmae.errors import EXIT_BAD_SETTINGS, SettingsError
+from pedsleepmae.errors import EXIT_BAD_SETTINGS, SettingsError, check_bounds, tell
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
@@ -44,6 +44,7 @@ def load_settings(
     parser = _parser(settings_class, doc)
     try:
         settings = _build(parser, settings_class, argv)
+        check_bounds(settings)
         if hasattr(settings, "check"):
             settings.check()
     except SettingsError as error:
@@ -53,16 +54,9 @@ def load_settings(
     return settings
 
 
-def warn(sentence: str) -> None:
-    """Say on stderr what may be wrong; nothing where there is nothing to say."""
-    if sentence:
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
-
-
 def exit_bad_settings(sentence: str) -> typing.NoReturn:
     """End the script with exit code 2 and this sentence on stderr."""
-    print(f"{Path(sys.argv[0]).name}: {' '.join(sentence.split())}", file=sys.stderr)
-    raise SystemExit(EXIT_BAD_SETTINGS)
+    raise SystemExit(tell(sentence, EXIT_BAD_SETTINGS))
 
 
 def setting_types(settings_class: type, prefix: str = "") -> dict[str, typing.Any]:

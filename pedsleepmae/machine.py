@@ -1,4 +1,4 @@
-"""How this process treats memory that it has freed."""
+"""The machine: device, precision, its own rate and memory, the processes of a run."""
 
 import ctypes
 import os
@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pedsleepmae.errors import UserError
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough to reach the peak
 MATMUL_SECONDS = 0.5
@@ -35,7 +37,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-class MachineError(ValueError):
+class MachineError(UserError):
     """The machine has not what the settings ask for; the message says what to set."""
 
 
@@ -61,6 +63,30 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Context in which matrix products run in ``dtype``; does nothing for float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a model is run: device, dtype of its matrix products, examples at a time."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int = 64
+
+    @classmethod
+    def choose(cls, device: str, precision: str, batch_size: int = 64) -> "Compute":
+        """From the settings of these names; MachineError when the machine has not the device."""
+        chosen = choose_device(device)
+        return cls(chosen, choose_dtype(precision, chosen), batch_size)
+
+    @property
+    def precision(self) -> str:
+        """The dtype as the settings name it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self) -> AbstractContextManager:
+        """Context in which the model's matrix products run in ``dtype``."""
+        return autocast(self.device, self.dtype)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -146,6 +172,6 @@ def join_world(device: torch.device) -> World:
 
 
 def leave_world(world: World) -> None:
-    """Say goodbye to the other processes."""
+    """Leave the group of processes that join_world joined."""
     if world.size > 1:
         dist.destroy_process_group()

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.errors import UserError
 from pedsleepmae.splits import SPLITS, split_hash, split_patients
 from pedsleepmae.tasks import LABELS
 
@@ -43,7 +44,7 @@ EXAMPLE_FIELDS = {
 }
 
 
-class StoreError(ValueError):
+class StoreError(UserError):
     """A file of ours cannot be used; the message says which, why and what to do."""
 
 

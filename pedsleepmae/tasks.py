@@ -4,44 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-TASK_NAMES = {
-    "sleep": "sleep stage",
-    "apnea": "apnea",
-    "hypopnea": "hypopnea",
-    "apnea_hypopnea": "apnea or hypopnea",
-    "desaturation": "oxygen desaturation",
-    "arousal": "EEG arousal",
-}
-
-TASKS = ("sleep", "apnea", "hypopnea", "apnea_hypopnea", "desaturation", "arousal")
-
-STAGES = ("W", "N1", "N2", "N3", "R")
-N_CLASSES = {
-    "sleep": 5,
-    "apnea": 2,
-    "hypopnea": 2,
-    "apnea_hypopnea": 2,
-    "desaturation": 2,
-    "arousal": 2,
-}
-
+STAGES = ("W", "N1", "N2", "N3", "R")  # of AASM; a stage's code is its place here
 UNSCORED = -1
-# Stands in every file that script 4 writes, so that its predictions are never taken for a scoring.
-NOTICE = "Research software, no medical device: not for diagnosis or treatment."
-
-STAGE_NAMES = ("W", "N1", "N2", "N3", "R")
-
-EVENT_KINDS = ("apnea", "hypop", "desat", "eeg")
-
-# Texts of EDF+ (edfplus.info, standard texts) where it has one; NCH's for desaturations.
-EVENT_TEXTS = {
-    "apnea": "Apnea",
-    "hypopnea": "Hypopnea",
-    "apnea_hypopnea": "Apnea or hypopnea",
-    "desaturation": "Oxygen desaturation",
-    "arousal": "EEG arousal",
-}
-
 LABELS = {  # label of an epoch -> (dataset in an example file, dataset in a batch file)
     "sleep": ("sleep_label", "sleep_labels"),
     "apnea": ("apnea_label", "apnea_labels"),
@@ -49,20 +13,35 @@ LABELS = {  # label of an epoch -> (dataset in an example file, dataset in a bat
     "desat": ("desat_label", "desat_labels"),
     "eeg": ("eeg_label", "eeg_labels"),
 }
-
-EVENT_COUNTS = {  # kind of event -> column of studies.csv: those that begin in sleep
+EVENT_COUNTS = {  # label of an event -> column of studies.csv: those that begin in sleep
     "apnea": "n_apneas",
     "hypop": "n_hypopneas",
     "desat": "n_desaturations",
     "eeg": "n_arousals",
 }
+EVENT_KINDS = tuple(EVENT_COUNTS)
 
-EVENTS = ("apnea", "hypopnea", "desaturation", "arousal")
-CLASSES = ("all", *STAGES, *EVENTS)
+TASKS = {  # what probes are fitted for, in words
+    "sleep": "sleep stage",
+    "apnea": "apnea",
+    "hypopnea": "hypopnea",
+    "apnea_hypopnea": "apnea or hypopnea",
+    "desaturation": "oxygen desaturation",
+    "arousal": "EEG arousal",
+}
+N_CLASSES = {task: len(STAGES) if task == "sleep" else 2 for task in TASKS}
+EVENT_TEXTS = {  # EDF+'s standard texts (edfplus.info) where it has one; NCH's for desaturations
+    "apnea": "Apnea",
+    "hypopnea": "Hypopnea",
+    "apnea_hypopnea": "Apnea or hypopnea",
+    "desaturation": "Oxygen desaturation",
+    "arousal": "EEG arousal",
+}
+EVENTS = ("apnea", "hypopnea", "desaturation", "arousal")  # tasks that do not contain each other
+CLASSES = ("all", *STAGES, *EVENTS)  # groups of epochs that script 6 tells apart
 
-
-def _words(task: str) -> str:
-    return {"apnea_hypopnea": "apnea or hypopnea", "sleep": "sleep stage"}.get(task, task)
+# Stands in every file that script 4 writes, so that its predictions are never taken for a scoring.
+NOTICE = "Research software, no medical device: not for diagnosis or treatment."
 
 
 def task_labels(labels: Mapping[str, np.ndarray], task: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from small_probes import paths, save_model, script_3
 
 from pedsleepmae import checkpoints, store
-from pedsleepmae.tasks import TASK_NAMES
+from pedsleepmae.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_tables_and_pictures_stand_beside_the_report(finished, content):
 def test_the_script_prints_the_table_and_where_the_report_is(finished):
     folder, printed = finished
     assert "simulated data" in printed
-    for words in TASK_NAMES.values():
+    for words in TASKS.values():
         assert words in printed
     assert str(folder / "results" / "report.html") in printed
 

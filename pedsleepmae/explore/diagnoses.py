@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from pedsleepmae.errors import UserError
+
 COLUMNS = ("STUDY_PAT_ID", "DX_SOURCE_TYPE", "DX_CODE", "DX_NAME", "DX_ALT_CODE")
 ROWS_AT_A_TIME = 200_000  # of NCH's 1.5 million
 
 
-class DiagnosisError(ValueError):
+class DiagnosisError(UserError):
     """A table of patients or diagnoses cannot be used; the message says which and why."""
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES
-from pedsleepmae.errors import SettingsError
+from pedsleepmae.errors import SettingsError, UserError
 from pedsleepmae.explore.cohort import (
     Cohort,
     CohortSettings,
@@ -123,7 +123,7 @@ FEWEST_EPOCHS = 20  # of a night, for a path
 NO_UMAP = "UMAP is left out: umap-learn is not installed (pip install umap-learn)"
 
 
-class ExplorationError(ValueError):
+class ExplorationError(UserError):
     """What is to be explored is not there; the message names the setting and the remedy."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.errors import UserError
 from pedsleepmae.tasks import EVENT_KINDS, NOTICE, UNSCORED
 
 ROUNDING_S = 1e-6  # onsets are decimal text: sums of them are off by less than this
@@ -75,7 +76,7 @@ NSRR_EVENTS = {
 }
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """An annotation file cannot be used; the message says which and why."""
 
 

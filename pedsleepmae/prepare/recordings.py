@@ -15,6 +15,7 @@ import mne
 import numpy as np
 
 from pedsleepmae.channels import EPOCH_S, SignalInfo, Source
+from pedsleepmae.errors import UserError
 
 # What edfio raises on headers that are none. OSError is the disk's, and may pass.
 _HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError)
@@ -27,7 +28,7 @@ _READ_BYTES = 1 << 20
 SIMULATED_MARK = "SIMULATED"  # in the recording field of the header of simulated files
 
 
-class RecordingError(ValueError):
+class RecordingError(UserError):
     """A recording cannot be used; the message says which and why."""
 
 

@@ -26,7 +26,7 @@ from pedsleepmae.prepare.grouping import Grouping, studies_table
 from pedsleepmae.prepare.recordings import Recording, open_edf
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import batch_path, map_signals, write_whole
-from pedsleepmae.tasks import STAGE_NAMES
+from pedsleepmae.tasks import STAGES
 
 # A channel is remarked on when more than this share of it is ...
 REMARKABLE = {"flat": 0.2, "clipped": 0.02, "missing": 0.0, "out_of_range": 0.1, "mains": 0.3}
@@ -180,7 +180,7 @@ def _channel_rows(usable: Sequence[Outcome]) -> list[dict]:
 def _label_rows(usable: Sequence[Outcome]) -> list[tuple[str, int, float]]:
     """(label, epochs, share of all epochs)."""
     names = {
-        "sleep": {-1: "unscored", **dict(enumerate(STAGE_NAMES))},
+        "sleep": {-1: "unscored", **dict(enumerate(STAGES))},
         "apnea": {1: "central apnea", 2: "obstructive apnea", 3: "mixed apnea"},
         "hypop": {1: "obstructive hypopnea", 2: "hypopnea"},
         "desat": {1: "oxygen desaturation"},

@@ -15,9 +15,15 @@ import distributed
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from pedsleepmae.errors import UserError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _TRIES = 3  # Dask itself gives up after the fourth
+
+
+class WorkersError(UserError):
+    """There are no workers, or no folder that they may write to."""
 
 
 @contextmanager
@@ -31,7 +37,7 @@ def use_workers(n_workers: int, cluster_address: str | None = None) -> Iterator[
     try:
         client = distributed.Client(cluster_address)
     except (OSError, ValueError) as error:
-        raise RuntimeError(
+        raise WorkersError(
             f"no Dask scheduler answers at {cluster_address} ({error}); start one with "
             "`dask scheduler` and workers with `dask worker`, then give its address"
         ) from error
@@ -107,7 +113,7 @@ def _count_tries(
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; RuntimeError when another run of script 1 holds it.
+    """Hold a folder for this process; WorkersError when another run of script 1 holds it.
 
     The lock is the system's and ends with the process, however it ends. Its workers may outlive
     it for the recording in hand: the file names the holder, so that they see that it is another.
@@ -118,11 +124,11 @@ def only_run_in(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise RuntimeError(
+                raise WorkersError(
                     f"{folder} is on a file system without locks ({error.strerror}); give a folder "
                     "on a local disk, or on a network disk that is mounted with locks"
                 ) from error
-            raise RuntimeError(
+            raise WorkersError(
                 f"another run of script 1 is writing to {folder}; wait for its end, or name "
                 "another folder"
             ) from error

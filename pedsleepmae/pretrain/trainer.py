@@ -22,7 +22,7 @@ from pedsleepmae import checkpoints, data, machine
 from pedsleepmae.channels import CHANNEL_GROUPS, N_CHANNELS
 from pedsleepmae.checkpoints import CheckpointError
 from pedsleepmae.data import VARIANCE_SAMPLE, channel_variances
-from pedsleepmae.errors import SettingsError
+from pedsleepmae.errors import SettingsError, UserError
 from pedsleepmae.machine import World
 from pedsleepmae.model import (
     MaskedAutoencoder,
@@ -152,11 +152,11 @@ MAX_SKIPPED_IN_ROW = 20
 TRAIN_MASKS, VAL_MASKS, VAL_SAMPLE, VARIANCES, WEIGHTS = range(5)
 
 
-class PretrainError(ValueError):
+class PretrainError(UserError):
     """Settings, data and machine do not fit each other; the message says what to change."""
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError):
     """The loss was not finite too often in a row; the message gives advice."""
 
 

@@ -26,7 +26,7 @@ from pedsleepmae.pages.plots import (
 )
 from pedsleepmae.probe.evaluation import Results, TaskResult
 from pedsleepmae.probe.maps import EmbeddingMap
-from pedsleepmae.tasks import STAGES, _words
+from pedsleepmae.tasks import STAGES, TASKS
 
 MAX_CURVE_POINTS = 1000
 
@@ -52,7 +52,7 @@ def draw_overview(results: Results) -> Figure:
             ax.plot(test.figures[name], y, "o", color=COLOURS[source], ms=5.5, label=label)
         ax.axhline(row, color=LINE, lw=0.8)
     ax.axvline(0.5, color=SOFT, lw=0.8, ls=":")
-    ax.set_yticks([row + 0.5 for row in range(len(tasks))], [_words(t.task) for t in tasks])
+    ax.set_yticks([row + 0.5 for row in range(len(tasks))], [TASKS[t.task] for t in tasks])
     ax.set_ylim(len(tasks), 0)
     ax.set_xlabel("AUROC on test (sleep: weighted over stages), 95 % interval", fontsize=9)
     figure.legend(loc="outside upper left", ncols=4, fontsize=8, frameon=False)
@@ -227,7 +227,7 @@ def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
         marked = hours[result.label_N[here] == 1]
         ax.plot(marked, np.full(len(marked), 0.94 * top), "|", color="#b3261e", ms=6, mew=0.9)
         ax.set_ylim(0, top)
-        ax.set_ylabel(_words(result.task), rotation=0, ha="right", va="center", fontsize=8)
+        ax.set_ylabel(TASKS[result.task], rotation=0, ha="right", va="center", fontsize=8)
         ax.set_yticks([])
     figure.axes[-1].set_xlabel("hours", fontsize=9)
     return figure

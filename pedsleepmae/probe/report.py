@@ -32,7 +32,7 @@ from pedsleepmae.probe.pictures import (
     draw_subgroups,
     quantity_in_words,
 )
-from pedsleepmae.tasks import N_CLASSES, STAGES, TASK_NAMES
+from pedsleepmae.tasks import N_CLASSES, STAGES, TASKS
 
 TEMPLATE = "probe_report.html.j2"
 
@@ -81,7 +81,7 @@ def render(
         content=content,
         tasks=content["tasks"],
         events=[task for task in content["tasks"] if task != "sleep"],
-        task_names=TASK_NAMES,
+        task_names=TASKS,
         source_names=NAMES,
         figure_names=lambda name: FIGURE_NAMES.get(name, name.replace("_", " ")),
         event_figures=EVENT_FIGURES,
@@ -123,11 +123,11 @@ def headlines(content: Mapping) -> list[str]:
     }
     if aurocs:
         best, worst = max(aurocs, key=aurocs.get), min(aurocs, key=aurocs.get)
-        line = f"Of the events, {TASK_NAMES[best]} is recognised best (AUROC {aurocs[best]:.2f}"
+        line = f"Of the events, {TASKS[best]} is recognised best (AUROC {aurocs[best]:.2f}"
         line += f", precision-recall area {in_digits(tasks[best]['test']['auprc'], 2)}"
         line += f" at {tasks[best]['prevalence']:.1%} prevalence)"
         if best != worst:
-            line += f", {TASK_NAMES[worst]} least (AUROC {aurocs[worst]:.2f})"
+            line += f", {TASKS[worst]} least (AUROC {aurocs[worst]:.2f})"
         lines.append(line + ".")
     for baseline, words in (
         ("untrained", "the same encoder untrained"),
@@ -195,7 +195,7 @@ def cautions(results: Results, content: Mapping) -> list[str]:
         )
     for task, entry in content["tasks"].items():
         if "reason" in entry:
-            lines.append(f"No probe for {TASK_NAMES[task]}: {entry['reason']}.")
+            lines.append(f"No probe for {TASKS[task]}: {entry['reason']}.")
     bad = {name: n for name, n in content["non_finite_train_rows"].items() if n}
     for name, n in bad.items():
         if not name.startswith("handmade"):  # there, NaN marks channels that were not recorded
@@ -212,7 +212,7 @@ def text_table(content: Mapping) -> str:
         name = "weighted_auroc" if task == "sleep" else "auroc"
         second = ("kappa", "kappa") if task == "sleep" else ("auprc", "AUPRC")
         row = {
-            "task": TASK_NAMES[task],
+            "task": TASKS[task],
             "test epochs": f"{entry['n_test']:,}",
             "prevalence": "" if task == "sleep" else _percent(entry["prevalence"]),
             "AUROC": f"{in_digits(test[name])} {interval_in_words(test['ci95'][name])}",

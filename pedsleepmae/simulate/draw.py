@@ -24,7 +24,7 @@ from pedsleepmae.simulate.events import (
 from pedsleepmae.simulate.night import Child, Event, Night, draw_hypnogram, score_stages, true_runs
 from pedsleepmae.simulate.norms import WAKE
 
-STAGE_TEXTS = tuple(f"Sleep stage {name}" for name in tasks.STAGE_NAMES)
+STAGE_TEXTS = tuple(f"Sleep stage {name}" for name in tasks.STAGES)
 UNSCORED_TEXT = "Sleep stage ?"
 
 
