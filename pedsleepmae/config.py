@@ -1,4 +1,4 @@
-"""Every setting of every script: dataclasses with defaults, read from YAML and typed overrides.
+"""Settings of a script: a dataclass's defaults, then a YAML file, then typed overrides.
 
 A script calls :func:`load_settings`; what it does not know, or what has the wrong type, stops it
 with exit code 2 and one sentence that names the file, the key, the value and the remedy.
@@ -7,10 +7,10 @@ with exit code 2 and one sentence that names the file, the key, the value and th
 import argparse
 import dataclasses
 import difflib
-import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jsonargparse
 import yaml
@@ -18,8 +18,10 @@ import yaml
 from pedsleepmae.errors import EXIT_BAD_SETTINGS, SettingsError, check_bounds, tell
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+TRUE_FALSE = ("true", "false", "yes", "no")  # what YAML reads as a switch
+COMMANDS = ("-h", "--help", "--print_config")  # what stands alone and is no setting
 
-_TRUE_FALSE = ("true", "false", "yes", "no")  # what YAML reads as a switch
+Types = dict[str, Any]  # dotted name of a setting -> its type
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -35,40 +37,44 @@ def load_settings(
     """Settings of a script from its command line; exits with 2 and one sentence when they are bad.
 
     ``default_config`` is a file name in ``configs/``, read when ``--config`` is not given; ``doc``
-    is what ``--help`` shows. Values: the class's defaults, then the file, then the overrides.
-    ``positional`` names the setting whose value may stand without ``--name``.
+    is what ``--help`` shows. ``positional`` names the setting whose value may stand without
+    ``--name``.
     """
-    argv = _complete_argv(argv, settings_class, positional)
-    if not any(arg == "--config" or arg.startswith("--config=") for arg in argv):
-        argv = ["--config", str(CONFIG_DIR / default_config), *argv]
+    types = setting_types(settings_class)
+    commands = [arg for arg in argv if arg in COMMANDS]
+    given = list(_read_line([arg for arg in argv if arg not in COMMANDS], types, positional))
+    if "config" not in dict(given):
+        given.insert(0, ("config", str(CONFIG_DIR / default_config)))
     parser = _parser(settings_class, doc)
     try:
-        settings = _build(parser, settings_class, argv)
+        line = [f"--{key}" if text is None else f"--{key}={text}" for key, text in given]
+        values = parser.instantiate(parser.parse_args([*line, *commands]))
+        settings = settings_class(
+            **{item.name: values[item.name] for item in dataclasses.fields(settings_class)}
+        )
         check_bounds(settings)
         if hasattr(settings, "check"):
             settings.check()
     except SettingsError as error:
-        exit_bad_settings(str(error))
+        raise SystemExit(tell(error, EXIT_BAD_SETTINGS)) from None
     except jsonargparse.ArgumentError as error:
-        exit_bad_settings(_explain(settings_class, doc, argv, error))
+        problem = _explain(parser, types, given) or error
+        raise SystemExit(tell(problem, EXIT_BAD_SETTINGS)) from None
     return settings
 
 
-def exit_bad_settings(sentence: str) -> typing.NoReturn:
-    """End the script with exit code 2 and this sentence on stderr."""
+def exit_bad_settings(sentence: str):
     raise SystemExit(tell(sentence, EXIT_BAD_SETTINGS))
 
 
-def setting_types(settings_class: type, prefix: str = "") -> dict[str, typing.Any]:
+def setting_types(settings_class: type, prefix: str = "") -> Types:
     """Dotted name -> type of every setting of a class, nested classes included."""
-    hints = typing.get_type_hints(settings_class)
     types = {}
-    for item in dataclasses.fields(settings_class):
-        hint = hints[item.name]
+    for name, hint in typing.get_type_hints(settings_class).items():
         if dataclasses.is_dataclass(hint):
-            types |= setting_types(hint, f"{prefix}{item.name}.")
+            types |= setting_types(hint, f"{prefix}{name}.")
         else:
-            types[prefix + item.name] = hint
+            types[prefix + name] = hint
     return types
 
 
@@ -88,118 +94,96 @@ def _parser(settings_class: type, doc: str) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _build(parser: jsonargparse.ArgumentParser, settings_class: type, argv: list[str]):
-    namespace = parser.instantiate(parser.parse_args(argv))
-    values = {item.name: namespace[item.name] for item in dataclasses.fields(settings_class)}
-    return settings_class(**values)
+def _read_line(
+    argv: list[str], types: Types, positional: str | None
+) -> Iterator[tuple[str, str | None]]:
+    """(dotted key, text) of each setting on the command line; None: its value is missing.
 
-
-def _complete_argv(
-    argv: list[str], settings_class: type, positional: str | None = None
-) -> list[str]:
-    """Spell out short forms: ``--strict`` is ``--strict true``; ``--tasks a b`` is a list.
-
-    A value that belongs to no ``--name`` is that of the setting ``positional``.
+    Short forms are spelt out: ``--strict`` is ``--strict true``, ``--tasks a b`` a list, and a
+    value that belongs to no ``--name`` is that of the setting ``positional``.
     """
-    types = setting_types(settings_class)
-    complete, rest = [], list(argv)
+    rest = list(argv)
     while rest:
         arg = rest.pop(0)
-        if not arg.startswith("-"):
-            complete += [arg] if positional is None else [f"--{positional}", arg]
+        key, equals, text = arg.removeprefix("--").partition("=")
+        if not arg.startswith("--"):
+            yield positional or arg, arg
             continue
-        name = arg.removeprefix("--")
-        hint = types.get(name)
-        is_list = typing.get_origin(hint) is list
-        if hint is not bool and not is_list:
-            complete.append(arg)
-            if (hint is not None or name == "config") and rest:
-                complete.append(rest.pop(0))
+        if equals:
+            yield key, text
             continue
-        values = []
-        while rest and not rest[0].startswith("--") and (is_list or not values):
-            if hint is bool and positional is not None and rest[0].lower() not in _TRUE_FALSE:
+        is_list, is_switch = typing.get_origin(types.get(key)) is list, types.get(key) is bool
+        words = []
+        while rest and not rest[0].startswith("--") and (is_list or not words):
+            if is_switch and positional and rest[0].lower() not in TRUE_FALSE:
                 break
-            values.append(rest.pop(0))
-        if is_list and values and not values[0].startswith("["):
-            values = [f"[{', '.join(values)}]"]
-        complete += [arg, *(values or ([] if is_list else ["true"]))]
-    return complete
+            words.append(rest.pop(0))
+        if is_list and words and not words[0].startswith("["):
+            words = [f"[{', '.join(words)}]"]
+        yield key, " ".join(words) if words else "true" if is_switch else None
 
 
-def _explain(settings_class: type, doc: str, argv: list[str], error: Exception) -> str:
-    """One sentence for a parser's error: tries the settings one by one to find the culprit."""
-    types = setting_types(settings_class)
-    for where, key, value in _given_settings(argv):
-        if key not in types:
-            if any(name.startswith(f"{key}.") for name in types):
-                return f"{where}: {key} is a group of settings, got {value!r}; see --help"
-            near = difflib.get_close_matches(key, types, n=1) or difflib.get_close_matches(
-                key, [name.rsplit(".", 1)[-1] for name in types], n=1
-            )
-            hint = f"did you mean {near[0]}? " if near else ""
-            return f"{where}: {key} (value {value!r}) is not a setting; {hint}--help lists them all"
+# ------------------------------------------------------------------ what is wrong
+def _explain(parser: jsonargparse.ArgumentParser, types: Types, given: list[tuple]) -> str | None:
+    """One sentence on the first setting that the parser refuses; it is asked one by one."""
+    for key, text in given:
+        if key != "config":
+            problem = _refusal(parser, types, "command line", key, _yaml_or_text(text or ""))
+        else:
+            problem = _explain_file(parser, types, text or "")
+        if problem:
+            return problem
+    return None
+
+
+def _explain_file(parser: jsonargparse.ArgumentParser, types: Types, path: str) -> str | None:
+    def settings_of(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict) and key not in types:
+                yield from settings_of(value, f"{key}.")
+            else:
+                yield key, value
+
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError("it holds no `key: value` lines")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        remedy = "give a file such as those in configs/"
+        return f"--config {path} cannot be read as YAML settings: {error}; {remedy}"
+    problems = (_refusal(parser, types, path, key, value) for key, value in settings_of(tree))
+    return next(filter(None, problems), None)
+
+
+def _refusal(
+    parser: jsonargparse.ArgumentParser, types: Types, where: str, key: str, value: Any
+) -> str | None:
+    """Why one setting cannot be used, None when it can."""
+    if key in types:
         try:
-            parser = jsonargparse.ArgumentParser(exit_on_error=False)
-            parser.add_class_arguments(settings_class)
             parser.parse_object({key: value})
         except (jsonargparse.ArgumentError, TypeError, KeyError):
-            return (
-                f"{where}: {key} cannot be {value!r}; give {_type_in_words(types[key])}"
-                " (--help says what it means)"
-            )
-    return str(error)
-
-
-def _given_settings(argv: list[str]) -> list[tuple[str, str, typing.Any]]:
-    """(where it stands, dotted key, value) of each setting in the YAML files and on the line."""
-
-    def flatten(tree, prefix=""):
-        for key, value in tree.items():
-            if isinstance(value, dict) and f"{prefix}{key}" != "stand_ins":
-                yield from flatten(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    given, rest = [], list(argv)
-    while rest:
-        arg = rest.pop(0)
-        if not arg.startswith("--"):
-            given.append(("command line", arg, ""))
-            continue
-        key, equals, text = arg.removeprefix("--").partition("=")
-        if not equals and rest and not rest[0].startswith("--"):
-            text = rest.pop(0)
-        if key != "config":
-            given.append(("command line", key, _yaml_or_text(yaml, text)))
-            continue
-        try:
-            tree = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SystemExit(_bad_file(text, error)) from None
-        if not isinstance(tree, dict):
-            raise SystemExit(_bad_file(text, "it holds no `key: value` lines"))
-        given += [(text, key, value) for key, value in flatten(tree)]
-    return given
-
-
-def _bad_file(path: str, error) -> int:
-    print(
-        f"{Path(sys.argv[0]).name}: --config {path} cannot be read as YAML settings: "
-        f"{' '.join(str(error).split())}; give a file such as those in configs/",
-        file=sys.stderr,
+            wanted = f"{_type_in_words(types[key])} (--help says what it means)"
+            return f"{where}: {key} cannot be {value!r}; give {wanted}"
+        return None
+    if any(name.startswith(f"{key}.") for name in types):
+        return f"{where}: {key} is a group of settings, got {value!r}; see --help"
+    near = difflib.get_close_matches(key, types, n=1) or difflib.get_close_matches(
+        key, [name.rpartition(".")[2] for name in types], n=1
     )
-    return EXIT_BAD_SETTINGS
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{where}: {key} (value {value!r}) is not a setting; {hint}--help lists them all"
 
 
-def _yaml_or_text(yaml, text: str):
+def _yaml_or_text(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
 
 
-def _type_in_words(hint) -> str:
+def _type_in_words(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(str(arg) for arg in args)
