@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pedsleepmae import config, errors
 from pedsleepmae.errors import SettingsError, UserError, require_file, require_folder
-from pedsleepmae.prepare import examples, grouping, layouts, workers
+from pedsleepmae.prepare import grouping, layouts, workers
 from pedsleepmae.prepare.report import describe_outcomes, inspect_recording, write_report
 from pedsleepmae.prepare.run import (
     PrepareSettings,
@@ -68,10 +68,8 @@ def run(settings: PrepareSettings) -> int:
         refuse_to_overwrite(studies, paths.examples_dir)
         if settings.split.by == "patient":
             read_splits(paths.batches_dir)  # a bad splits.csv is told before the work, not after
-        example_settings = examples.ExampleSettings.of(settings)
-        if settings.scaling == "fitted":
-            example_settings = fit(studies, example_settings, settings, health)
-        outcomes, plan = prepare_all(studies, example_settings, settings, health)
+        fitted = fit(studies, settings, health) if settings.scaling == "fitted" else {}
+        outcomes, plan = prepare_all(studies, fitted, settings, health)
         if plan.studies:  # else the batch files of an earlier run stay, should there be any
             write_batches(plan, settings)
     if not settings.keep_examples:
@@ -128,9 +126,9 @@ def read_health(settings: PrepareSettings):
         return None
 
 
-def fit(studies, example_settings, settings: PrepareSettings, health):
-    """Example settings with the mean and sd of the training patients' channels."""
-    moments = measure_studies(studies, example_settings, settings.paths.examples_dir)
+def fit(studies, settings: PrepareSettings, health):
+    """Mean and sd of the training patients' channels."""
+    moments = measure_studies(studies, settings, settings.paths.examples_dir)
     moments = dict(tqdm(moments, total=len(studies), desc="Measuring", unit="recording"))
     measured = {study.patient_id for study in studies if moments.get(study.key)}
     assignment = grouping.assign_patients(
@@ -139,15 +137,15 @@ def fit(studies, example_settings, settings: PrepareSettings, health):
     training = [
         moments[study.key] for study in studies if assignment.get(study.patient_id) == "train"
     ]
-    return example_settings.with_fitted(fit_standard(training))
+    return fit_standard(training)
 
 
-def prepare_all(studies, example_settings, settings: PrepareSettings, health):
+def prepare_all(studies, fitted, settings: PrepareSettings, health):
     """Outcomes of all studies in their order, and the plan of the batch files."""
     paths = settings.paths
     done = {}
     for study in studies:
-        outcome = finished_outcome(study, example_settings, paths.examples_dir)
+        outcome = finished_outcome(study, settings, paths.examples_dir, fitted)
         if outcome is not None:
             done[study] = outcome
     if len(done) == len(studies):  # nothing changed: are the batch files all there is to do?
@@ -163,7 +161,7 @@ def prepare_all(studies, example_settings, settings: PrepareSettings, health):
         print(f"{len(done)} of {len(studies)} recordings are finished already", file=sys.stderr)
     n_examples, n_skipped = 0, 0
     with tqdm(total=len(todo), desc="Preparing", unit="recording") as bar:
-        for study, outcome in prepare_studies(todo, example_settings, paths.examples_dir):
+        for study, outcome in prepare_studies(todo, settings, paths.examples_dir, fitted):
             done[study] = outcome
             n_examples += outcome.n_examples
             n_skipped += not outcome.usable

@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from pedsleepmae.errors import bounded
+
 
 @dataclass
 class SplitSettings:
@@ -16,11 +18,11 @@ class SplitSettings:
     by: Literal["patient", "time"] = "patient"
     """patient: each patient in one split only. time: contiguous blocks of each night, for a cohort
     of one person; everything downstream then says patient_disjoint: false."""
-    val_fraction: float = 0.1
+    val_fraction: float = bounded(0.1, 0, 1)
     """Share of the patients (or blocks) for choices: epoch, threshold, regularisation."""
-    test_fraction: float = 0.1
+    test_fraction: float = bounded(0.1, 0, 1)
     """Share of the patients (or blocks) touched once, at the end."""
-    block_minutes: float = 10.0
+    block_minutes: float = bounded(10.0, 0.5, 1440)
     """Length of a block when split.by is time, minutes."""
 
 

@@ -294,6 +294,26 @@ def test_the_traceback_of_what_nobody_foresaw_is_kept_beside_the_state(tmp_path,
     assert not log.exists()
 
 
+def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
+    # The values of every folder that was prepared so far: were they others, all would be made anew.
+    for name, size in (("5_6.edf", 300), ("5_6.tsv", 20)):
+        (tmp_path / name).write_bytes(b"x" * size)
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+    study = layouts.Study(tmp_path / "5_6.edf", tmp_path / "5_6.tsv", 5, 6)
+    assert run.fingerprint(study, run.PrepareSettings()) == "f020b3fac34978e1"
+    settings = run.PrepareSettings(
+        stand_ins={"EEG F4-M1": ["EEG F4-M2"]},
+        scaling="fitted",
+        wake_margin_min=30.0,
+        min_overlap_s=0.5,
+        keep_unscored=True,
+        n_workers=7,
+        seed=3,
+    )
+    fitted = {"EEG C3-M2": (1e-6, 2e-4), "SPO2": (96.5, 3.25)}
+    assert run.fingerprint(study, settings, fitted) == "9d80463d27b65a53"
+
+
 # ------------------------------------------------------------------ layouts
 @pytest.mark.parametrize(
     ("sleep", "health"), [("Sleep_Data", "Health_Data"), ("sleep_data", "health_data")]

@@ -1,8 +1,9 @@
 """One recording to its examples: channels read, resampled, cut at the scored epochs, labelled."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -14,9 +15,11 @@ from pedsleepmae.channels import (
     Absent,
     Channel,
     Source,
+    check_stand_ins,
     resolve_channels,
     unit_in_volts,
 )
+from pedsleepmae.errors import bounded
 from pedsleepmae.prepare.annotations import (
     EpochLabels,
     Scoring,
@@ -44,30 +47,45 @@ FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
 PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
 
+Standards = Mapping[str, tuple[float, float]]  # channel -> (mean, sd), for scaling "fitted"
 
-@dataclass(frozen=True)
-class ExampleSettings:
-    """Those settings of script 1 on which the examples depend; meaning and defaults: config."""
 
-    layout: str = "nch"
-    stand_ins: Mapping[str, list[str]] = field(default_factory=dict)
-    min_channels: int = 4
-    min_overlap_s: float = 0.0
+@dataclass
+class ReadSettings:
+    """How a recording's channels and epochs are chosen and scaled, in script 1 and script 4."""
+
+    stand_ins: dict[str, list[str]] = field(default_factory=dict)
+    """For each of the 16 channels, labels of other signals that may take its place when it is
+    absent, first choice first, such as {"EEG C3-M2": ["EEG Fpz-Cz"]}; noted in what is written."""
+    min_channels: int = bounded(4, 1, N_CHANNELS)
+    """A recording with fewer of the 16 channels is refused, with the reason."""
+    wake_margin_min: float | None = bounded(None, 0, 1440)
+    """Of scored epochs, keep at most this much wake before the first and after the last sleep
+    epoch, minutes; none: keep all that is scored."""
+    scaling: Literal["policy", "original"] = "policy"
+    """Standardisation, as the encoder's training data had it (see script 1)."""
+    clip: float = bounded(20.0, 0, 60_000)
+    """Standardised values are clipped to +- this (0: never); arbitrary-gain channels only."""
+
+    def check(self) -> None:
+        check_stand_ins(self.stand_ins)
+
+
+@dataclass
+class ExampleSettings(ReadSettings):
+    """Those settings of script 1 on which the examples of a recording depend."""
+
+    layout: Literal["nch", "nsrr", "sleep_edf"] = "nch"
+    """nch: <patient>_<study>.edf with .tsv; nsrr: EDF with -nsrr.xml (CHAT); sleep_edf: PSG and
+    Hypnogram EDF+ pairs."""
+    min_overlap_s: float = bounded(0.0, 0, below=EPOCH_S)
+    """An event marks an epoch when they share more than this, seconds."""
     keep_unscored: bool = False
-    wake_margin_min: float | None = None
-    scaling: str = "policy"
-    clip: float = 20.0
-    fitted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, settings) -> "ExampleSettings":
-        """Those of the settings of script 1."""
-        names = [item.name for item in fields(cls) if item.name != "fitted"]
-        return cls(**{name: getattr(settings, name) for name in names})
-
-    def with_fitted(self, fitted: Mapping[str, tuple[float, float]]) -> "ExampleSettings":
-        """The same with these (mean, sd) of each channel."""
-        return replace(self, fitted=fitted)
+    """Keep epochs staged `?`, with sleep_label -1."""
+    scaling: Literal["policy", "original", "fitted"] = "policy"
+    """policy: population statistics for channels with a physical scale, robust statistics of the
+    recording for those of arbitrary gain. original: the authors' table for all (their checkpoints
+    need it). fitted: mean and sd of the training patients."""
 
 
 @dataclass(frozen=True)
@@ -125,23 +143,27 @@ def read_study(study: Study, settings: ExampleSettings) -> tuple[Recording, Epoc
     if study.problem:
         raise UnusableRecording(study.problem)
     recording = open_edf(study.edf)
-    return recording, choose_epochs(recording, read_scoring(study, settings.layout), settings)
-
-
-def choose_epochs(recording: Recording, scoring: Scoring, settings: ExampleSettings) -> EpochLabels:
-    """Labels of the scored epochs that are kept; remarks on the scoring go to the recording's.
-
-    Raises UnusableRecording when there are none.
-    """
-    recording.remarks.extend(scoring.remarks)
-    labels = label_epochs(
-        scoring,
-        recording.duration_s,
+    labels = choose_epochs(
+        recording,
+        read_scoring(study, settings.layout),
+        wake_margin_min=settings.wake_margin_min,
         min_overlap_s=settings.min_overlap_s,
         keep_unscored=settings.keep_unscored,
     )
-    if settings.wake_margin_min is not None:
-        labels = trim_wake(labels, settings.wake_margin_min)
+    return recording, labels
+
+
+def choose_epochs(
+    recording: Recording, scoring: Scoring, *, wake_margin_min: float | None, **rule
+) -> EpochLabels:
+    """Labels of the scored epochs that are kept; remarks on the scoring go to the recording's.
+
+    ``rule``: that of :func:`label_epochs`. Raises UnusableRecording when there are none.
+    """
+    recording.remarks.extend(scoring.remarks)
+    labels = label_epochs(scoring, recording.duration_s, **rule)
+    if wake_margin_min is not None:
+        labels = trim_wake(labels, wake_margin_min)
     if not len(labels.onsets_s):
         n_scored = int((scoring.stages >= 0).sum())
         raise UnusableRecording(
@@ -243,25 +265,28 @@ def first_usable(
         yield found
 
 
-def build_examples(study: Study, settings: ExampleSettings) -> tuple[Examples, Outcome]:
+def build_examples(
+    study: Study, settings: ExampleSettings, fitted: Standards | None = None
+) -> tuple[Examples, Outcome]:
     """A study's standardised examples and what is to be told of it.
 
     Raises RecordingError, AnnotationError or UnusableRecording with the reason.
     """
     recording, labels = read_study(study, settings)
-    return make_examples(recording, labels, settings, study.patient_id, study.study_id)
+    return make_examples(recording, labels, settings, fitted, study.patient_id, study.study_id)
 
 
 def make_examples(
     recording: Recording,
     labels: EpochLabels,
-    settings: ExampleSettings,
+    settings: ReadSettings,
+    fitted: Standards | None = None,
     patient_id: int = 0,
     study_id: int = 0,
 ) -> tuple[Examples, Outcome]:
     """Standardised examples of a recording at the onsets of ``labels``, in memory.
 
-    Raises UnusableRecording with the reason.
+    ``fitted``: what scaling "fitted" takes. Raises UnusableRecording with the reason.
     """
     n = len(labels.onsets_s)
     signals_NCT = np.zeros((n, N_CHANNELS, EPOCH_SAMPLES), np.float16)
@@ -274,7 +299,7 @@ def make_examples(
             absent[channel.name] = found.reason
             continue
         source, x_NT, quality[channel.name] = found
-        center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, settings.fitted)
+        center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, fitted)
         standardise(channel, x_NT, center[c], scale[c], settings.clip, out_NT=signals_NCT[:, c])
         origins[channel.name] = source.how
         present[c] = True
@@ -321,7 +346,7 @@ def _count_codes(codes: np.ndarray) -> dict[str, int]:
 def examples_to_score(
     recording: Recording,
     scoring: Scoring | None,
-    settings: ExampleSettings,
+    settings: ReadSettings,
     grid_offset_s: float = 0.0,
 ) -> tuple[Examples, Outcome]:
     """Examples of a recording with a scoring, or without: then on a 30-s grid from an offset.
@@ -332,7 +357,7 @@ def examples_to_score(
     try:
         if scoring is not None:
             remedy = "; set use_annotations to false to pass the annotations over"
-            labels = choose_epochs(recording, scoring, settings)
+            labels = choose_epochs(recording, scoring, wake_margin_min=settings.wake_margin_min)
             remedy = ""
         else:
             labels = grid_labels(recording.duration_s, grid_offset_s)

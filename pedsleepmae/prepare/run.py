@@ -10,21 +10,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from pedsleepmae.channels import CHANNELS, Absent, Source, check_stand_ins, resolve_channels
-from pedsleepmae.errors import SettingsError, where_it_failed
+from pedsleepmae.channels import CHANNELS, Absent, Source, resolve_channels
+from pedsleepmae.errors import SettingsError, bounded, where_it_failed
 from pedsleepmae.machine import keep_freed_memory
 from pedsleepmae.prepare.annotations import AnnotationError
 from pedsleepmae.prepare.examples import (
     UNFORESEEN,
     ExampleSettings,
     Outcome,
+    Standards,
     UnusableRecording,
     build_examples,
     cut_channels,
@@ -78,38 +78,17 @@ class ClusterSettings:
 
 
 @dataclass
-class PrepareSettings:
+class PrepareSettings(ExampleSettings):
     """Recordings and annotations to examples and batch files."""
 
     paths: PreparePaths = field(default_factory=PreparePaths)
     split: SplitSettings = field(default_factory=SplitSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
-    layout: Literal["nch", "nsrr", "sleep_edf"] = "nch"
-    """nch: <patient>_<study>.edf with .tsv; nsrr: EDF with -nsrr.xml (CHAT); sleep_edf: PSG and
-    Hypnogram EDF+ pairs."""
-    stand_ins: dict[str, list[str]] = field(default_factory=dict)
-    """For each of the 16 channels, labels of other signals that may take its place when it is
-    absent, first choice first, such as {"EEG C3-M2": ["EEG Fpz-Cz"]}; noted in studies.csv."""
-    min_channels: int = 4
-    """A recording with fewer of the 16 channels is left out and listed."""
-    min_overlap_s: float = 0.0
-    """An event marks an epoch when they share more than this, seconds."""
-    keep_unscored: bool = False
-    """Keep epochs staged `?`, with sleep_label -1."""
-    wake_margin_min: float | None = None
-    """Keep at most this much wake before the first and after the last sleep epoch, minutes;
-    none: keep all that is scored."""
-    scaling: Literal["policy", "original", "fitted"] = "policy"
-    """policy: population statistics for channels with a physical scale, robust statistics of the
-    recording for those of arbitrary gain. original: the authors' table for all (their checkpoints
-    need it). fitted: mean and sd of the training patients."""
-    clip: float = 20.0
-    """Standardised values are clipped to +- this (0: never); arbitrary-gain channels only."""
     keep_examples: bool = True
     """Leave the per-example files in place after grouping."""
-    n_workers: int = 2
+    n_workers: int = bounded(2, 1)
     """Recordings prepared at the same time."""
-    seed: int = 0
+    seed: int = bounded(0, 0, 2**32 - 1)
     """Draws the split and the order of the examples in the batch files."""
     strict: bool = False
     """Exit with 3 when any recording was left out."""
@@ -118,34 +97,21 @@ class PrepareSettings:
     scale."""
 
     def check(self) -> None:
-        for key, value, low, high in (
-            ("split.val_fraction", self.split.val_fraction, 0, 1),
-            ("split.test_fraction", self.split.test_fraction, 0, 1),
-            ("split.block_minutes", self.split.block_minutes, 0.5, 1440),
-            ("min_channels", self.min_channels, 1, 16),
-            ("wake_margin_min", self.wake_margin_min or 0, 0, 1440),
-            ("clip", self.clip, 0, 60_000),
-            ("seed", self.seed, 0, 2**32 - 1),
-        ):
-            if not low <= value <= high:
-                raise SettingsError(f"{key} is {value:g}; give a number from {low:g} to {high:g}")
-        check_stand_ins(self.stand_ins)
-        if not 0 <= self.split.val_fraction + self.split.test_fraction < 1:
+        super().check()
+        held_out = self.split.val_fraction + self.split.test_fraction
+        if held_out >= 1:
             raise SettingsError(
-                f"split.val_fraction + split.test_fraction is "
-                f"{self.split.val_fraction + self.split.test_fraction:g}; keep it below 1 so that "
-                "patients remain for training"
+                f"split.val_fraction + split.test_fraction is {held_out:g}; keep it below 1 so "
+                "that patients remain for training"
             )
-        if not 0 <= self.min_overlap_s < 30:
-            raise SettingsError(
-                f"min_overlap_s is {self.min_overlap_s:g}; an epoch lasts 30 s, give 0 to 30"
-            )
-        if self.n_workers < 1:
-            raise SettingsError(f"n_workers is {self.n_workers}; give 1 or more")
 
 
 def prepare_study(
-    study: Study, settings: ExampleSettings, examples_dir: Path, run: str = ""
+    study: Study,
+    settings: ExampleSettings,
+    examples_dir: Path,
+    run: str = "",
+    fitted: Standards | None = None,
 ) -> Outcome:
     """Write a study's example files, whole folder or none, and its state; never stops the run.
 
@@ -158,8 +124,8 @@ def prepare_study(
     mark = ""  # what may pass (a failing disk, a full memory) is tried again by the next run
     trace = ""
     try:
-        mark = fingerprint(study, settings)
-        examples, outcome = build_examples(study, settings)
+        mark = fingerprint(study, settings, fitted)
+        examples, outcome = build_examples(study, settings, fitted)
     except (RecordingError, AnnotationError, UnusableRecording) as error:
         outcome = _with_header(_unusable(study, str(error)), study, settings)
     except UNFORESEEN as error:
@@ -287,17 +253,20 @@ def fit_standard(all_moments: Iterable[Mapping[str, tuple[int, float, float]]]) 
     return fitted
 
 
-def fingerprint(study: Study, settings: ExampleSettings) -> str:
+def fingerprint(study: Study, settings: ExampleSettings, fitted: Standards | None = None) -> str:
     """16 hexadecimal digits of all that a study's examples depend on."""
     files = []
     for path in filter(None, (study.edf, study.annotations)):
         stat = path.stat()
         files.append((path.name, stat.st_size, stat.st_mtime_ns))
-    depends = [PREPARE_VERSION, asdict(settings), study.problem, files]
+    values = {item.name: getattr(settings, item.name) for item in fields(ExampleSettings)}
+    depends = [PREPARE_VERSION, values | {"fitted": fitted or {}}, study.problem, files]
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def finished_outcome(study: Study, settings: ExampleSettings, examples_dir: Path) -> Outcome | None:
+def finished_outcome(
+    study: Study, settings: ExampleSettings, examples_dir: Path, fitted: Standards | None = None
+) -> Outcome | None:
     """What an earlier run made of a study, None when it has to be made (anew)."""
     if study.problem:
         return _with_header(_unusable(study, study.problem), study, settings)
@@ -306,7 +275,7 @@ def finished_outcome(study: Study, settings: ExampleSettings, examples_dir: Path
         return None
     outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
     try:
-        return outcome if outcome.fingerprint == fingerprint(study, settings) else None
+        return outcome if outcome.fingerprint == fingerprint(study, settings, fitted) else None
     except OSError:  # a file is gone since the folder was listed
         return None
 
@@ -320,12 +289,19 @@ def has_examples(outcome: Outcome, examples_dir: Path) -> bool:
 
 
 def prepare_studies(
-    studies: Iterable[Study], settings: ExampleSettings, examples_dir: Path
+    studies: Iterable[Study],
+    settings: ExampleSettings,
+    examples_dir: Path,
+    fitted: Standards | None = None,
 ) -> Iterator[tuple[Study, Outcome]]:
     """Prepare studies in parallel, in any order, by the workers in force."""
     _make_ready(examples_dir)
     work = partial(
-        prepare_study, settings=settings, examples_dir=examples_dir, run=holder(examples_dir)
+        prepare_study,
+        settings=settings,
+        examples_dir=examples_dir,
+        run=holder(examples_dir),
+        fitted=fitted,
     )
     return in_parallel(work, list(studies), partial(_unusable, reason=DEADLY), examples_dir)
 
