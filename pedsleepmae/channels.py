@@ -172,7 +172,7 @@ def canonical_label(label: str) -> str:
     return _TYPE_WORD.sub("", text)
 
 
-def check_stand_ins(stand_ins: dict[str, list[str]]) -> None:
+def check_stand_ins(stand_ins: Mapping[str, Sequence[str]]) -> None:
     """Raise SettingsError for a stand-in for what is none of the 16 channels."""
     for name in stand_ins:
         if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
@@ -189,16 +189,10 @@ def resolve_channels(
 
     Tried in this order: the channel as it was recorded (also with swapped electrodes: sign -1),
     the difference of two referential signals, the stand-ins that the settings name. Of several
-    signals with one label the first usable one is taken. Raises ValueError for a stand-in for a
-    channel that is none of the 16.
+    signals with one label the first usable one is taken. Raises SettingsError as check_stand_ins.
     """
+    check_stand_ins(stand_ins or {})
     stand_ins = {canonical_label(name): labels for name, labels in (stand_ins or {}).items()}
-    known = {canonical_label(name): name for name in CHANNEL_NAMES}
-    for name in stand_ins:
-        if name not in known:
-            raise ValueError(
-                f"stand_ins: {name!r} is none of the 16 channels ({', '.join(CHANNEL_NAMES)})"
-            )
     named: dict[str, list[int]] = {}
     for i, signal in enumerate(signals):
         named.setdefault(canonical_label(signal.label), []).append(i)
