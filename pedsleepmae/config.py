@@ -127,33 +127,30 @@ def _read_line(
 def _explain(parser: jsonargparse.ArgumentParser, types: Types, given: list[tuple]) -> str | None:
     """One sentence on the first setting that the parser refuses; it is asked one by one."""
     for key, text in given:
-        if key != "config":
-            problem = _refusal(parser, types, "command line", key, _yaml_or_text(text or ""))
-        else:
-            problem = _explain_file(parser, types, text or "")
-        if problem:
-            return problem
+        where, settings = "command line", {key: _yaml_or_text(text or "")}
+        if key == "config":
+            where = text or ""
+            try:
+                settings = yaml.safe_load(Path(where).read_text(encoding="utf-8"))
+                if not isinstance(settings, dict):
+                    raise ValueError("it holds no `key: value` lines")
+            except (OSError, ValueError, yaml.YAMLError) as error:
+                problem = f"--config {where} cannot be read as YAML settings: {error}"
+                return f"{problem}; give a file such as those in configs/"
+        for name, value in _flatten(settings, types):
+            if problem := _refusal(parser, types, where, name, value):
+                return problem
     return None
 
 
-def _explain_file(parser: jsonargparse.ArgumentParser, types: Types, path: str) -> str | None:
-    def settings_of(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            key = f"{prefix}{name}"
-            if isinstance(value, dict) and key not in types:
-                yield from settings_of(value, f"{key}.")
-            else:
-                yield key, value
-
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(tree, dict):
-            raise ValueError("it holds no `key: value` lines")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        remedy = "give a file such as those in configs/"
-        return f"--config {path} cannot be read as YAML settings: {error}; {remedy}"
-    problems = (_refusal(parser, types, path, key, value) for key, value in settings_of(tree))
-    return next(filter(None, problems), None)
+def _flatten(tree: dict, types: Types, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of each setting of a nested dict."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and key not in types:
+            yield from _flatten(value, types, f"{key}.")
+        else:
+            yield key, value
 
 
 def _refusal(
