@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.decomposition import PCA
+from sklearn.manifold import smacof
 from sklearn.metrics import pairwise_distances, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
@@ -13,25 +14,23 @@ from pedsleepmae import store
 from pedsleepmae.probe.embeddings import FeatureTable, scale_features
 from pedsleepmae.tasks import task_labels
 
-N_NEIGHBOURS = 5  # these three are the library's defaults
-DECAY = 40
-LONGEST_DIFFUSION = 100
-MDS_STEPS = 200
-
 MAX_POINTS = 3000
 N_COMPONENTS = 50  # distances are taken between these principal components
-N_NEIGHBOURS = 10
+N_NEIGHBOURS = 10  # whose labels are compared
 N_SHUFFLES = 20  # as in the original's analysis of its embeddings
+# Of the path of a night: the defaults of PHATE's library.
+PATH_NEIGHBOURS = 5
+DECAY = 40
+LONGEST_DIFFUSION = 100
 
 
 @dataclass(frozen=True)
 class EmbeddingMap:
     """``xy`` (n, 2) of the epochs at ``positions`` of the index, the method and the figures.
 
-    ``colourings``: stage, event (where there is one), patient (numbers; where there are two or
-    more), hours of the night, age in years where it was given, and the number of channels recorded
-    where epochs differ in it. ``separation``: for stage, event and patient silhouette and
-    neighbour agreement, and the same for shuffled labels.
+    ``colourings``: stage, event (see event_kinds), patient (numbers) and the count of channels
+    recorded, the last three where epochs differ in them; hours of the night; age in years where it
+    was given. ``separation``: of stage, event and patient what :func:`separate` finds.
     """
 
     xy: np.ndarray
@@ -87,19 +86,18 @@ def map_embeddings(
         "patient": np.unique(index.patient_ids[positions], return_inverse=True)[1],
         "hours": (onsets_s - _first_onset(index, positions)) / 3600,
     }
-    for name in ("event", "patient"):
-        if not colourings[name].any():
-            del colourings[name]
     if age_years_N is not None and np.isfinite(age_years_N[positions]).any():
         colourings["age"] = age_years_N[positions]
-    n_channels = index.present[positions].sum(1)
-    if np.ptp(n_channels):
-        colourings["channels"] = n_channels
-    separation = {}
-    for name in [name for name in ("stage", "event", "patient") if name in colourings]:
-        figures = separate(parts_ND, colourings[name], rng)
-        if figures is not None:
-            separation[name] = figures
+    colourings["channels"] = index.present[positions].sum(1)
+    for name in ("event", "patient", "channels"):
+        if not np.ptp(colourings[name]):
+            del colourings[name]
+    separation = {
+        name: separate(parts_ND, colourings[name], rng)
+        for name in ("stage", "event", "patient")
+        if name in colourings
+    }
+    separation = {name: figures for name, figures in separation.items() if figures is not None}
     return EmbeddingMap(xy, positions, method, colourings, separation)
 
 
@@ -156,13 +154,16 @@ def _first_onset(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray
     return first[night_N[positions]]
 
 
-def diffusion_layout(x_ND: np.ndarray, n_neighbours: int = N_NEIGHBOURS) -> tuple[np.ndarray, int]:
-    """(xy (N, 2), diffusion steps t) of the epochs ``x_ND``; needs more than n_neighbours + 1.
+# ------------------------------------------------------------------ the path of a night
+def diffusion_layout(x_ND: np.ndarray) -> tuple[np.ndarray, int]:
+    """(xy (N, 2), diffusion steps t) of more than PATH_NEIGHBOURS epochs ``x_ND``, after PHATE.
 
     Affinities that fall off beyond the k-th neighbour, a walk of t steps over them, distances
-    between the logarithms of where the walks end, and metric scaling of those to a plane.
+    between the logarithms of where the walks end, and metric scaling of those to a plane (Moon et
+    al. 2019, Nat Biotechnol 37:1482). Written out for the size of a night: the library brings six
+    more packages, for landmarks and sparse graphs that a thousand epochs do not need.
     """
-    affinity_NN = decaying_affinity(pairwise_distances(x_ND), n_neighbours)
+    affinity_NN = decaying_affinity(pairwise_distances(x_ND), PATH_NEIGHBOURS)
     degree_N = affinity_NN.sum(1)
     # Symmetric twin of the walk's matrix: same spectrum, real eigenvectors.
     values, vectors = np.linalg.eigh(affinity_NN / np.sqrt(np.outer(degree_N, degree_N)))
@@ -201,16 +202,9 @@ def diffusion_steps(value_N: np.ndarray) -> int:
 
 def metric_scaling(distance_NN: np.ndarray) -> np.ndarray:
     """Plane coordinates (N, 2) whose distances are near these: classical scaling, then SMACOF."""
-    n = len(distance_NN)
     squared = distance_NN**2
     centred = squared - squared.mean(0) - squared.mean(1)[:, None] + squared.mean()
     values, vectors = np.linalg.eigh(-centred / 2)
     xy = vectors[:, -2:][:, ::-1] * np.sqrt(np.maximum(values[-2:][::-1], 0))
     xy *= np.where(xy[np.abs(xy).argmax(0), [0, 1]] < 0, -1, 1)  # eigenvectors have no sign
-    for _ in range(MDS_STEPS):
-        ratio = distance_NN / np.maximum(pairwise_distances(xy), 1e-12)
-        step = (ratio.sum(1)[:, None] * xy - ratio @ xy) / n  # the Guttman transform
-        if np.abs(step - xy).max() < 1e-4 * np.abs(xy).max():
-            return step
-        xy = step
-    return xy
+    return smacof(distance_NN, init=xy, n_init=1)[0]
