@@ -120,6 +120,24 @@ def interval(
     return [float(edge) for edge in np.quantile(defined, [tail, 1 - tail])]
 
 
+def bootstrap_mean(
+    value_N: np.ndarray,
+    group_N: np.ndarray,
+    weights_RG: np.ndarray,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> dict:
+    """``value``, the mean over the epochs that have one (are not NaN), and its ``ci95``."""
+    known, n_groups = np.isfinite(value_N), weights_RG.shape[1]
+    if not known.any():
+        return {"value": None, "ci95": None}
+    count_G = np.bincount(group_N[known], minlength=n_groups)
+    sum_R = weights_RG @ np.bincount(group_N[known], value_N[known], n_groups)
+    n_R = weights_RG @ count_G
+    draws_R = np.divide(sum_R, n_R, out=np.full(len(n_R), np.nan), where=n_R > 0)
+    value = float(value_N[known].mean())
+    return {"value": value, "ci95": interval(draws_R, (count_G > 0).sum(), value, bounds)}
+
+
 # ------------------------------------------------------------------ sums and figures
 def group_sums(
     label_N: np.ndarray,
