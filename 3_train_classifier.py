@@ -148,12 +148,10 @@ def compute_features(settings, index, encoders, facts, poolings, device, world) 
             index,
             encoder,
             folder / key,
-            poolings=poolings,
-            batch_size=settings.batch_size,
-            device=device,
-            dtype=dtype,
-            title=f"embeddings, {source}",
-            world=world,
+            poolings,
+            machine.Compute(device, dtype, settings.batch_size),
+            f"embeddings, {source}",
+            world,
         )
         tables[source] = embeddings.open_tables(index, folder / key, poolings)
     if "handmade" in settings.baselines and world.is_first:

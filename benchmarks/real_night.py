@@ -78,18 +78,8 @@ def judge_all(index: ExampleIndex, checkpoint: Path, pooling: str, folder: Path)
 
 
 def embed(index: ExampleIndex, model, pooling: str, folder: Path) -> None:
-    cpu = torch.device("cpu")
-    embeddings.embed_files(
-        index,
-        model,
-        folder,
-        poolings=[pooling],
-        batch_size=64,
-        device=cpu,
-        dtype=machine.choose_dtype("auto", cpu),
-        title=folder.name,
-        world=machine.join_world(cpu),
-    )
+    compute = machine.Compute.choose("cpu", "auto")
+    embeddings.embed_files(index, model, folder, [pooling], compute, folder.name)
 
 
 def judge(index: ExampleIndex, folder: Path, name: str, seed: int) -> metrics.Evaluation:

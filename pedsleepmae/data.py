@@ -108,10 +108,10 @@ def training_batches(
     def read(job: tuple[int, np.ndarray]) -> Batch:
         number, whole = job
         whole = positions[whole]
-        x_BCT, n_bad = _read_signals(index, whole[rows], map_file, pin)
+        x_BCT, present_BC, n_bad = _read_signals(index, whole[rows], map_file, pin)
         return Batch(
             x_BCT=x_BCT,
-            present_BC=torch.from_numpy(index.present[whole[rows]]),
+            present_BC=present_BC,
             rows=rows,
             batch_size=batch_size,
             n_present=int(index.present[whole].sum()),
@@ -119,7 +119,7 @@ def training_batches(
             n_bad=n_bad,
         )
 
-    yield from _in_advance(read, enumerate(chosen), n_threads, ahead)
+    yield from in_advance(read, enumerate(chosen), n_threads, ahead)
 
 
 def sample_batches(
@@ -129,11 +129,10 @@ def sample_batches(
     map_file = functools.lru_cache(maxsize=OPEN_FILES)(map_signals)
 
     def read(chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        x_BCT, _ = _read_signals(index, chosen, map_file, pin=False)
-        return x_BCT, torch.from_numpy(index.present[chosen])
+        return _read_signals(index, chosen, map_file, pin=False)[:2]
 
     parts = (positions[i : i + batch_size] for i in range(0, len(positions), batch_size))
-    yield from _in_advance(read, parts, n_threads=1, ahead=2)
+    yield from in_advance(read, parts, n_threads=1, ahead=2)
 
 
 def fixed_sample(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -146,8 +145,11 @@ def fixed_sample(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
 # ------------------------------------------------------------------ reading
 def _read_signals(
     index: ExampleIndex, positions: np.ndarray, map_file: Callable, pin: bool
-) -> tuple[Tensor, int]:
-    """Signals (B, 16, 3840) copied once, from the mapped file into the batch; and n_bad."""
+) -> tuple[Tensor, Tensor, int]:
+    """Signals (B, 16, 3840) copied once, from the mapped file into the batch; present_BC; n_bad.
+
+    A channel without a finite value is absent, whatever the index says.
+    """
     files = [map_file(index.files[file]) for file in index.file_of[positions]]
     narrow = all(signals.dtype == np.float16 for signals in files)
     x_BCT = torch.empty(
@@ -159,11 +161,14 @@ def _read_signals(
     with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32: replaced below
         for i, (signals, row) in enumerate(zip(files, index.row_of[positions], strict=True)):
             out[i] = signals[row]
-    return x_BCT, _replace_not_finite(out)
+    present_BC = index.present[positions]
+    n_bad = _replace_not_finite(out, present_BC)
+    return x_BCT, torch.from_numpy(present_BC), n_bad
 
 
-def _replace_not_finite(x_BCT: np.ndarray) -> int:
-    """Replace infinite values and not-a-numbers by 0 in place; their number."""
+def _replace_not_finite(x_BCT: np.ndarray, present_BC: np.ndarray) -> int:
+    """Replace infinite values and not-a-numbers by 0, and mark channels of nothing else as absent,
+    both in place; the number of values replaced."""
     if x_BCT.dtype == np.float16:  # numpy's isfinite is slow for float16
         bad = (x_BCT.view(np.uint16) & FLOAT16_EXPONENT) == FLOAT16_EXPONENT
     else:
@@ -171,10 +176,11 @@ def _replace_not_finite(x_BCT: np.ndarray) -> int:
     n_bad = int(np.count_nonzero(bad))
     if n_bad:
         x_BCT[bad] = 0
+        present_BC &= ~bad.all(axis=2)
     return n_bad
 
 
-def _in_advance(read: Callable, jobs: Iterable, n_threads: int, ahead: int) -> Iterator:
+def in_advance(read: Callable, jobs: Iterable, n_threads: int, ahead: int) -> Iterator:
     """``read(job)`` of each job in order, computed by threads up to ``ahead`` jobs in advance."""
     jobs, waiting = iter(jobs), deque()
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="read-batches")

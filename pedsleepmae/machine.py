@@ -160,6 +160,11 @@ class World:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
 
+    def meet(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
 
 def join_world(device: torch.device) -> World:
     """Meet the other processes that torchrun started, over NCCL on GPUs and gloo on CPUs."""

@@ -16,8 +16,6 @@ from pedsleepmae import machine, store, tasks
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe import embeddings, handmade
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def model() -> MaskedAutoencoder:
@@ -30,18 +28,9 @@ def batches(tmp_path_factory) -> Path:
     return write_cohort(tmp_path_factory.mktemp("batches"), n_epochs=20)
 
 
-def embed(index, model, folder, poolings=("mean", "time_abs+class"), world=machine.World()):  # noqa: B008
-    return embeddings.embed_files(
-        index,
-        model,
-        folder,
-        poolings=poolings,
-        batch_size=7,
-        device=CPU,
-        dtype=torch.float32,
-        title="test",
-        world=world,
-    )
+def embed(index, model, folder, poolings=("mean", "time_abs+class"), world=embeddings.ALONE):
+    compute = machine.Compute(torch.device("cpu"), torch.float32, batch_size=7)
+    return embeddings.embed_files(index, model, folder, poolings, compute, "test", world)
 
 
 def tables_of(index, folder, *names):
@@ -165,9 +154,8 @@ def test_two_processes_share_the_files_and_leave_the_same_features(batches, mode
     barrier, done = threading.Barrier(2), {}
 
     class Rank(machine.World):
-        def any(self, flag, device):
+        def meet(self):
             barrier.wait()
-            return flag
 
     def work(rank: int) -> None:
         done[rank] = embed(index, model, tmp_path / "two", ["mean"], Rank(rank, 2))

@@ -17,8 +17,7 @@ lacks a pooling, is computed again; all others are left alone, so an interrupted
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -28,10 +27,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pedsleepmae import machine, store, tasks
+from pedsleepmae import checkpoints, machine, store, tasks
 from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.data import in_advance, sample_batches
 from pedsleepmae.probe.handmade import FEATURES_VERSION, handmade_features
 
+ALONE = machine.World()
 FORMAT_VERSION = 1
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 16, 4096
@@ -70,179 +71,6 @@ def fingerprint(path: Path) -> str:
 def feature_path(folder: Path, batch_file: Path) -> Path:
     """Where the features of a batch file stand."""
     return Path(folder) / f"{batch_file.parent.name}_{batch_file.name}"
-
-
-# ------------------------------------------------------------------ computing
-def embed_files(
-    index: store.ExampleIndex,
-    model: nn.Module,
-    folder: Path,
-    *,
-    poolings: Sequence[str],
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    title: str,
-    world: machine.World,
-) -> int:
-    """Embed all batch files that are not embedded yet; returns how many were done.
-
-    ``model`` offers ``embed_many(x_BCT, poolings, present)``; ``dtype`` is that of its matrix
-    products. Under torchrun each process takes its share of the files and waits for the others,
-    so that all find the folder complete.
-    """
-    model = model.to(device).eval()
-    parts = sorted({part for pooling in poolings for part in pooling.split("+")})
-
-    todo = _files_to_do(index, folder, parts)
-    world.any(False, device)  # all have looked before anyone writes: they share the same list
-    mine = todo[world.rank :: world.size]
-    n_examples = sum(int((index.file_of == i).sum()) for i in mine)
-    with tqdm(total=n_examples, desc=title, unit="ex", disable=not world.is_first) as bar:
-        for i in mine:
-            pieces = []
-            for x_BCT, present_BC in _prefetched(_read_file(index, i, batch_size)):
-                features = embed_batch(model, x_BCT, present_BC, parts, device, dtype)
-                pieces.append({name: as_float16(values) for name, values in features.items()})
-                bar.update(len(x_BCT))
-            features = {name: np.concatenate([piece[name] for piece in pieces]) for name in parts}
-            write_features(folder, index, i, features)
-    world.any(False, device)  # wait for the others
-    return len(mine)
-
-
-def embed_batch(
-    model: nn.Module,
-    x_BCT: np.ndarray,
-    present_BC: np.ndarray,
-    poolings: Sequence[str],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, np.ndarray]:
-    """Features of one batch by pooling, each (B, F) float32; ``model`` is on ``device``."""
-    x_BCT, present_BC = (torch.from_numpy(a).to(device) for a in (x_BCT, present_BC))
-    with machine.autocast(device, dtype):
-        features = model.embed_many(x_BCT, poolings, present=present_BC)
-    return {name: values.float().cpu().numpy() for name, values in features.items()}
-
-
-def embed_arrays(
-    model: nn.Module,
-    signals_NCT: np.ndarray,
-    present_NC: np.ndarray,
-    pooling: str,
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    title: str | None = None,
-) -> np.ndarray:
-    """Features of examples in memory, (N, F) float32; with a ``title`` under a progress bar."""
-    model, pieces = model.to(device).eval(), []
-    with tqdm(total=len(signals_NCT), desc=title, unit="epoch", disable=title is None) as bar:
-        for start in range(0, len(signals_NCT), batch_size):
-            rows = slice(start, start + batch_size)
-            x_BCT = np.array(signals_NCT[rows], np.float32)
-            features = embed_batch(model, x_BCT, present_NC[rows], [pooling], device, dtype)
-            pieces.append(features[pooling])
-            bar.update(len(x_BCT))
-    return np.concatenate(pieces)
-
-
-def compute_handmade(index: store.ExampleIndex, folder: Path, n_workers: int) -> int:
-    """Hand-made features of all batch files that lack them; returns how many files were done."""
-    todo = _files_to_do(index, folder, ["handmade"])
-
-    def compute(i: int) -> None:
-        ((x_NCT, present_NC),) = _read_file(index, i, len(index))
-        features = as_float16(handmade_features(x_NCT, present_NC))
-        write_features(folder, index, i, {"handmade": features})
-
-    jobs = joblib.Parallel(n_workers, return_as="generator_unordered", prefer="threads")(
-        joblib.delayed(compute)(i) for i in todo
-    )
-    for _ in tqdm(jobs, total=len(todo), desc="hand-made features", unit="file"):
-        pass
-    return len(todo)
-
-
-def as_float16(values: np.ndarray) -> np.ndarray:
-    """Rounded to half precision; finite values beyond its range become its largest."""
-    return np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
-
-
-def write_features(
-    folder: Path, index: store.ExampleIndex, i: int, features: dict[str, np.ndarray]
-) -> None:
-    """Write the features of the i-th batch file of the index, whole or not at all.
-
-    Features that the file already holds under other names, from the same batch file, stay.
-    """
-    source, path = index.files[i], feature_path(folder, index.files[i])
-    rows = np.flatnonzero(index.file_of == i)
-    features = _current_features(path, fingerprint(source)) | features
-    with store.write_whole(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, values in features.items():
-            file[f"features/{name}"] = values
-        file["patient_ids"], file["study_ids"] = index.patient_ids[rows], index.study_ids[rows]
-        file["onsets_s"], file["channels_present"] = index.onsets_s[rows], index.present[rows]
-        for name, (_, dataset) in tasks.LABELS.items():
-            file[dataset] = index.labels[name][rows]
-        file.attrs["source"], file.attrs["key"] = fingerprint(source), Path(folder).name
-        file.attrs["format_version"] = FORMAT_VERSION
-
-
-def _current_features(path: Path, source: str) -> dict[str, np.ndarray]:
-    if not path.exists():
-        return {}
-    with h5py.File(path, "r") as file:
-        if file.attrs.get("source") != source:
-            return {}
-        return {name: values[()] for name, values in file["features"].items()}
-
-
-def _files_to_do(index: store.ExampleIndex, folder: Path, names: Sequence[str]) -> list[int]:
-    """Numbers of the batch files whose features are missing, incomplete or out of date."""
-    todo = []
-    for i, source in enumerate(index.files):
-        path = feature_path(folder, source)
-        if path.exists():
-            with h5py.File(path, "r") as file:
-                whole = all(f"features/{name}" in file for name in names)
-                if whole and file.attrs.get("source") == fingerprint(source):
-                    continue
-        todo.append(i)
-    return todo
-
-
-def _read_file(
-    index: store.ExampleIndex, i: int, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """``x_BCT`` float32 and ``present_BC`` of one batch file, piece by piece.
-
-    Values that are not finite count as 0, as in pretraining: one alone would reach every feature
-    through attention. A channel without a finite value is absent.
-    """
-    signals = store.map_signals(index.files[i])
-    present_NC = index.present[index.file_of == i]
-    for start in range(0, len(signals), batch_size):
-        rows = slice(start, start + batch_size)
-        x_BCT, present_BC = np.array(signals[rows], np.float32), present_NC[rows]
-        if not np.isfinite(x_BCT.sum()):
-            finite_BCT = np.isfinite(x_BCT)
-            present_BC = present_BC & finite_BCT.any(axis=2)
-            x_BCT[~finite_BCT] = 0
-        yield x_BCT, present_BC
-
-
-def _prefetched(items: Iterable) -> Iterator:
-    """The items, the next one being read while the caller works on one."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, iterator, end)
-        while (item := waiting.result()) is not end:
-            waiting = pool.submit(next, iterator, end)
-            yield item
 
 
 # ------------------------------------------------------------------ reading
@@ -303,7 +131,7 @@ class FeatureTable:
         The next piece is read while the caller works on one.
         """
         pieces = [slice(start, start + rows) for start in range(0, len(positions), rows)]
-        yield from _prefetched((piece, self.read(positions[piece])) for piece in pieces)
+        yield from in_advance(lambda p: (p, self.read(positions[p])), pieces, 1, 1)
 
     def _read_single(self, positions: np.ndarray) -> np.ndarray:
         out = np.empty((len(positions), self.n_single), np.float32)
@@ -377,3 +205,167 @@ def scale_features(x_NF: np.ndarray, mean_F: np.ndarray, scale_F: np.ndarray) ->
     """Standardised features, float32, 0 where they are not finite."""
     scaled_NF = (x_NF - mean_F.astype(np.float32)) / scale_F.astype(np.float32)
     return np.nan_to_num(scaled_NF, copy=False, nan=0, posinf=0, neginf=0)
+
+
+# ------------------------------------------------------------------ computing
+def open_features(
+    index: store.ExampleIndex,
+    checkpoint: "checkpoints.Checkpoint",
+    folder: Path,
+    poolings: Sequence[str],
+    compute: machine.Compute,
+    *,
+    untrained_seed: int | None = None,
+    title: str = "embeddings",
+    world: machine.World = ALONE,
+) -> dict[str, FeatureTable]:
+    """Tables of a frozen encoder's features by pooling; what ``folder`` lacks is computed first.
+
+    ``untrained_seed``: of the same encoder with fresh weights, drawn by this seed. A large cohort
+    is embedded by script 3 under torchrun, each process of ``world`` its share of the files.
+    """
+    encoder, model = "pretrained", checkpoint.build_model()
+    if untrained_seed is not None:
+        encoder = f"untrained{untrained_seed}"
+        model.cpu().reset_parameters(torch.Generator().manual_seed(untrained_seed))
+    key = embedding_key(checkpoint.sha256, encoder, index.split_hash, compute.precision)
+    embed_files(index, model, Path(folder) / key, poolings, compute, title, world)
+    return open_tables(index, Path(folder) / key, poolings)
+
+
+def embed_files(
+    index: store.ExampleIndex,
+    model: nn.Module,
+    folder: Path,
+    poolings: Sequence[str],
+    compute: machine.Compute,
+    title: str,
+    world: machine.World = ALONE,
+) -> int:
+    """Embed all batch files that are not embedded yet; returns how many were done.
+
+    ``model`` offers ``embed_many(x_BCT, poolings, present)``. Each process of ``world`` takes its
+    share of the files and waits for the others, so that all find the folder complete.
+    """
+    model = model.to(compute.device).eval()
+    parts = sorted({part for pooling in poolings for part in pooling.split("+")})
+    todo = _files_to_do(index, folder, parts)
+    world.meet()  # all have looked before anyone writes: they share the same list
+    mine = todo[world.rank :: world.size]
+    n_examples = int(np.isin(index.file_of, mine).sum())
+    with tqdm(total=n_examples, desc=title, unit="ex", disable=not world.is_first) as bar:
+        for i in mine:
+            pieces = []
+            for x_BCT, present_BC in sample_batches(index, rows_of(index, i), compute.batch_size):
+                features = embed_batch(model, x_BCT, present_BC, parts, compute)
+                pieces.append({name: as_float16(values) for name, values in features.items()})
+                bar.update(len(x_BCT))
+            features = {name: np.concatenate([piece[name] for piece in pieces]) for name in parts}
+            write_features(folder, index, i, features)
+    world.meet()
+    return len(mine)
+
+
+def rows_of(index: store.ExampleIndex, i: int) -> np.ndarray:
+    """Positions of the examples of the i-th batch file, in the file's order."""
+    return np.flatnonzero(index.file_of == i)
+
+
+def embed_batch(
+    model: nn.Module,
+    x_BCT: torch.Tensor,
+    present_BC: torch.Tensor,
+    poolings: Sequence[str],
+    compute: machine.Compute,
+) -> dict[str, np.ndarray]:
+    """Features of one batch by pooling, each (B, F) float32; ``model`` is on compute's device."""
+    x_BCT, present_BC = x_BCT.to(compute.device).float(), present_BC.to(compute.device)
+    with compute.autocast():
+        features = model.embed_many(x_BCT, poolings, present=present_BC)
+    return {name: values.float().cpu().numpy() for name, values in features.items()}
+
+
+def embed_arrays(
+    model: nn.Module,
+    signals_NCT: np.ndarray,
+    present_NC: np.ndarray,
+    pooling: str,
+    compute: machine.Compute,
+    title: str | None = None,
+) -> np.ndarray:
+    """Features of examples in memory, (N, F) float32; with a ``title`` under a progress bar."""
+    model, pieces = model.to(compute.device).eval(), []
+    with tqdm(total=len(signals_NCT), desc=title, unit="epoch", disable=title is None) as bar:
+        for start in range(0, len(signals_NCT), compute.batch_size):
+            rows = slice(start, start + compute.batch_size)
+            x_BCT = torch.from_numpy(np.array(signals_NCT[rows], np.float32))
+            present_BC = torch.from_numpy(np.array(present_NC[rows]))
+            pieces.append(embed_batch(model, x_BCT, present_BC, [pooling], compute)[pooling])
+            bar.update(len(x_BCT))
+    return np.concatenate(pieces)
+
+
+def compute_handmade(index: store.ExampleIndex, folder: Path, n_workers: int) -> int:
+    """Hand-made features of all batch files that lack them; returns how many files were done."""
+    todo = _files_to_do(index, folder, ["handmade"])
+
+    def compute(i: int) -> None:
+        ((x_NCT, present_NC),) = sample_batches(index, rows_of(index, i), len(index))
+        features = handmade_features(x_NCT.numpy(), present_NC.numpy())
+        write_features(folder, index, i, {"handmade": as_float16(features)})
+
+    jobs = joblib.Parallel(n_workers, return_as="generator_unordered", prefer="threads")(
+        joblib.delayed(compute)(i) for i in todo
+    )
+    for _ in tqdm(jobs, total=len(todo), desc="hand-made features", unit="file"):
+        pass
+    return len(todo)
+
+
+def as_float16(values: np.ndarray) -> np.ndarray:
+    """Rounded to half precision; finite values beyond its range become its largest."""
+    return np.clip(values, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+
+
+def write_features(
+    folder: Path, index: store.ExampleIndex, i: int, features: dict[str, np.ndarray]
+) -> None:
+    """Write the features of the i-th batch file of the index, whole or not at all.
+
+    Features that the file already holds under other names, from the same batch file, stay.
+    """
+    source, path = index.files[i], feature_path(folder, index.files[i])
+    rows = rows_of(index, i)
+    features = _current_features(path, fingerprint(source)) | features
+    with store.write_whole(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, values in features.items():
+            file[f"features/{name}"] = values
+        file["patient_ids"], file["study_ids"] = index.patient_ids[rows], index.study_ids[rows]
+        file["onsets_s"], file["channels_present"] = index.onsets_s[rows], index.present[rows]
+        for name, (_, dataset) in tasks.LABELS.items():
+            file[dataset] = index.labels[name][rows]
+        file.attrs["source"], file.attrs["key"] = fingerprint(source), Path(folder).name
+        file.attrs["format_version"] = FORMAT_VERSION
+
+
+def _current_features(path: Path, source: str) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with h5py.File(path, "r") as file:
+        if file.attrs.get("source") != source:
+            return {}
+        return {name: values[()] for name, values in file["features"].items()}
+
+
+def _files_to_do(index: store.ExampleIndex, folder: Path, names: Sequence[str]) -> list[int]:
+    """Numbers of the batch files whose features are missing, incomplete or out of date."""
+    todo = []
+    for i, source in enumerate(index.files):
+        path = feature_path(folder, source)
+        if path.exists():
+            with h5py.File(path, "r") as file:
+                whole = all(f"features/{name}" in file for name in names)
+                if whole and file.attrs.get("source") == fingerprint(source):
+                    continue
+        todo.append(i)
+    return todo
