@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pedsleepmae import store
 
 PICTURE_DPI = 120
+FEW_PATIENTS = 20  # fewer, and an interval over them says little of others
 
 
 def page_template(name: str) -> jinja2.Template:
@@ -46,6 +47,11 @@ def to_png(figure: Figure, dpi: int = PICTURE_DPI) -> bytes:
     return buffer.getvalue()
 
 
+def to_base64(figure: Figure, dpi: int = PICTURE_DPI) -> str:
+    """A figure as PNG in base64, as a page that stands alone embeds it."""
+    return base64.b64encode(to_png(figure, dpi)).decode()
+
+
 def in_digits(value: float | None, digits: int = 3) -> str:
     """A figure for a table; an en dash where it is undefined."""
     return "–" if value is None else f"{value:.{digits}f}"
@@ -69,3 +75,40 @@ def signed_in_words(difference: Mapping | None) -> str:
 def counted(n: int, noun: str) -> str:
     """`1 patient`, `2 patients`."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+# ------------------------------------------------------------------ cautions
+def data_cautions(content: Mapping, judged: str) -> list[str]:
+    """What the data and the checkpoint forbid to conclude, gravest first.
+
+    ``content`` is that of metrics.json, explore.json or generate.json; ``judged`` names the
+    patients that pretraining should not have seen.
+    """
+    lines = []
+    if content["simulated"]:
+        lines.append(
+            "The recordings are simulated: the figures show that the machinery works, not how "
+            "well it does on children."
+        )
+    elif content["checkpoint_simulated"]:
+        lines.append("The encoder was pretrained on simulated recordings.")
+    disjoint, seen = content.get("patient_disjoint", True), content["seen_patients"]
+    if not disjoint:
+        lines.append(
+            "The nights are split in time: train, val and test hold the same people, which "
+            "flatters every figure."
+        )
+    if seen is None:
+        lines.append(
+            f"Which patients the checkpoint saw in pretraining is unknown; some may be {judged}."
+        )
+    elif seen and disjoint:
+        lines.append(f"Pretraining saw the signals, never a label, of {seen} of {judged}.")
+    return lines
+
+
+def few_patients_caution(n_patients: int, where: str) -> list[str]:
+    """One line where fewer than FEW_PATIENTS carry an interval."""
+    if n_patients >= FEW_PATIENTS:
+        return []
+    return [f"{where} holds {counted(n_patients, 'patient')}: intervals are wide and uncertain."]
