@@ -39,8 +39,8 @@ sys.path.insert(0, str(ROOT))
 
 from pedsleepmae import store, tasks
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS
-from pedsleepmae.prepare import examples, layouts, recordings, run
-from pedsleepmae.prepare.run import prepare_study
+from pedsleepmae.prepare import examples, layouts, recordings, studies
+from pedsleepmae.prepare.studies import prepare_study
 
 SETTINGS = examples.ExampleSettings()
 STAGES = {  # what is timed, under the name that the table shows
@@ -50,7 +50,7 @@ STAGES = {  # what is timed, under the name that the table shows
     "cut": (examples, "cut_epochs"),
     "standardise": (examples, "standardise"),
     "robust statistics": (examples, "choose_standard"),
-    "write": (run, "_write_folder"),
+    "write": (studies, "_write_folder"),
 }
 ROUNDS = 4
 NAIVE_STAGES = ["W", "N1", "N2", "N3", "R"]

@@ -30,6 +30,7 @@ from pedsleepmae.tasks import LABELS
 
 FORMAT_VERSION = 1
 BATCH_EXAMPLES = 128
+GROUPING_STATE = ".grouping.json"  # in a folder of batch files
 
 # Every dataset of an example file, and (marked @) every attribute: shape and type.
 EXAMPLE_FIELDS = {
@@ -293,14 +294,15 @@ def hash_signals(signals_NCT: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(signals_NCT), digest_size=16).hexdigest()
 
 
-def grouping_state_path(batches_dir: Path) -> Path:
-    """File in which script 1 notes which plan the batch files follow and whether all are there."""
-    return Path(batches_dir) / ".grouping.json"
+def write_grouping_state(batches_dir: Path, fingerprint: str, *, complete: bool) -> None:
+    """Note which plan the batch files follow; until all are there, readers refuse the folder."""
+    with write_whole(Path(batches_dir) / GROUPING_STATE) as temporary:
+        temporary.write_text(json.dumps({"fingerprint": fingerprint, "complete": complete}))
 
 
 def read_grouping_state(batches_dir: Path) -> dict:
     """{"fingerprint": of the plan, "complete": bool}; {} for folders that script 1 did not make."""
-    path = grouping_state_path(batches_dir)
+    path = Path(batches_dir) / GROUPING_STATE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -410,8 +412,10 @@ def _read_columns(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, bool, b
         }
         columns["patient"] = file["patient_ids"][()].astype(np.int64)
         columns["study"] = file["study_ids"][()].astype(np.int64)
-        columns["onset"] = _optional(file, "onsets_s", np.full(n, np.nan))
-        columns["present"] = _optional(file, "channels_present", np.ones((n, N_CHANNELS), bool))
+        # The original authors' files have neither.
+        onsets_s, present = file.get("onsets_s"), file.get("channels_present")
+        columns["onset"] = np.full(n, np.nan) if onsets_s is None else onsets_s[()]
+        columns["present"] = np.ones((n, N_CHANNELS)) if present is None else present[()]
         # The original authors' files carry nothing, and theirs is known.
         unstated = "" if "format_version" in file.attrs else "original"
         run = (
@@ -488,10 +492,6 @@ def _check_datasets(path: Path, file: h5py.File) -> None:
             f"{path}: its signals have the shape {shape}; (n, {N_CHANNELS}, {EPOCH_SAMPLES}) is "
             "needed: run script 1 again"
         )
-
-
-def _optional(file: h5py.File, name: str, default: np.ndarray) -> np.ndarray:
-    return file[name][()] if name in file else default
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -23,13 +23,13 @@ from edf_files import EdfFile, Signal, nch_file, nch_study, stage_rows, write_ts
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import examples as prepare_examples
-from pedsleepmae.prepare import layouts, run, workers
+from pedsleepmae.prepare import layouts, run, studies, workers
 from pedsleepmae.prepare import recordings as prepare_recordings
 from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, build_examples
 from pedsleepmae.prepare.recordings import open_edf
 from pedsleepmae.prepare.report import inspect_recording
-from pedsleepmae.prepare.run import finished_outcome, prepare_study
 from pedsleepmae.prepare.signals import undo_standard
+from pedsleepmae.prepare.studies import fingerprint, finished_outcome, prepare_study
 from pedsleepmae.splits import SPLITS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -300,7 +300,7 @@ def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
         (tmp_path / name).write_bytes(b"x" * size)
         os.utime(tmp_path / name, ns=(10**18, 10**18))
     study = layouts.Study(tmp_path / "5_6.edf", tmp_path / "5_6.tsv", 5, 6)
-    assert run.fingerprint(study, run.PrepareSettings()) == "f020b3fac34978e1"
+    assert fingerprint(study, run.PrepareSettings()) == "f020b3fac34978e1"
     settings = run.PrepareSettings(
         stand_ins={"EEG F4-M1": ["EEG F4-M2"]},
         scaling="fitted",
@@ -311,7 +311,7 @@ def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
         seed=3,
     )
     fitted = {"EEG C3-M2": (1e-6, 2e-4), "SPO2": (96.5, 3.25)}
-    assert run.fingerprint(study, settings, fitted) == "9d80463d27b65a53"
+    assert fingerprint(study, settings, fitted) == "9d80463d27b65a53"
 
 
 # ------------------------------------------------------------------ layouts
@@ -367,11 +367,11 @@ def test_the_same_study_twice_is_used_once(tmp_path):
 def test_a_duplicate_recording_does_not_touch_the_good_ones_examples(tmp_path):
     nch_study(tmp_path / "a", "5_6")
     nch_study(tmp_path / "b", "5_6")
-    studies = layouts.find_studies(tmp_path, "nch")
-    for study in studies:  # the duplicate comes last
+    found = layouts.find_studies(tmp_path, "nch")
+    for study in found:  # the duplicate comes last
         prepare_study(study, SETTINGS, tmp_path / "examples")
     assert len(list((tmp_path / "examples" / "5_6").iterdir())) == 5
-    again = finished_outcome(studies[0], SETTINGS, tmp_path / "examples")
+    again = finished_outcome(found[0], SETTINGS, tmp_path / "examples")
     assert again.usable
 
 
@@ -426,7 +426,7 @@ def test_what_may_pass_is_tried_again(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "build_examples", fail)
+        patched.setattr(studies, "build_examples", fail)
         outcome = prepare_study(study, SETTINGS, tmp_path / "examples")
     assert "Input/output error" in outcome.reason
     assert finished_outcome(study, SETTINGS, tmp_path / "examples") is None

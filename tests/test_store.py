@@ -156,7 +156,7 @@ def test_files_of_two_runs_are_not_mixed(tmp_path):
 
 def test_an_unfinished_folder_is_refused(tmp_path):
     write_folder(tmp_path, {"train": (1,)})
-    store.grouping_state_path(tmp_path).write_text('{"fingerprint": "x", "complete": false}')
+    store.write_grouping_state(tmp_path, "x", complete=False)
     with pytest.raises(StoreError, match="stopped before all batch files"):
         store.load_index(tmp_path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pedsleepmae.prepare.workers import in_parallel, use_workers
+from pedsleepmae.prepare.workers import Workers, in_parallel, open_workers
 
 
 def ten_times(folder: Path, deadly: int, deadly_once: int, item: int) -> int:
@@ -25,8 +25,7 @@ def fail(item: int) -> int:
 
 def test_a_worker_that_dies_costs_the_item_that_kills_it_and_no_other(tmp_path, capfd):
     work = partial(ten_times, tmp_path, 7, 2)
-    with use_workers(2):
-        found = list(in_parallel(work, range(20), if_deadly=lambda item: -1, folder=tmp_path))
+    found = list(in_parallel(Workers(2), work, range(20), lambda item: -1, tmp_path))
     assert sorted(found) == [(i, -1 if i == 7 else 10 * i) for i in range(20)]
     assert (tmp_path / "died").exists()
     assert "a worker died (out of memory?" in capfd.readouterr().err
@@ -39,13 +38,13 @@ def test_a_dask_worker_that_dies_costs_the_item_that_kills_it_and_no_other(tmp_p
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
         ) as cluster,
-        use_workers(2, cluster.scheduler_address),
+        open_workers(2, cluster.scheduler_address) as workers,
     ):
-        found = list(in_parallel(work, range(12), if_deadly=lambda item: -1, folder=tmp_path))
+        found = list(in_parallel(workers, work, range(12), lambda item: -1, tmp_path))
     assert sorted(found) == [(i, -1 if i == 7 else 10 * i) for i in range(12)]
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_what_the_work_raises_is_raised(n_workers, tmp_path):
-    with use_workers(n_workers), pytest.raises(OSError, match="No space left"):
-        list(in_parallel(fail, range(3), lambda item: -1, tmp_path))
+    with pytest.raises(OSError, match="No space left"):
+        list(in_parallel(Workers(n_workers), fail, range(3), lambda item: -1, tmp_path))

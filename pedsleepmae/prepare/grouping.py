@@ -13,21 +13,20 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae.prepare.examples import Outcome
-from pedsleepmae.prepare.workers import holder
+from pedsleepmae.prepare.workers import Workers, holder
 from pedsleepmae.splits import SPLITS, age_band, split_blocks, split_hash, split_patients
 from pedsleepmae.store import (
     BATCH_EXAMPLES,
     batch_path,
     example_folder,
     example_name,
-    grouping_state_path,
     read_examples,
     read_grouping_state,
     read_splits,
     remove_partial,
     write_batch,
+    write_grouping_state,
     write_table,
-    write_whole,
 )
 from pedsleepmae.tasks import EVENT_COUNTS
 
@@ -123,35 +122,38 @@ def is_grouped(plan: Grouping, batches_dir: Path) -> bool:
     return all(path.exists() for path, _ in _files(plan, batches_dir))
 
 
-def write_batches(plan: Grouping, examples_dir: Path, batches_dir: Path) -> Iterator[int]:
-    """Write the batch files of a plan by the workers in force; yields each one's examples.
+def write_batches(
+    workers: Workers, plan: Grouping, examples_dir: Path, batches_dir: Path
+) -> Iterator[int]:
+    """Write the batch files of a plan; yields each one's number of examples.
 
     Files that an interrupted run of the same plan left whole stay; those of another plan go
     first. Until the last one is there the folder counts as unfinished, and readers refuse it.
     """
     if read_grouping_state(batches_dir).get("fingerprint") != plan.fingerprint:
-        _write_state(batches_dir, "", complete=False)  # from here on the old files count no more
+        write_grouping_state(
+            batches_dir, "", complete=False
+        )  # from here on the old files count no more
         for name in SPLITS:
             for path in (Path(batches_dir) / name).glob("combined_*.hdf5"):
                 path.unlink()
-        _write_state(batches_dir, plan.fingerprint, complete=False)
+        write_grouping_state(batches_dir, plan.fingerprint, complete=False)
     remove_partial(Path(batches_dir), "*/.combined_*.partial")
     todo = [(path, rows) for path, rows in _files(plan, batches_dir) if not path.exists()]
     holding = holder(batches_dir)
-    run = joblib.Parallel(return_as="generator_unordered")
     facts = {
         "split_hash": plan.split_hash,
         "patient_disjoint": plan.patient_disjoint,
         "simulated": plan.simulated,
         "scaling": plan.scaling,
     }
-    yield from run(
+    yield from workers.run(
         joblib.delayed(_write_batch)(
             path, _example_paths(plan, rows, examples_dir), facts, batches_dir, holding
         )
         for path, rows in todo
     )
-    _write_state(batches_dir, plan.fingerprint, complete=True)
+    write_grouping_state(batches_dir, plan.fingerprint, complete=True)
 
 
 def _files(plan: Grouping, batches_dir: Path) -> Iterator[tuple[Path, np.ndarray]]:
@@ -177,12 +179,6 @@ def _write_batch(
     if holder(batches_dir) == run:  # else this worker's run was killed and another holds the folder
         write_batch(path, examples, **facts)
     return len(example_paths)
-
-
-def _write_state(batches_dir: Path, fingerprint: str, *, complete: bool) -> None:
-    with write_whole(grouping_state_path(batches_dir)) as temporary:
-        state = {"fingerprint": fingerprint, "complete": complete}
-        temporary.write_text(json.dumps(state), encoding="utf-8")
 
 
 # ------------------------------------------------------------------ tables

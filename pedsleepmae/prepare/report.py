@@ -1,28 +1,17 @@
 """What script 1 tells: the inspection of one file, the summary of a run, prepare_report.html."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
-from pedsleepmae.channels import (
-    CHANNEL_NAMES,
-    CHANNELS,
-    EPOCH_SAMPLES,
-    RATE_HZ,
-    Absent,
-    Channel,
-    Source,
-)
+from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, N_CHANNELS, Absent, Channel, Source
+from pedsleepmae.pages.page import page_template, to_base64
+from pedsleepmae.pages.plots import clean_axes, draw_epoch
 from pedsleepmae.prepare.examples import Outcome, first_usable, read_channel, refuse_flat
-from pedsleepmae.prepare.grouping import Grouping, studies_table
+from pedsleepmae.prepare.grouping import Grouping
 from pedsleepmae.prepare.recordings import Recording, open_edf
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import batch_path, map_signals, write_whole
@@ -94,35 +83,21 @@ def _quality_in_words(quality: Mapping[str, float]) -> str:
 # ------------------------------------------------------------------ a run
 def describe_outcomes(outcomes: Sequence[Outcome], plan: Grouping) -> str:
     """The lines that script 1 ends with: how many of what, and why not the others."""
-    usable = [outcome for outcome in outcomes if outcome.usable]
+    n_usable = sum(outcome.usable for outcome in outcomes)
     simulated = " (simulated)" if plan.simulated else ""
-    lines = [f"{len(usable)} of {len(outcomes)} recordings{simulated} give examples:"]
-    for split, rows in plan.rows.items():
-        patients = {plan.studies[i].patient_id for i in np.unique(rows[:, 0])}
-        lines.append(f"  {split:5s} {len(rows):9,d} examples of {len(patients):5,d} patients")
+    lines = [f"{n_usable} of {len(outcomes)} recordings{simulated} give examples:"]
+    for split, n_patients, _, n_examples in _split_rows(plan):
+        lines.append(f"  {split:5s} {n_examples:9,d} examples of {n_patients:5,d} patients")
     if not plan.patient_disjoint:
         lines.append("  split in time: a patient stands in all three, scores will be flattered")
-    reasons = Counter(_reason_kind(outcome.reason) for outcome in outcomes if not outcome.usable)
-    lines += [f"  left out {n:5d}: {reason}" for reason, n in reasons.most_common(8)]
+    lines += [f"  left out {n:5d}: {reason}" for reason, n in _reasons(outcomes)[:8]]
     return "\n".join(lines)
 
 
-def _reason_kind(reason: str) -> str:
-    """A reason without the file's name and numbers, to be counted."""
-    text = reason.split(": ", 1)[1] if ".edf: " in reason or ".tsv: " in reason else reason
-    return text.split(" (")[0]
-
-
-def write_report(
-    outcomes: Sequence[Outcome], plan: Grouping, health: pd.DataFrame | None, batches_dir: Path
-) -> Path:
+def write_report(outcomes: Sequence[Outcome], plan: Grouping, batches_dir: Path) -> Path:
     """Write prepare_report.html, which stands alone; its path."""
     usable = [outcome for outcome in outcomes if outcome.usable]
-    table = studies_table(outcomes, plan.assignment, _split_by(plan), health)
-    template = jinja2.Environment(
-        loader=jinja2.PackageLoader("pedsleepmae.pages"), autoescape=True
-    ).get_template("prepare_report.html.j2")
-    page = template.render(
+    page = page_template("prepare_report.html.j2").render(
         simulated=plan.simulated,
         patient_disjoint=plan.patient_disjoint,
         split_hash=plan.split_hash,
@@ -130,22 +105,29 @@ def write_report(
         n_usable=len(usable),
         n_examples=sum(outcome.n_examples for outcome in usable),
         splits=_split_rows(plan),
-        reasons=Counter(_reason_kind(o.reason) for o in outcomes if not o.usable).most_common(),
-        unusable=table[table["status"] == "unusable"].to_dict("records"),
+        reasons=_reasons(outcomes),
+        unusable=[outcome for outcome in outcomes if not outcome.usable],
         channels=_channel_rows(usable),
         labels=_label_rows(usable),
         quality=_quality_rows(usable),
         remarks=[(o.key, "; ".join(o.remarks)) for o in usable if o.remarks],
         pictures=_pictures(plan, batches_dir),
     )
-    path = Path(batches_dir) / "prepare_report.html"
+    path = batches_dir / "prepare_report.html"
     with write_whole(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def _split_by(plan: Grouping) -> str:
-    return "patient" if plan.patient_disjoint else "time"
+def _reasons(outcomes: Sequence[Outcome]) -> list[tuple[str, int]]:
+    """(reason, how many recordings were left out for it), the most frequent first."""
+    return Counter(_reason_kind(o.reason) for o in outcomes if not o.usable).most_common()
+
+
+def _reason_kind(reason: str) -> str:
+    """A reason without the file's name and numbers, to be counted."""
+    text = reason.split(": ", 1)[1] if ".edf: " in reason or ".tsv: " in reason else reason
+    return text.split(" (")[0]
 
 
 def _split_rows(plan: Grouping) -> list[tuple[str, int, int, int]]:
@@ -212,26 +194,19 @@ def _pictures(plan: Grouping, batches_dir: Path) -> list[tuple[str, str]]:
     path = batch_path(batches_dir, "train", 0)
     if not path.exists():
         return []
-    signals = map_signals(path)
-    pictures = []
+    signals, pictures = map_signals(path), []
     for row, (i, k) in enumerate(plan.rows["train"][:N_PICTURES]):
-        caption = f"study {plan.studies[i].key}, example {k}"
-        pictures.append((caption, _draw_example(np.asarray(signals[row], np.float32))))
-    return pictures
-
-
-def _draw_example(signal_CT: np.ndarray) -> str:
-    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False}):
+        study = plan.studies[i]
+        caption = f"study {study.key}, example {k}"
+        present_C = np.array([name in study.channels for name in CHANNEL_NAMES])
         figure = Figure(figsize=(9, 5), layout="constrained")
-        axes = figure.subplots()
-        seconds = np.arange(EPOCH_SAMPLES) / RATE_HZ
-        for c, x in enumerate(signal_CT):
-            spread = np.percentile(np.abs(x - np.median(x)), 99) or 1.0
-            shown = np.clip((x - np.median(x)) / spread, -1.5, 1.5)
-            axes.plot(seconds, -c + 0.35 * shown, lw=0.5, color="#1f3b57")
-        axes.set(xlim=(0, 30), ylim=(-len(signal_CT) + 0.2, 0.8), xlabel="seconds")
-        axes.set_yticks(-np.arange(len(signal_CT)), CHANNEL_NAMES)
-        axes.spines[["right", "left"]].set_visible(False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=110, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
+        draw_epoch(
+            clean_axes(figure)[0, 0],
+            np.asarray(signals[row], np.float32),
+            present_C,
+            caption,
+            named=True,
+            channels=range(N_CHANNELS),
+        )
+        pictures.append((caption, to_base64(figure)))
+    return pictures

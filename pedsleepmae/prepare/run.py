@@ -1,58 +1,29 @@
-"""Script 1: many recordings in parallel, restartable.
+"""Script 1: recordings to batch files, from where an earlier run stopped."""
 
-What a finished recording gave stands in `<examples_dir>/.prepared/<patient>_<study>.json`, with a
-fingerprint of everything that it depends on: a run that was killed goes on from there, and a
-changed setting or file makes anew what depends on it and nothing else.
-"""
-
-import hashlib
-import json
-import os
+import contextlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
+from tqdm import tqdm
 
-from pedsleepmae.channels import CHANNELS, Absent, Source, resolve_channels
-from pedsleepmae.errors import SettingsError, bounded, where_it_failed
-from pedsleepmae.machine import keep_freed_memory
-from pedsleepmae.prepare.annotations import AnnotationError
-from pedsleepmae.prepare.examples import (
-    UNFORESEEN,
-    ExampleSettings,
-    Outcome,
-    Standards,
-    UnusableRecording,
-    build_examples,
-    cut_channels,
-    native_rates,
-    read_study,
-)
+from pedsleepmae.errors import SettingsError, bounded, require_folder
+from pedsleepmae.prepare import grouping, layouts
+from pedsleepmae.prepare.examples import ExampleSettings, Outcome, Standards
 from pedsleepmae.prepare.layouts import Study
-from pedsleepmae.prepare.recordings import RecordingError, open_edf
-from pedsleepmae.prepare.workers import holder, in_parallel
+from pedsleepmae.prepare.studies import (
+    finished_outcome,
+    fit_standard,
+    has_examples,
+    measure_studies,
+    prepare_studies,
+)
+from pedsleepmae.prepare.workers import Workers, only_run_in, open_workers
 from pedsleepmae.splits import SplitSettings
-from pedsleepmae.store import (
-    Examples,
-    example_folder,
-    example_name,
-    partial_path,
-    remove_partial,
-    write_examples,
-    write_whole,
-)
-
-# Raised when what is written for the same recording and settings changes.
-PREPARE_VERSION = 3
-TRACEBACK_SUFFIX = ".traceback.txt"
-
-DEADLY = (
-    "the process that read it died more than once (killed for its memory, or crashed over a "
-    "damaged file); it is tried again by the next run"
-)
+from pedsleepmae.store import example_folder, read_splits
 
 
 @dataclass
@@ -106,225 +77,143 @@ class PrepareSettings(ExampleSettings):
             )
 
 
-def prepare_study(
-    study: Study,
-    settings: ExampleSettings,
-    examples_dir: Path,
-    run: str = "",
-    fitted: Standards | None = None,
-) -> Outcome:
-    """Write a study's example files, whole folder or none, and its state; never stops the run.
+@dataclass(frozen=True)
+class Inputs:
+    """The recordings found, and ages and sexes from the health data (None: there are none)."""
 
-    Only a full or read-only disk is raised (OSError): every further recording would fail too.
-    ``run``: the holder of the folder (see only_run_in) for whom this is done.
+    studies: list[Study]
+    health: pd.DataFrame | None
+
+
+def open_inputs(settings: PrepareSettings) -> Inputs:
+    """What the settings name, looked at before anything is written; SettingsError where it is not
+    there, or where examples would replace recordings.
     """
-    if study.problem:  # it may name the study of another, good recording: touch nothing
-        return _with_header(_unusable(study, study.problem), study, settings)
-    keep_freed_memory()
-    mark = ""  # what may pass (a failing disk, a full memory) is tried again by the next run
-    trace = ""
-    try:
-        mark = fingerprint(study, settings, fitted)
-        examples, outcome = build_examples(study, settings, fitted)
-    except (RecordingError, AnnotationError, UnusableRecording) as error:
-        outcome = _with_header(_unusable(study, str(error)), study, settings)
-    except UNFORESEEN as error:
-        # What nobody foresaw in one of 4,000 recordings must not cost the other 3,999.
-        mark, outcome = "", _unusable(study, _describe_unforeseen(study, error))
-        trace = where_it_failed(error)
-    outcome = replace(outcome, fingerprint=mark)
-    if holder(examples_dir) != run:
-        return outcome  # a worker whose run was killed: another run holds the folder by now
-    state = _state_path(examples_dir, outcome.key)
-    state.unlink(missing_ok=True)
-    log = traceback_path(examples_dir, outcome.key)
-    log.unlink(missing_ok=True)
-    folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
-    shutil.rmtree(folder, ignore_errors=True)
-    if outcome.usable:
-        _write_folder(folder, examples)
-    if trace:
-        with write_whole(log) as temporary:
-            temporary.write_text(trace, encoding="utf-8")
-    with write_whole(state) as temporary:
-        temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-    return outcome
-
-
-def _describe_unforeseen(study: Study, error: Exception) -> str:
-    if isinstance(error, OSError):
-        name = Path(error.filename).name if error.filename else study.edf.name
-        return f"{name}: cannot be read ({error.strerror})"
-    log = f".prepared/{study.key}{TRACEBACK_SUFFIX}"
-    return (
-        f"unforeseen {type(error).__name__}: {error}; please report it with {log} in "
-        "paths.examples_dir"
-    )
-
-
-def traceback_path(examples_dir: Path, key: str) -> Path:
-    """Where the traceback of a recording's unforeseen error stands, beside its state."""
-    return Path(examples_dir) / ".prepared" / f"{key}{TRACEBACK_SUFFIX}"
-
-
-def _unusable(study: Study, reason: str) -> Outcome:
-    return Outcome(study.patient_id, study.study_id, study.edf.name, reason=reason)
-
-
-def _with_header(outcome: Outcome, study: Study, settings: ExampleSettings) -> Outcome:
-    """An unusable recording with what its header tells, where it can be read at all."""
-    try:
-        recording = open_edf(study.edf)
-    except (RecordingError, *UNFORESEEN):
-        return outcome
-    sources = dict(
-        zip(
-            (channel.name for channel in CHANNELS),
-            resolve_channels(recording.signals, settings.stand_ins),
-            strict=True,
+    paths = settings.paths
+    require_folder(paths.recordings_dir, "paths.recordings_dir", "give the folder of the EDF files")
+    health = _read_health(settings.paths)
+    studies = layouts.find_studies(paths.recordings_dir, settings.layout)
+    if not studies:
+        raise SettingsError(
+            f"paths.recordings_dir: no recording of layout {settings.layout} in "
+            f"{paths.recordings_dir}; give another folder, or another layout"
         )
-    )
-    return replace(
-        outcome,
-        duration_s=recording.duration_s,
-        rates_hz=native_rates(recording),
-        channels={name: s.how for name, s in sources.items() if isinstance(s, Source)},
-        absent={name: s.reason for name, s in sources.items() if isinstance(s, Absent)},
-        remarks=recording.remarks,
-        simulated=recording.simulated,
-    )
+    for study in studies:
+        folder = paths.examples_dir.resolve() / study.key  # is made anew
+        if folder in study.edf.resolve().parents:
+            raise SettingsError(
+                f"paths.examples_dir: {folder} holds recordings, which the examples would replace; "
+                "give a folder of its own"
+            )
+    return Inputs(studies, health)
 
 
-def _write_folder(folder: Path, examples: Examples) -> None:
-    unfinished = partial_path(folder)
-    unfinished.mkdir(parents=True)
-    paths = [unfinished / example_name(folder.name, k) for k in range(len(examples))]
-    write_examples(paths, examples)
-    unfinished.rename(folder)
+def _read_health(paths: PreparePaths) -> pd.DataFrame | None:
+    folder = paths.health_dir or layouts.find_health_dir(paths.recordings_dir)
+    if folder is None:
+        return None
+    require_folder(folder, "paths.health_dir", "give NCH's Health_Data folder")
+    try:
+        return layouts.read_health(folder)
+    except (ValueError, OSError) as error:
+        if paths.health_dir:
+            raise SettingsError(f"paths.health_dir: {error}") from error
+        print(f"ages stay unknown: {error}", file=sys.stderr)
+        return None
 
 
-def measure_study(
-    study: Study, settings: ExampleSettings, examples_dir: Path
-) -> dict[str, tuple[int, float, float]]:
-    """(n, sum, sum of squares) of each channel over a study's scored epochs; {} if unusable.
+def prepare_dataset(
+    inputs: Inputs, settings: PrepareSettings
+) -> tuple[list[Outcome], grouping.Grouping]:
+    """Write example files, batch files and tables: outcomes of all recordings, plan of the files.
 
-    Kept beside the state of the study, so that it is read once however often a run is restarted.
+    Only what is not finished is done. The examples' and the batches' folder are held meanwhile.
     """
-    mark = fingerprint(study, settings)
-    path = _state_path(examples_dir, f"{study.key}.moments")
-    if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["fingerprint"] == mark:
-            return stored["moments"]
-    try:
-        moments = _moments(study, settings)
-    except (RecordingError, AnnotationError, UnusableRecording):
-        moments = {}  # prepare_study says why, in studies.csv
-    except UNFORESEEN:
-        return {}
-    with write_whole(path) as temporary:
-        temporary.write_text(json.dumps({"fingerprint": mark, "moments": moments}))
-    return moments
+    paths = settings.paths
+    with contextlib.ExitStack() as held:
+        for folder in {paths.examples_dir.resolve(), paths.batches_dir.resolve()}:
+            held.enter_context(only_run_in(folder))
+        workers = held.enter_context(open_workers(settings.n_workers, settings.cluster.address))
+        if settings.split.by == "patient":
+            read_splits(paths.batches_dir)  # a bad splits.csv is told before the work, not after
+        fitted = _fit(workers, inputs, settings) if settings.scaling == "fitted" else {}
+        outcomes, plan = _prepare_all(workers, inputs, settings, fitted)
+        # Without a usable recording the batch files of an earlier run stay.
+        if plan.studies and not grouping.is_grouped(plan, paths.batches_dir):
+            written = grouping.write_batches(workers, plan, paths.examples_dir, paths.batches_dir)
+            for _ in tqdm(written, total=plan.n_files, desc="Grouping", unit="file"):
+                pass
+        if not settings.keep_examples:
+            for study in plan.studies:
+                folder = example_folder(paths.examples_dir, study.patient_id, study.study_id)
+                shutil.rmtree(folder, ignore_errors=True)
+    return outcomes, plan
 
 
-def _moments(study: Study, settings: ExampleSettings) -> dict[str, tuple[int, float, float]]:
-    """Moments of a study that prepare_study will use, {} of one with too few channels."""
-    recording, labels = read_study(study, settings)
-    moments = {}
-    found_in_turn = cut_channels(recording, labels.onsets_s, settings.stand_ins)
-    for channel, found in zip(CHANNELS, found_in_turn, strict=True):
-        if not isinstance(found, Absent):
-            x_NT = found[1].astype(np.float64)
-            moments[channel.name] = (x_NT.size, float(x_NT.sum()), float((x_NT**2).sum()))
-    return moments if len(moments) >= settings.min_channels else {}
+def _fit(workers: Workers, inputs: Inputs, settings: PrepareSettings) -> Standards:
+    """Mean and sd of each channel over the training patients."""
+    paths, studies = settings.paths, inputs.studies
+    found = measure_studies(workers, studies, settings, paths.examples_dir)
+    moments = dict(tqdm(found, total=len(studies), desc="Measuring", unit="recording"))
+    usable = [study for study in studies if moments.get(study.key)]
+    assignment = _assign(usable, inputs, settings)
+    return fit_standard(moments[s.key] for s in usable if assignment[s.patient_id] == "train")
 
 
-def fit_standard(all_moments: Iterable[Mapping[str, tuple[int, float, float]]]) -> dict:
-    """Channel -> (mean, sd) over the training patients' studies, for scaling "fitted"."""
-    totals: dict[str, np.ndarray] = {}
-    for moments in all_moments:
-        for name, values in moments.items():
-            totals[name] = totals.get(name, np.zeros(3)) + np.array(values)
-    fitted = {}
-    for name, (n, total, squares) in totals.items():
-        if n:
-            mean = total / n
-            fitted[name] = (mean, float(np.sqrt(max(squares / n - mean**2, 0.0))) or 1.0)
-    return fitted
+def _prepare_all(
+    workers: Workers, inputs: Inputs, settings: PrepareSettings, fitted: Standards
+) -> tuple[list[Outcome], grouping.Grouping]:
+    """Outcomes of all studies in their order, and the plan of the batch files."""
+    examples_dir, studies = settings.paths.examples_dir, inputs.studies
+    done = {}
+    for study in studies:
+        outcome = finished_outcome(study, settings, examples_dir, fitted)
+        if outcome is not None:
+            done[study] = outcome
+    # Once grouped, finished recordings need their examples only if these are to be kept.
+    with_examples = {s: o for s, o in done.items() if has_examples(o, examples_dir)}
+    kept = with_examples if settings.keep_examples else done
+    if len(kept) == len(studies):
+        plan = _plan_batches(list(done.values()), inputs, settings)
+        if grouping.is_grouped(plan, settings.paths.batches_dir):
+            return list(done.values()), plan
+
+    done = with_examples
+    todo = [study for study in studies if study not in done]
+    if done:
+        print(f"{len(done)} of {len(studies)} recordings are finished already", file=sys.stderr)
+    n_examples, n_skipped = 0, 0
+    with tqdm(total=len(todo), desc="Preparing", unit="recording") as bar:
+        for study, outcome in prepare_studies(workers, todo, settings, examples_dir, fitted):
+            done[study] = outcome
+            n_examples += outcome.n_examples
+            n_skipped += not outcome.usable
+            bar.update()
+            rate = n_examples / max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(f"{rate:.0f} examples/s, {n_skipped} skipped")
+    outcomes = [done[study] for study in studies]
+    return outcomes, _plan_batches(outcomes, inputs, settings)
 
 
-def fingerprint(study: Study, settings: ExampleSettings, fitted: Standards | None = None) -> str:
-    """16 hexadecimal digits of all that a study's examples depend on."""
-    files = []
-    for path in filter(None, (study.edf, study.annotations)):
-        stat = path.stat()
-        files.append((path.name, stat.st_size, stat.st_mtime_ns))
-    values = {item.name: getattr(settings, item.name) for item in fields(ExampleSettings)}
-    depends = [PREPARE_VERSION, values | {"fitted": fitted or {}}, study.problem, files]
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+def _plan_batches(
+    outcomes: list[Outcome], inputs: Inputs, settings: PrepareSettings
+) -> grouping.Grouping:
+    """The plan of the batch files; splits.csv and studies.csv are written on the way."""
+    usable = [outcome for outcome in outcomes if outcome.usable]
+    assignment = _assign(usable, inputs, settings)
+    by, batches_dir = settings.split.by, settings.paths.batches_dir
+    grouping.write_tables(outcomes, assignment, by, inputs.health, batches_dir)
+    return grouping.Grouping(usable, assignment, settings.split, settings.seed, settings.scaling)
 
 
-def finished_outcome(
-    study: Study, settings: ExampleSettings, examples_dir: Path, fitted: Standards | None = None
-) -> Outcome | None:
-    """What an earlier run made of a study, None when it has to be made (anew)."""
-    if study.problem:
-        return _with_header(_unusable(study, study.problem), study, settings)
-    path = _state_path(examples_dir, study.key)
-    if not path.exists():
-        return None
-    outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-    try:
-        return outcome if outcome.fingerprint == fingerprint(study, settings, fitted) else None
-    except OSError:  # a file is gone since the folder was listed
-        return None
-
-
-def has_examples(outcome: Outcome, examples_dir: Path) -> bool:
-    """True when all example files of a usable study are there (an unusable one needs none)."""
-    if not outcome.usable:
-        return True
-    folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
-    return folder.is_dir() and sum(1 for _ in os.scandir(folder)) == outcome.n_examples
-
-
-def prepare_studies(
-    studies: Iterable[Study],
-    settings: ExampleSettings,
-    examples_dir: Path,
-    fitted: Standards | None = None,
-) -> Iterator[tuple[Study, Outcome]]:
-    """Prepare studies in parallel, in any order, by the workers in force."""
-    _make_ready(examples_dir)
-    work = partial(
-        prepare_study,
-        settings=settings,
-        examples_dir=examples_dir,
-        run=holder(examples_dir),
-        fitted=fitted,
+def _assign(
+    usable: Sequence[Study | Outcome], inputs: Inputs, settings: PrepareSettings
+) -> dict[int, str]:
+    """Split of every patient who has a usable recording."""
+    return grouping.assign_patients(
+        {each.patient_id for each in usable},
+        settings.paths.batches_dir,
+        settings.split,
+        settings.seed,
+        inputs.health,
     )
-    return in_parallel(work, list(studies), partial(_unusable, reason=DEADLY), examples_dir)
-
-
-def measure_studies(
-    studies: Iterable[Study], settings: ExampleSettings, examples_dir: Path
-) -> Iterator[tuple[str, dict[str, tuple[int, float, float]]]]:
-    """(key, moments) of the studies that can be opened, in any order."""
-    _make_ready(examples_dir)
-    work = partial(measure_study, settings=settings, examples_dir=examples_dir)
-    named = [study for study in studies if not study.problem]
-    found = in_parallel(work, named, _no_moments, examples_dir)
-    return ((study.key, moments) for study, moments in found)
-
-
-def _no_moments(study: Study) -> dict:
-    return {}  # prepare_study will list it
-
-
-def _make_ready(examples_dir: Path) -> None:
-    Path(examples_dir).mkdir(parents=True, exist_ok=True)
-    remove_partial(Path(examples_dir), ".*.partial", ".prepared/.*.partial")
-
-
-def _state_path(examples_dir: Path, key: str) -> Path:
-    return Path(examples_dir) / ".prepared" / f"{key}.json"

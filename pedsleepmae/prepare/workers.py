@@ -7,15 +7,16 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import distributed
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from pedsleepmae.errors import UserError
+from pedsleepmae.errors import SettingsError, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,14 +27,29 @@ class WorkersError(UserError):
     """There are no workers, or no folder that they may write to."""
 
 
-@contextmanager
-def use_workers(n_workers: int, cluster_address: str | None = None) -> Iterator[None]:
-    """Run joblib's work on this many processes, or on the Dask cluster of that address."""
-    if cluster_address is None:
-        with joblib.parallel_config(n_jobs=n_workers):
-            yield
-        return
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work: processes of this machine (backend "loky"), or a Dask cluster's workers.
 
+    With one process all is done in this one.
+    """
+
+    n_jobs: int
+    backend: str = "loky"
+
+    def run(self, calls: Iterable, **options) -> Iterator[Any]:
+        """Results of ``joblib.delayed`` calls as they come."""
+        with joblib.parallel_config(self.backend, n_jobs=self.n_jobs):
+            pool = joblib.Parallel(return_as="generator_unordered", **options)
+        return pool(calls)
+
+
+@contextmanager
+def open_workers(n_processes: int, cluster_address: str | None = None) -> Iterator[Workers]:
+    """This many processes, or the workers of the Dask cluster of that address."""
+    if cluster_address is None:
+        yield Workers(n_processes)
+        return
     try:
         client = distributed.Client(cluster_address)
     except (OSError, ValueError) as error:
@@ -41,22 +57,23 @@ def use_workers(n_workers: int, cluster_address: str | None = None) -> Iterator[
             f"no Dask scheduler answers at {cluster_address} ({error}); start one with "
             "`dask scheduler` and workers with `dask worker`, then give its address"
         ) from error
-    with client, joblib.parallel_config("dask"):
-        yield
+    with client:
+        yield Workers(-1, "dask")
 
 
 def in_parallel(
+    workers: Workers,
     work: Callable[[Item], Result],
     items: Sequence[Item],
     if_deadly: Callable[[Item], Result],
     folder: Path,
 ) -> Iterator[tuple[Item, Result]]:
-    """(item, ``work(item)``) of all items, in any order, by the workers in force.
+    """(item, ``work(item)``) of all items, in any order.
 
     A worker that dies (killed for its memory, crashed in a library) takes no other item with it.
     Processes: the items that were in hand are done one at a time, and ``if_deadly(item)`` stands
     for the result of one whose worker dies once more. Dask hands the item to another worker, until
-    _TRIES have died of it. With one worker all is done in this process, and its death is the run's.
+    _TRIES have died of it. With one process its death is the run's.
 
     ``folder``: on a disk that all workers see, for a count of the tries while they last.
     """
@@ -64,7 +81,11 @@ def in_parallel(
     with tempfile.TemporaryDirectory(
         dir=folder, prefix=".tries.", suffix=".partial", ignore_cleanup_errors=True
     ) as tries:
-        run = partial(_run, partial(_count_tries, work, if_deadly, Path(tries)))
+
+        def run(numbered: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Result]]:
+            call = joblib.delayed(partial(_count_tries, work, if_deadly, Path(tries)))
+            return workers.run((call(i, item) for i, item in numbered), batch_size=1)
+
         while left:
             done = set()
             try:
@@ -74,7 +95,7 @@ def in_parallel(
                 return
             except TerminatedWorkerError:
                 left = [(i, item) for i, item in left if i not in done]
-            n_in_hand = min(2 * joblib.effective_n_jobs(), len(left))  # joblib's pre_dispatch
+            n_in_hand = min(2 * workers.n_jobs, len(left))  # joblib's pre_dispatch
             print(
                 "a worker died (out of memory? then fewer workers are faster); going on with "
                 f"the next {n_in_hand} one at a time",
@@ -87,11 +108,6 @@ def in_parallel(
                     result = if_deadly(item)
                 yield item, result
             left = left[n_in_hand:]
-
-
-def _run(work: Callable, numbered: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Result]]:
-    run = joblib.Parallel(return_as="generator_unordered", batch_size=1)
-    return run(joblib.delayed(work)(i, item) for i, item in numbered)
 
 
 def _count_tries(
@@ -113,13 +129,21 @@ def _count_tries(
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; WorkersError when another run of script 1 holds it.
+    """Hold a folder, made if need be, for this process (Linux, macOS).
 
-    The lock is the system's and ends with the process, however it ends. Its workers may outlive
-    it for the recording in hand: the file names the holder, so that they see that it is another.
+    WorkersError when another run of script 1 holds it, SettingsError where none can be made. The
+    lock is the system's and ends with the process, however it ends. Its workers may outlive it for
+    the recording in hand: the file names the holder, so that they see that it is another.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / ".lock", "a") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115 - closed by the `with` below
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise SettingsError(
+            f"paths.examples_dir, paths.batches_dir: {folder} cannot be made or written "
+            f"({error.strerror}); give a folder of your own"
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

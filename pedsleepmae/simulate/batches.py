@@ -23,11 +23,10 @@ from pedsleepmae.store import (
     BATCH_EXAMPLES,
     Examples,
     batch_path,
-    grouping_state_path,
     read_splits,
     write_batch,
+    write_grouping_state,
     write_table,
-    write_whole,
 )
 from pedsleepmae.tasks import EVENT_COUNTS, LABELS
 
@@ -193,6 +192,4 @@ def _take(parts: list[Examples], rows: np.ndarray) -> Examples:
 def _write_state(batches_dir: Path, visits: list[Visit], *, complete: bool) -> None:
     streams = json.dumps([(visit.key, visit.stream) for visit in visits])
     fingerprint = f"simulated-{hashlib.sha256(streams.encode()).hexdigest()[:16]}"
-    with write_whole(grouping_state_path(batches_dir)) as temporary:
-        state = {"fingerprint": fingerprint, "complete": complete}
-        temporary.write_text(json.dumps(state), encoding="utf-8")
+    write_grouping_state(batches_dir, fingerprint, complete=complete)

@@ -1,0 +1,274 @@
+"""Studies prepared or measured in parallel, each once: what is finished is not done again.
+
+What a finished recording gave stands in `<examples_dir>/.prepared/<patient>_<study>.json`, with a
+fingerprint of everything that it depends on: a run that was killed goes on from there, and a
+changed setting or file makes anew what depends on it and nothing else.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, Absent, Source, resolve_channels
+from pedsleepmae.errors import where_it_failed
+from pedsleepmae.machine import keep_freed_memory
+from pedsleepmae.prepare.annotations import AnnotationError
+from pedsleepmae.prepare.examples import (
+    UNFORESEEN,
+    ExampleSettings,
+    Outcome,
+    Standards,
+    UnusableRecording,
+    build_examples,
+    cut_channels,
+    native_rates,
+    read_study,
+)
+from pedsleepmae.prepare.layouts import Study
+from pedsleepmae.prepare.recordings import RecordingError, open_edf
+from pedsleepmae.prepare.workers import Workers, holder, in_parallel
+from pedsleepmae.store import (
+    Examples,
+    example_folder,
+    example_name,
+    partial_path,
+    remove_partial,
+    write_examples,
+    write_whole,
+)
+
+# Raised when what is written for the same recording and settings changes.
+PREPARE_VERSION = 3
+TRACEBACK_SUFFIX = ".traceback.txt"
+UNUSABLE = (RecordingError, AnnotationError, UnusableRecording)  # named, with the reason
+
+DEADLY = (
+    "the process that read it died more than once (killed for its memory, or crashed over a "
+    "damaged file); it is tried again by the next run"
+)
+
+Moments = dict[str, tuple[int, float, float]]  # channel -> (n, sum, sum of squares)
+
+
+# ------------------------------------------------------------------ prepare
+def prepare_studies(
+    workers: Workers,
+    studies: Sequence[Study],
+    settings: ExampleSettings,
+    examples_dir: Path,
+    fitted: Standards | None = None,
+) -> Iterator[tuple[Study, Outcome]]:
+    """Prepare studies in parallel, in any order; see :func:`prepare_study`."""
+    _make_ready(examples_dir)
+    work = partial(
+        prepare_study,
+        settings=settings,
+        examples_dir=examples_dir,
+        run=holder(examples_dir),
+        fitted=fitted,
+    )
+    return in_parallel(workers, work, studies, partial(_unusable, reason=DEADLY), examples_dir)
+
+
+def prepare_study(
+    study: Study,
+    settings: ExampleSettings,
+    examples_dir: Path,
+    run: str = "",
+    fitted: Standards | None = None,
+) -> Outcome:
+    """Write a study's example files, whole folder or none, and its state; never stops the run.
+
+    Only a full or read-only disk is raised (OSError): every further recording would fail too.
+    ``run``: the holder of the folder (see only_run_in) for whom this is done. ``fitted``: what
+    scaling "fitted" takes.
+    """
+    if study.problem:  # it may name the study of another, good recording: touch nothing
+        return _unusable_with_header(study, study.problem, settings)
+    keep_freed_memory()
+    mark = ""  # what may pass (a failing disk, a full memory) is tried again by the next run
+    trace = ""
+    try:
+        mark = fingerprint(study, settings, fitted)
+        examples, outcome = build_examples(study, settings, fitted)
+    except UNUSABLE as error:
+        outcome = _unusable_with_header(study, str(error), settings)
+    except UNFORESEEN as error:
+        # What nobody foresaw in one of 4,000 recordings must not cost the other 3,999.
+        mark, outcome = "", _unusable(study, _describe_unforeseen(study, error))
+        trace = where_it_failed(error)
+    outcome = replace(outcome, fingerprint=mark)
+    if holder(examples_dir) != run:
+        return outcome  # a worker whose run was killed: another run holds the folder by now
+
+    # The old state goes first and the new one comes last: killed between, the study is unfinished.
+    state = _state_path(examples_dir, f"{study.key}.json")
+    state.unlink(missing_ok=True)
+    log = _state_path(examples_dir, f"{study.key}{TRACEBACK_SUFFIX}")
+    log.unlink(missing_ok=True)
+    folder = example_folder(examples_dir, study.patient_id, study.study_id)
+    shutil.rmtree(folder, ignore_errors=True)
+    if outcome.usable:
+        _write_folder(folder, examples)
+    if trace:
+        _write_text(log, trace)
+    _write_text(state, json.dumps(asdict(outcome)))
+    return outcome
+
+
+def _unusable(study: Study, reason: str) -> Outcome:
+    return Outcome(study.patient_id, study.study_id, study.edf.name, reason=reason)
+
+
+def _unusable_with_header(study: Study, reason: str, settings: ExampleSettings) -> Outcome:
+    """An unusable recording with what its header tells, where it can be read at all."""
+    outcome = _unusable(study, reason)
+    try:
+        recording = open_edf(study.edf)
+    except (RecordingError, *UNFORESEEN):
+        return outcome
+    resolved = resolve_channels(recording.signals, settings.stand_ins)
+    sources = dict(zip(CHANNEL_NAMES, resolved, strict=True))
+    return replace(
+        outcome,
+        duration_s=recording.duration_s,
+        rates_hz=native_rates(recording),
+        channels={name: s.how for name, s in sources.items() if isinstance(s, Source)},
+        absent={name: s.reason for name, s in sources.items() if isinstance(s, Absent)},
+        remarks=recording.remarks,
+        simulated=recording.simulated,
+    )
+
+
+def _describe_unforeseen(study: Study, error: Exception) -> str:
+    if isinstance(error, OSError):
+        name = Path(error.filename).name if error.filename else study.edf.name
+        return f"{name}: cannot be read ({error.strerror})"
+    return (
+        f"unforeseen {type(error).__name__}: {error}; please report it with "
+        f".prepared/{study.key}{TRACEBACK_SUFFIX} in paths.examples_dir"
+    )
+
+
+def _write_folder(folder: Path, examples: Examples) -> None:
+    unfinished = partial_path(folder)
+    unfinished.mkdir(parents=True)
+    paths = [unfinished / example_name(folder.name, k) for k in range(len(examples))]
+    write_examples(paths, examples)
+    unfinished.rename(folder)
+
+
+# ------------------------------------------------------------------ measure
+def measure_studies(
+    workers: Workers, studies: Iterable[Study], settings: ExampleSettings, examples_dir: Path
+) -> Iterator[tuple[str, Moments]]:
+    """(key, moments) of the studies that can be opened, in any order."""
+    _make_ready(examples_dir)
+    work = partial(measure_study, settings=settings, examples_dir=examples_dir)
+    named = [study for study in studies if not study.problem]
+    found = in_parallel(workers, work, named, _no_moments, examples_dir)
+    return ((study.key, moments) for study, moments in found)
+
+
+def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -> Moments:
+    """Moments of a study that will be used, {} of any other: preparing it tells why.
+
+    Kept beside the state of the study, so that it is read once however often a run is restarted.
+    """
+    mark = fingerprint(study, settings)
+    path = _state_path(examples_dir, f"{study.key}.moments.json")
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["fingerprint"] == mark:
+            return stored["moments"]
+    moments = {}
+    try:
+        recording, labels = read_study(study, settings)
+        found_in_turn = cut_channels(recording, labels.onsets_s, settings.stand_ins)
+        for channel, found in zip(CHANNELS, found_in_turn, strict=True):
+            if not isinstance(found, Absent):
+                x_NT = found[1].astype(np.float64)
+                moments[channel.name] = (x_NT.size, float(x_NT.sum()), float((x_NT**2).sum()))
+    except UNUSABLE:
+        moments = {}
+    except UNFORESEEN:
+        return {}
+    if len(moments) < settings.min_channels:
+        moments = {}
+    _write_text(path, json.dumps({"fingerprint": mark, "moments": moments}))
+    return moments
+
+
+def _no_moments(study: Study) -> Moments:
+    return {}  # of one that kills its worker
+
+
+def fit_standard(all_moments: Iterable[Mapping[str, tuple[int, float, float]]]) -> Standards:
+    """(mean, sd) of each channel over the training patients' studies, for scaling "fitted"."""
+    totals: dict[str, np.ndarray] = {}
+    for moments in all_moments:
+        for name, values in moments.items():
+            totals[name] = totals.get(name, np.zeros(3)) + np.array(values)
+    fitted = {}
+    for name, (n, total, squares) in totals.items():
+        if n:
+            mean = total / n
+            fitted[name] = (mean, float(np.sqrt(max(squares / n - mean**2, 0.0))) or 1.0)
+    return fitted
+
+
+# ------------------------------------------------------------------ what is finished
+def fingerprint(study: Study, settings: ExampleSettings, fitted: Standards | None = None) -> str:
+    """16 hexadecimal digits of all that a study's examples depend on."""
+    files = []
+    for path in filter(None, (study.edf, study.annotations)):
+        stat = path.stat()
+        files.append((path.name, stat.st_size, stat.st_mtime_ns))
+    values = {item.name: getattr(settings, item.name) for item in fields(ExampleSettings)}
+    depends = [PREPARE_VERSION, values | {"fitted": fitted or {}}, study.problem, files]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def finished_outcome(
+    study: Study, settings: ExampleSettings, examples_dir: Path, fitted: Standards | None = None
+) -> Outcome | None:
+    """What an earlier run made of a study, None when it has to be made (anew)."""
+    if study.problem:
+        return _unusable_with_header(study, study.problem, settings)
+    path = _state_path(examples_dir, f"{study.key}.json")
+    if not path.exists():
+        return None
+    outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return outcome if outcome.fingerprint == fingerprint(study, settings, fitted) else None
+    except OSError:  # a file is gone since the folder was listed
+        return None
+
+
+def has_examples(outcome: Outcome, examples_dir: Path) -> bool:
+    """True when all example files of a usable study are there (an unusable one needs none)."""
+    if not outcome.usable:
+        return True
+    folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
+    return folder.is_dir() and sum(1 for _ in os.scandir(folder)) == outcome.n_examples
+
+
+def _make_ready(examples_dir: Path) -> None:
+    examples_dir.mkdir(parents=True, exist_ok=True)
+    remove_partial(examples_dir, ".*.partial", ".prepared/.*.partial")
+
+
+def _state_path(examples_dir: Path, name: str) -> Path:
+    return examples_dir / ".prepared" / name
+
+
+def _write_text(path: Path, text: str) -> None:
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
