@@ -9,18 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import t
-from sklearn.metrics import pairwise_distances
+from sklearn.metrics import pairwise_distances_chunked
 from tqdm import tqdm
 
 from pedsleepmae import store
+from pedsleepmae.errors import bounded
 from pedsleepmae.explore import diagnoses
 from pedsleepmae.probe.embeddings import FeatureTable
 from pedsleepmae.probe.maps import principal_parts
 
 MAX_REST_PER_PATIENT = 10  # others per patient of the cohort; more cost time and add little
 MAX_COHORT_EPOCHS = 20_000  # epochs that a comparison draws from
+OUT = -1  # label of a patient who is left out of a labelling
+COLUMNS_AT_A_TIME = 128  # labellings; bounds memory at N x 128 numbers
 
 
 @dataclass
@@ -41,23 +45,49 @@ class CohortSettings:
     """Patients of the cohort besides those found by code."""
     patients_file: Path | None = None
     """CSV file with a column patient_id: more patients of the cohort."""
-    min_patients: int = 3
+    min_patients: int = bounded(3, 2)
     """Fewer patients in one of the groups are not compared."""
-    epochs_per_patient: int = 30
+    epochs_per_patient: int = bounded(30, 2)
     """30-s epochs of each patient in a draw; patients with fewer are left out and counted."""
-    n_draws: int = 50
+    n_draws: int = bounded(50, 2)
     """Balanced draws of patients and epochs."""
-    n_shuffles: int = 999
+    n_shuffles: int = bounded(999, 19)
     """Shuffles of the labels over the patients, behind the p-value."""
-    controls_per_patient: int = 4
+    controls_per_patient: int = bounded(4, 1)
     """Controls of nearest age for each patient of the cohort, where ages are known; fewer where
     they would take up more than half of the others."""
 
 
-OUT = -1  # label of a patient who is left out of a labelling
-COLUMNS_AT_A_TIME = 128  # labellings; bounds memory at N x 128 numbers
+# ------------------------------------------------------------------ who is in it
+@dataclass(frozen=True)
+class Cohort:
+    """Who the cohort is: ``members`` anywhere, and how many patients each code found anywhere."""
+
+    name: str
+    members: frozenset[int]
+    n_by_code: dict[str, int]
+    n_listed: int
 
 
+def find_cohort(asked: CohortSettings, health_dir: Path | None) -> Cohort | None:
+    """The cohort that the settings name; None when they name none.
+
+    Raises DiagnosisError when a file that they name cannot be used.
+    """
+    listed = frozenset(asked.patient_ids)
+    if asked.patients_file is not None:
+        listed |= diagnoses.read_patient_list(asked.patients_file)
+    found = diagnoses.Diagnosed(frozenset(), {})
+    if health_dir is not None and asked.icd_codes:
+        found = diagnoses.read_diagnosed(
+            health_dir, asked.icd_codes, asked.name_holds, asked.source_types
+        )
+    if not listed and health_dir is None:
+        return None
+    return Cohort(asked.name, found.patients | listed, found.n_by_code, len(listed))
+
+
+# ------------------------------------------------------------------ the silhouette
 @dataclass(frozen=True)
 class Separation:
     """Silhouette of cohort against rest, -1 to 1, and what it is for shuffled patients.
@@ -97,6 +127,7 @@ def separate_cohort(
     """
     rng = np.random.default_rng(seed)
     n_patients = len(in_cohort_Q)
+    # Labellings side by side: the truth, its shuffles, and the truth without each patient or set.
     one_stratum = stratum_Q is None
     stratum_Q = np.zeros(n_patients, int) if one_stratum else np.asarray(stratum_Q)
     truth_Q = np.asarray(in_cohort_Q).astype(int)
@@ -116,6 +147,7 @@ def separate_cohort(
             figures_RP[r, start : start + part_QP.shape[1]] = silhouettes(
                 sums_NQ, part_QP, drawn_QP
             )
+    # Over the draws, each labelling has one figure.
     mean_P = figures_RP.mean(0)
     value, shuffled_P = float(mean_P[0]), mean_P[1 : 1 + n_shuffles]
     reached = (shuffled_P >= value - 1e-12).sum()
@@ -138,12 +170,11 @@ def distance_sums(x_ND: np.ndarray, n_patients: int) -> np.ndarray:
     The epochs stand patient by patient, equally many of each. Every labelling of the patients has
     its silhouette from these sums alone, which is what makes thousands of shuffles cheap.
     """
-    sums_NQ = np.empty((len(x_ND), n_patients))
-    n_rows = max(1, 20_000_000 // len(x_ND))
-    for start in range(0, len(x_ND), n_rows):
-        piece = pairwise_distances(x_ND[start : start + n_rows], x_ND)
-        sums_NQ[start : start + n_rows] = piece.reshape(len(piece), n_patients, -1).sum(2)
-    return sums_NQ
+
+    def by_patient(distance_nN: np.ndarray, _start: int) -> np.ndarray:
+        return distance_nN.reshape(len(distance_nN), n_patients, -1).sum(2)
+
+    return np.concatenate(list(pairwise_distances_chunked(x_ND, reduce_func=by_patient)))
 
 
 def balance(label_QP: np.ndarray, stratum_Q: np.ndarray, order_Q: np.ndarray) -> np.ndarray:
@@ -178,11 +209,8 @@ def silhouettes(sums_NQ: np.ndarray, label_QP: np.ndarray, drawn_QP: np.ndarray)
         return s.sum(0) / taken.sum(0)
 
 
-def match_by_age(
-    age_years_Q: np.ndarray, in_cohort_Q: np.ndarray, n_controls: int
-) -> tuple[np.ndarray, int]:
-    """Matched sets: the number of its set for each patient (Q,), OUT for those in none; and the
-    controls in each.
+def match_by_age(age_years_Q: np.ndarray, in_cohort_Q: np.ndarray, n_controls: int) -> np.ndarray:
+    """Matched sets: the number of its set for each patient (Q,), OUT for those in none.
 
     Each patient of the cohort gets the same number of controls, such that the sum of the
     differences in age is least (Rosenbaum 1989, optimal matching): ``n_controls``, or fewer, so
@@ -193,14 +221,14 @@ def match_by_age(
     cases, others = np.flatnonzero(known & in_cohort_Q), np.flatnonzero(known & ~in_cohort_Q)
     set_Q = np.full(len(age_years_Q), OUT)
     if not 0 < len(cases) <= len(others):
-        return set_Q, 0
+        return set_Q
     n_controls = min(n_controls, max(1, len(others) // (2 * len(cases))))
     seats = np.repeat(np.arange(len(cases)), n_controls)
     apart = np.abs(age_years_Q[cases][seats][:, None] - age_years_Q[others][None])
     seat, chosen = linear_sum_assignment(apart)
     set_Q[cases] = np.arange(len(cases))
     set_Q[others[chosen]] = seats[seat]
-    return set_Q, n_controls
+    return set_Q
 
 
 def _shuffle(label_Q: np.ndarray, stratum_Q: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -230,6 +258,7 @@ def _jackknife_interval(
     return [float(max(-1.0, value - reach)), float(min(1.0, value + reach))]
 
 
+# ------------------------------------------------------------------ the cohort against others
 @dataclass(frozen=True)
 class Comparison:
     """The cohort against one set of other patients; ``separation`` is None for a ``reason``.
@@ -252,31 +281,14 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """Who the cohort is: ``members`` anywhere, and how many patients each code found anywhere."""
+class Groups:
+    """The patients of one comparison, the positions of each one's epochs and the matched sets."""
 
-    name: str
-    members: frozenset[int]
-    n_by_code: dict[str, int]
-    n_listed: int
-
-
-def find_cohort(asked: CohortSettings, health_dir: Path | None) -> Cohort | None:
-    """The cohort that the settings name; None when they name none.
-
-    Raises DiagnosisError when a file that they name cannot be used.
-    """
-    listed = frozenset(asked.patient_ids)
-    if asked.patients_file is not None:
-        listed |= diagnoses.read_patient_list(asked.patients_file)
-    found = diagnoses.Diagnosed(frozenset(), {})
-    if health_dir is not None and asked.icd_codes:
-        found = diagnoses.read_diagnosed(
-            health_dir, asked.icd_codes, asked.name_holds, asked.source_types
-        )
-    if not listed and health_dir is None:
-        return None
-    return Cohort(asked.name, found.patients | listed, found.n_by_code, len(listed))
+    against: str
+    in_cohort_Q: np.ndarray
+    age_Q: np.ndarray
+    epochs: list[np.ndarray]
+    set_Q: np.ndarray | None = None
 
 
 def compare_cohort(
@@ -293,81 +305,78 @@ def compare_cohort(
     patients, patient_n, count_Q = np.unique(
         index.patient_ids[positions], return_inverse=True, return_counts=True
     )
-    age_n = age_years_N[positions]
-    known_Q = np.bincount(patient_n, np.isfinite(age_n))
-    total_Q = np.bincount(patient_n, np.nan_to_num(age_n))
-    age_Q = np.where(known_Q > 0, total_Q / np.maximum(known_Q, 1), np.nan)
+    age_Q = pd.Series(age_years_N[positions]).groupby(patient_n).mean().to_numpy()
     in_cohort_Q = np.isin(patients, sorted(cohort.members))
     enough_Q = count_Q >= asked.epochs_per_patient
 
-    def compare(against: str, chosen_Q: np.ndarray, set_Q: np.ndarray | None) -> Comparison:
-        chosen = np.flatnonzero(chosen_Q)
-        member_Q = in_cohort_Q[chosen]
-        n_cohort, n_rest = int(member_Q.sum()), int((~member_Q).sum())
-        facts = {
-            "against": against,
-            "n_cohort": n_cohort,
-            "n_rest": n_rest,
-            "epochs_per_patient": asked.epochs_per_patient,
-            "age_cohort": _median(age_Q[chosen][member_Q]),
-            "age_rest": _median(age_Q[chosen][~member_Q]),
-            "age_gap": None if set_Q is None else _age_gap(age_Q, set_Q, in_cohort_Q),
-        }
-        if set_Q is not None and not n_cohort:
-            reason = "fewer others of known age than patients of the cohort: nobody to match"
-            return Comparison(**facts, least_p=None, separation=None, reason=reason)
-        if min(n_cohort, n_rest) < asked.min_patients:
-            reason = (
-                f"{n_cohort} of the cohort and {n_rest} others have "
-                f"{asked.epochs_per_patient} epochs or more; cohort.min_patients asks for "
-                f"{asked.min_patients} of each (split all has the most patients)"
-            )
-            return Comparison(**facts, least_p=None, separation=None, reason=reason)
-        strata = None if set_Q is None else set_Q[chosen]
-        pool = max(asked.epochs_per_patient, MAX_COHORT_EPOCHS // len(chosen))
-        rows = [np.flatnonzero(patient_n == q) for q in chosen]
-        rows = [rng.choice(mine, min(pool, len(mine)), replace=False) for mine in rows]
-        x_ND = principal_parts(table, positions[np.concatenate(rows)], seed)
+    def groups_of(against: str, chosen: np.ndarray, set_Q: np.ndarray | None = None) -> Groups:
+        epochs = [positions[patient_n == q] for q in chosen]
+        sets = None if set_Q is None else set_Q[chosen]
+        return Groups(against, in_cohort_Q[chosen], age_Q[chosen], epochs, sets)
+
+    members = np.flatnonzero(enough_Q & in_cohort_Q)
+    others = np.flatnonzero(enough_Q & ~in_cohort_Q)
+    n_most = MAX_REST_PER_PATIENT * max(1, len(members))
+    drawn = rng.choice(others, min(n_most, len(others)), replace=False)
+    groups = [groups_of("other patients", np.sort(np.r_[members, drawn]))]
+    if np.isfinite(age_Q[members]).any():
+        set_Q = match_by_age(
+            np.where(enough_Q, age_Q, np.nan), in_cohort_Q, asked.controls_per_patient
+        )
+        matched = np.flatnonzero(set_Q != OUT)
+        groups.append(groups_of("controls of nearest age", matched, set_Q))
+    return [compare(asked, pair, table, rng, seed) for pair in groups]
+
+
+def compare(
+    asked: CohortSettings, groups: Groups, table: FeatureTable, rng: np.random.Generator, seed: int
+) -> Comparison:
+    """How far apart two groups of patients lie, or why that is not asked."""
+    is_member_Q, set_Q = groups.in_cohort_Q, groups.set_Q
+    age_cohort_n, age_rest_n = groups.age_Q[is_member_Q], groups.age_Q[~is_member_Q]
+    n_cohort, n_rest = len(age_cohort_n), len(age_rest_n)
+    separation, least_p, age_gap, reason = None, None, None, ""
+    if set_Q is not None and n_cohort:  # a set's number is the place of its patient of the cohort
+        age_gap = float(np.abs(age_rest_n - age_cohort_n[set_Q[~is_member_Q]]).mean())
+    if set_Q is not None and not n_cohort:
+        reason = "fewer others of known age than patients of the cohort: nobody to match"
+    elif min(n_cohort, n_rest) < asked.min_patients:
+        reason = (
+            f"{n_cohort} of the cohort and {n_rest} others have {asked.epochs_per_patient} epochs "
+            f"or more; cohort.min_patients asks for {asked.min_patients} of each (split all has "
+            "the most patients)"
+        )
+    else:
+        n_most = max(asked.epochs_per_patient, MAX_COHORT_EPOCHS // len(is_member_Q))
+        rows = [rng.choice(e, min(n_most, len(e)), replace=False) for e in groups.epochs]
         separation = separate_cohort(
-            x_ND,
-            np.repeat(np.arange(len(chosen)), [len(mine) for mine in rows]),
-            member_Q,
-            strata,
+            principal_parts(table, np.concatenate(rows), seed),
+            np.repeat(np.arange(len(rows)), [len(drawn) for drawn in rows]),
+            is_member_Q,
+            set_Q,
             n_epochs=asked.epochs_per_patient,
             n_draws=asked.n_draws,
             n_shuffles=asked.n_shuffles,
             seed=seed,
         )
-        least_p = max(1 / _n_labellings(member_Q, strata), 1 / (1 + asked.n_shuffles))
-        return Comparison(**facts, least_p=least_p, separation=separation)
-
-    others = np.flatnonzero(enough_Q & ~in_cohort_Q)
-    n_most = MAX_REST_PER_PATIENT * max(1, int((enough_Q & in_cohort_Q).sum()))
-    drawn = rng.choice(others, min(n_most, len(others)), replace=False)
-    chosen_Q = enough_Q & in_cohort_Q
-    chosen_Q[drawn] = True
-    comparisons = [compare("other patients", chosen_Q, None)]
-    if np.isfinite(age_Q[enough_Q & in_cohort_Q]).any():
-        set_Q, _ = match_by_age(
-            np.where(enough_Q, age_Q, np.nan), in_cohort_Q, asked.controls_per_patient
-        )
-        comparisons.append(compare("controls of nearest age", set_Q >= 0, set_Q))
-    return comparisons
+        least_p = max(1 / _n_labellings(is_member_Q, set_Q), 1 / (1 + asked.n_shuffles))
+    return Comparison(
+        against=groups.against,
+        n_cohort=n_cohort,
+        n_rest=n_rest,
+        epochs_per_patient=asked.epochs_per_patient,
+        age_cohort=_median(age_cohort_n),
+        age_rest=_median(age_rest_n),
+        age_gap=age_gap,
+        least_p=least_p,
+        separation=separation,
+        reason=reason,
+    )
 
 
 def _median(values: np.ndarray) -> float | None:
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else None
-
-
-def _age_gap(age_Q: np.ndarray, set_Q: np.ndarray, in_cohort_Q: np.ndarray) -> float | None:
-    """Mean difference in age, years, between the controls and the patient of their set."""
-    cases = np.flatnonzero(in_cohort_Q & (set_Q >= 0))
-    controls = np.flatnonzero(~in_cohort_Q & (set_Q >= 0))
-    if not len(controls):
-        return None
-    age_of_set = dict(zip(set_Q[cases], age_Q[cases], strict=True))
-    return float(np.mean([abs(age_Q[q] - age_of_set[set_Q[q]]) for q in controls]))
 
 
 def _n_labellings(member_Q: np.ndarray, stratum_Q: np.ndarray | None) -> int:
@@ -382,11 +391,10 @@ def _n_labellings(member_Q: np.ndarray, stratum_Q: np.ndarray | None) -> int:
     return n_labellings // 2 if all(2 * part.sum() == len(part) for part in parts) else n_labellings
 
 
-def comparison_figures(one: Comparison) -> dict:
+def comparison_figures(comparison: Comparison) -> dict:
     """A comparison as numbers, None where there are none."""
-    names = ("against", "n_cohort", "n_rest", "epochs_per_patient", "age_cohort", "age_rest")
-    figures = {name: getattr(one, name) for name in (*names, "age_gap", "least_p")}
-    figures |= {"reason": one.reason or None}
-    for name in ("silhouette", "draws95", "ci95", "shuffled", "shuffled95", "p_value"):
-        figures[name] = None if one.separation is None else getattr(one.separation, name)
-    return figures
+    figures = {name: value for name, value in vars(comparison).items() if name != "separation"}
+    figures["reason"] = comparison.reason or None
+    found = {} if comparison.separation is None else vars(comparison.separation)
+    names = ("silhouette", "draws95", "ci95", "shuffled", "shuffled95", "p_value")
+    return figures | {name: found.get(name) for name in names}

@@ -1,68 +1,42 @@
 """Whether epochs that are near each other in the embedding space are near as signals.
 
-Axes: **N** epochs, **T** samples, **M** pairs, **R** draws, **G** groups of the bootstrap. Two
-distances between signals: Euclidean, sample by sample; and dynamic time warping, which forgives
-shifts up to a band (Sakoe & Chiba 1978), computed in C by dtaidistance.
+Axes: **N** epochs, **T** samples, **M** pairs, **R** draws, **G** groups of the bootstrap.
+All distances are Euclidean, those between signals sample by sample.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from dtaidistance import dtw
-from scipy.signal import resample_poly
 from scipy.stats import rankdata
 from tqdm import tqdm
 
 from pedsleepmae import metrics, store
-from pedsleepmae.channels import CHANNEL_NAMES, RATE_HZ
+from pedsleepmae.channels import CHANNEL_NAMES
+from pedsleepmae.errors import bounded
 from pedsleepmae.probe.embeddings import FeatureTable
+
+DEFAULT_CHANNELS = ("EEG C3-M2", "EOG LOC-M2", "EMG CHIN1-CHIN2", "SPO2", "RESP THORACIC")
 
 
 @dataclass
 class DistanceSettings:
     """Distances in the embedding space against distances between the signals."""
 
-    channels: list[str] = field(
-        default_factory=lambda: [
-            "EEG C3-M2",
-            "EOG LOC-M2",
-            "EMG CHIN1-CHIN2",
-            "SPO2",
-            "RESP THORACIC",
-        ]
-    )
+    channels: list[str] = field(default_factory=lambda: list(DEFAULT_CHANNELS))
     """Which of the 16 channels; empty: none are compared."""
-    n_epochs: int = 600
+    n_epochs: int = bounded(600, 10)
     """Epochs between which pairs are drawn, of at most 30 nights."""
-    n_pairs: int = 2000
+    n_pairs: int = bounded(2000, 10)
     """Pairs within a night, and as many between patients."""
-    dtw_rate_hz: float = 16.0
-    """Sampling rate for dynamic time warping, Hz; 128 divided by a whole number."""
-    dtw_band_s: float = 1.0
-    """Largest shift that dynamic time warping may forgive, seconds."""
-    bootstrap_draws: int = 500
+    bootstrap_draws: int = bounded(500, 100)
     """Resamples of patients behind each 95 % interval."""
 
 
 WITHIN, BETWEEN = "within a night", "between patients"
 MAX_NIGHTS = 30  # nights that the epochs are drawn from, as evenly as they come
 TOGETHER = "all of them"  # the channels' distances joined
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of epochs (M, 2), as numbers 0 to N - 1, and whether each lies within one night (M,).
-
-    The others are of two patients; pairs of two nights of one patient are neither.
-    """
-
-    ends: np.ndarray
-    within: np.ndarray
-
-    def of_kind(self, kind: str) -> np.ndarray:
-        return self.within if kind == WITHIN else ~self.within
+EUCLIDEAN = "Euclidean"  # what explore.json and the tables call the distance between signals
 
 
 def draw_epochs(night_N: np.ndarray, n_epochs: int, rng: np.random.Generator) -> np.ndarray:
@@ -78,20 +52,23 @@ def draw_epochs(night_N: np.ndarray, n_epochs: int, rng: np.random.Generator) ->
 
 def draw_pairs(
     night_N: np.ndarray, patient_N: np.ndarray, n_pairs: int, rng: np.random.Generator
-) -> Pairs:
-    """At most ``n_pairs`` different pairs of each kind, those of a kind equally likely."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``n_pairs`` different pairs of each kind, those of a kind equally likely.
+
+    Pairs (M, 2) as numbers 0 to N - 1, and whether each lies within one night (M,); the others are
+    of two patients. Pairs of two nights of one patient are neither.
+    """
     first, second = np.triu_indices(len(night_N), k=1)
-    kinds = (
+    ends, within = [], []
+    for is_within, mask in (
         (True, night_N[first] == night_N[second]),
         (False, patient_N[first] != patient_N[second]),
-    )
-    ends, within = [], []
-    for is_within, mask in kinds:
+    ):
         here = np.flatnonzero(mask)
         here = rng.choice(here, min(n_pairs, len(here)), replace=False)
         ends.append(np.stack([first[here], second[here]], axis=1))
         within.append(np.full(len(here), is_within))
-    return Pairs(np.concatenate(ends), np.concatenate(within))
+    return np.concatenate(ends), np.concatenate(within)
 
 
 def euclidean(x_NT: np.ndarray, ends_M2: np.ndarray) -> np.ndarray:
@@ -105,51 +82,24 @@ def euclidean(x_NT: np.ndarray, ends_M2: np.ndarray) -> np.ndarray:
     return out
 
 
-def time_warped(x_NT: np.ndarray, ends_M2: np.ndarray, band: int) -> np.ndarray:
-    """Dynamic-time-warping distance of each pair, (M,): root of the least sum of squares over
-    alignments that shift by ``band`` samples at most; 0 is the Euclidean distance."""
-    x_NT = np.ascontiguousarray(x_NT, np.float64)
-    # The library's window counts the diagonal; its pruning calls two flat signals infinitely far.
-    how = {"window": band + 1, "use_pruning": False}
-    return np.array([dtw.distance_fast(x_NT[i], x_NT[j], **how) for i, j in ends_M2])
-
-
-def lower_rate(x_NT: np.ndarray, rate_hz: float) -> np.ndarray:
-    """Signals of 128 Hz at a rate that divides it, low-pass filtered first."""
-    return resample_poly(x_NT, 1, round(RATE_HZ / rate_hz), axis=1, padtype="line")
-
-
 def signal_distances(
-    x_NCT: np.ndarray,
-    present_NC: np.ndarray,
-    names: list[str],
-    ends_M2: np.ndarray,
-    *,
-    dtw_rate_hz: float,
-    dtw_band_s: float,
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(measure, channel, distance (M,)) for each of the channels, then for all of them together.
+    x_NCT: np.ndarray, present_NC: np.ndarray, names: list[str], ends_M2: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Distance of each pair (M,) by channel, and last of all channels together.
 
     A distance is NaN where one of the two epochs lacks the channel. Together: the root of the sum
     of squares, each channel's distance divided by its median so that all count alike; NaN where
     one of the channels is lacking, else pairs of fewer channels would be the nearer ones.
     """
-    band = round(dtw_band_s * dtw_rate_hz)
-    scaled: dict[str, list[np.ndarray]] = {"Euclidean": [], "time-warped": []}
+    distances, scaled = {}, []
     for c, name in enumerate(tqdm(names, desc="signal distances", unit="channel", leave=False)):
         both = present_NC[ends_M2, c].all(1)
-        slow_NT = lower_rate(x_NCT[:, c], dtw_rate_hz)
-        for measure, compute in (
-            ("Euclidean", lambda ends, c=c: euclidean(x_NCT[:, c], ends)),
-            ("time-warped", lambda ends, x=slow_NT: time_warped(x, ends, band)),
-        ):
-            distance_M = np.full(len(ends_M2), np.nan)
-            distance_M[both] = compute(ends_M2[both])
-            median = np.median(distance_M[both]) if both.any() else 0.0
-            scaled[measure].append(distance_M / (median if median > 0 else 1.0))
-            yield measure, name, distance_M
-    for measure, parts in scaled.items():
-        yield measure, TOGETHER, np.linalg.norm(parts, axis=0)
+        distance_M = np.full(len(ends_M2), np.nan)
+        distance_M[both] = euclidean(x_NCT[:, c], ends_M2[both])
+        median = np.median(distance_M[both]) if both.any() else 0.0
+        scaled.append(distance_M / (median if median > 0 else 1.0))
+        distances[name] = distance_M
+    return distances | {TOGETHER: np.linalg.norm(scaled, axis=0)}
 
 
 def spearman(x_M: np.ndarray, y_M: np.ndarray) -> float:
@@ -192,9 +142,9 @@ def rank_correlation(
 
 @dataclass(frozen=True)
 class Distances:
-    """Correlations (a row a measure, channel and kind of pair) and the pairs behind the joint ones.
+    """Correlations (a row a channel and kind of pair) and the pairs behind the joint ones.
 
-    ``pairs`` has a row a pair: kind, embedding, Euclidean, time-warped (all channels together).
+    ``pairs`` has a row a pair: kind, embedding, Euclidean (all channels together).
     """
 
     correlations: pd.DataFrame
@@ -216,48 +166,42 @@ def compare_distances(
     Embeddings as they are, without scaling: the distance that a search for similar epochs uses.
     """
     rng = np.random.default_rng(seed)
-    chosen = draw_epochs(index.nights()[positions], asked.n_epochs, rng)
-    epochs = positions[chosen]
-    pairs = draw_pairs(index.nights()[epochs], index.patient_ids[epochs], asked.n_pairs, rng)
+    epochs = positions[draw_epochs(index.nights()[positions], asked.n_epochs, rng)]
+    ends_M2, within_M = draw_pairs(
+        index.nights()[epochs], index.patient_ids[epochs], asked.n_pairs, rng
+    )
     group_N, unit = metrics.bootstrap_groups(
         index.patient_ids[epochs], index.study_ids[epochs], index.onsets_s[epochs]
     )
+    group_M2, n_groups = group_N[ends_M2], int(group_N.max()) + 1
     x_NF = np.nan_to_num(table.read(epochs), posinf=0, neginf=0)
-    embedding_M = euclidean(x_NF, pairs.ends)
+    embedding_M = euclidean(x_NF, ends_M2)
     channels = [CHANNEL_NAMES.index(name) for name in asked.channels]
     x_NCT = store.read_signals(index, epochs)[:, channels]
-    columns, rows = {"embedding": embedding_M}, []
-    for measure, channel, distance_M in signal_distances(
-        x_NCT,
-        index.present[epochs][:, channels],
-        asked.channels,
-        pairs.ends,
-        dtw_rate_hz=asked.dtw_rate_hz,
-        dtw_band_s=asked.dtw_band_s,
-    ):
-        if channel == TOGETHER:
-            columns[measure] = distance_M
-        for kind in (WITHIN, BETWEEN):
-            here = pairs.of_kind(kind) & np.isfinite(distance_M)
+    present_NC = index.present[epochs][:, channels]
+    signals = signal_distances(x_NCT, present_NC, asked.channels, ends_M2)
+
+    rows = []
+    for channel, signal_M in signals.items():
+        for kind, is_kind_M in ((WITHIN, within_M), (BETWEEN, ~within_M)):
+            here = is_kind_M & np.isfinite(signal_M)
             value, ci95 = rank_correlation(
                 embedding_M[here],
-                distance_M[here],
-                group_N[pairs.ends[here]],
-                int(group_N.max()) + 1,
+                signal_M[here],
+                group_M2[here],
+                n_groups,
                 n_draws=asked.bootstrap_draws,
                 seed=seed,
             )
             low, high = ci95 or (None, None)
-            row = {
-                "measure": measure,
-                "channel": channel,
-                "pairs": kind,
-                "n_pairs": int(here.sum()),
-            }
-            rows.append(row | {"spearman": value, "ci95_low": low, "ci95_high": high})
+            row = {"measure": EUCLIDEAN, "channel": channel, "pairs": kind}
+            row |= {"n_pairs": int(here.sum()), "spearman": value}
+            rows.append(row | {"ci95_low": low, "ci95_high": high})
+    kind_M = np.where(within_M, WITHIN, BETWEEN)
+    columns = {"pairs": kind_M, "embedding": embedding_M, EUCLIDEAN: signals[TOGETHER]}
     return Distances(
         correlations=pd.DataFrame(rows),
-        pairs=pd.DataFrame({"pairs": np.where(pairs.within, WITHIN, BETWEEN), **columns}),
+        pairs=pd.DataFrame(columns),
         n_epochs=len(epochs),
         n_patients=len(np.unique(index.patient_ids[epochs])),
         resampled_over=unit,

@@ -1,5 +1,6 @@
 """explore.json and an Exploration to explore.html, its tables (CSV) and pictures (PNG)."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,9 +13,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 
 from pedsleepmae import store
 from pedsleepmae.explore.cohort import Comparison, comparison_figures
-from pedsleepmae.explore.distances import BETWEEN, TOGETHER, WITHIN
+from pedsleepmae.explore.distances import EUCLIDEAN, TOGETHER, Distances
 from pedsleepmae.explore.run import Exploration, NightPath
-from pedsleepmae.pages.page import counted, interval_in_words, page_template, write_pictures
+from pedsleepmae.pages.page import (
+    FEW_PATIENTS,
+    counted,
+    data_cautions,
+    interval_in_words,
+    page_template,
+    write_pictures,
+)
 from pedsleepmae.pages.plots import (
     COLOURS,
     EVENT_COLOURS,
@@ -31,22 +39,20 @@ from pedsleepmae.probe.maps import event_kinds
 from pedsleepmae.probe.pictures import draw_map
 from pedsleepmae.tasks import STAGES, task_labels
 
-MEASURE_COLOURS = {"Euclidean": COLOURS["encoder"], "time-warped": COLOURS["handmade"]}
-KINDS = (WITHIN, BETWEEN)
-
 TEMPLATE = "explore.html.j2"
 WARN = "#8a4b00"
-FEW_PATIENTS = 10  # of a group: below it a comparison is a lead at best
 
 
-def write_page(output_dir: Path, result: Exploration, content: Mapping) -> Path:
-    """Write tables/*.csv, pictures/*.png and explore.html, which holds both; its path.
-
-    ``content`` is explore.json.
-    """
+def write_results(output_dir: Path, result: Exploration, content: Mapping) -> Path:
+    """Write explore.json (``content``), tables/*.csv, pictures/*.png and explore.html; its path."""
+    with store.write_whole(output_dir / "explore.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
     for name, table in make_tables(result).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    pictures = write_pictures(output_dir / "pictures", marked_pictures(result))
+    figures = make_pictures(result)
+    if result.index.simulated:  # said in each picture, wherever it is pasted
+        figures = ((name, _mark(figure)) for name, figure in figures)
+    pictures = write_pictures(output_dir / "pictures", figures)
     page = page_template(TEMPLATE).render(
         content=content,
         pictures=pictures,
@@ -61,48 +67,42 @@ def write_page(output_dir: Path, result: Exploration, content: Mapping) -> Path:
     return output_dir / "explore.html"
 
 
-def marked_pictures(result: Exploration) -> Iterator[tuple[str, Figure]]:
-    """The pictures; those of simulated recordings say so, wherever they are pasted."""
-    for name, figure in make_pictures(result):
-        if result.index.simulated:
-            figure.text(
-                0.998, 0.997, "simulated data", ha="right", va="top", fontsize=8, color=WARN
-            )
-        yield name, figure
+def _mark(figure: Figure) -> Figure:
+    figure.text(0.998, 0.997, "simulated data", ha="right", va="top", fontsize=8, color=WARN)
+    return figure
 
 
 def make_pictures(result: Exploration) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of every picture, drawn one at a time."""
-    for one in result.maps:
-        yield f"map_{one.method.lower()}", draw_map(one)
+    for space in result.maps:
+        yield f"map_{space.method.lower()}", draw_map(space)
     for number, night in enumerate(result.nights, start=1):
         yield f"night_{number}", draw_path(night)
-    if any(one.separation is not None for one in result.comparisons):
+    if any(comparison.separation is not None for comparison in result.comparisons):
         yield "cohort", draw_comparisons(result.cohort.name, result.comparisons)
-    if result.distances is not None:
-        correlations, pairs = result.distances.correlations, result.distances.pairs
-        yield "distance_correlations", draw_correlations(correlations)
-        yield "distances", draw_pairs(pairs, correlations)
+    if result.distances is not None and result.distances.correlations["n_pairs"].any():
+        yield "distance_correlations", draw_correlations(result.distances.correlations)
+        yield "distances", draw_pairs(result.distances)
 
 
 def make_tables(result: Exploration) -> dict[str, pd.DataFrame]:
     """The tables of the page for a spreadsheet."""
     tables = {}
-    for one in result.maps:
-        name = one.method.lower()
-        tables[f"map_{name}"] = _points(result, one.positions, one.xy)
+    for space in result.maps:
+        name = space.method.lower()
+        tables[f"map_{name}"] = _points(result, space.positions, space.xy)
         tables[f"separation_{name}"] = pd.DataFrame(
-            [{"labels": label, **figures} for label, figures in one.separation.items()]
+            [{"labels": label, **figures} for label, figures in space.separation.items()]
         )
     for number, night in enumerate(result.nights, start=1):
         tables[f"night_{number}"] = _points(result, night.positions, night.xy)
     if result.comparisons:
         rows = []
-        for one in map(comparison_figures, result.comparisons):
+        for row in map(comparison_figures, result.comparisons):
             for name in ("draws95", "ci95", "shuffled95"):
-                low, high = one.pop(name) or (None, None)
-                one |= {f"{name}_low": low, f"{name}_high": high}
-            rows.append(one)
+                low, high = row.pop(name) or (None, None)
+                row |= {f"{name}_low": low, f"{name}_high": high}
+            rows.append(row)
         tables["cohort"] = pd.DataFrame(rows)
     if result.distances is not None:
         tables["distance_correlations"] = result.distances.correlations
@@ -140,8 +140,9 @@ def headlines(content: Mapping) -> list[str]:
             f"{counted(first['n_patients'], 'patient')} the silhouette is: {', '.join(parts)} "
             "(0: no separation)."
         )
-    for one in (content["cohort"] or {"comparisons": []})["comparisons"]:
-        lines.append(comparison_in_words(content["cohort"]["name"], one))
+    if content["cohort"]:
+        name = content["cohort"]["name"]
+        lines += [comparison_in_words(name, found) for found in content["cohort"]["comparisons"]]
     for row in (content["distances"] or {"correlations": []})["correlations"]:
         if row["channel"] == TOGETHER and row["spearman"] is not None:
             edges = None if row["ci95_low"] is None else [row["ci95_low"], row["ci95_high"]]
@@ -153,52 +154,36 @@ def headlines(content: Mapping) -> list[str]:
     return lines
 
 
-def comparison_in_words(name: str, one: Mapping) -> str:
+def comparison_in_words(name: str, found: Mapping) -> str:
     """One comparison of the cohort, as a sentence."""
-    if one["silhouette"] is None:
-        return f"{name} is not compared with {one['against']}: {one['reason']}."
+    if found["silhouette"] is None:
+        return f"{name} is not compared with {found['against']}: {found['reason']}."
     text = (
-        f"{name} ({counted(one['n_cohort'], 'patient')}) against {one['n_rest']:,} "
-        f"{one['against']}: silhouette {one['silhouette']:.3f} "
-        f"{interval_in_words(one['ci95'])}, with patients shuffled {one['shuffled']:.3f}, "
-        f"p = {one['p_value']:.3g}"
+        f"{name} ({counted(found['n_cohort'], 'patient')}) against {found['n_rest']:,} "
+        f"{found['against']}: silhouette {found['silhouette']:.3f} "
+        f"{interval_in_words(found['ci95'])}, with patients shuffled {found['shuffled']:.3f}, "
+        f"p = {found['p_value']:.3g}"
     )
-    if one["age_cohort"] is not None and one["age_rest"] is not None:
-        text += f"; median ages {one['age_cohort']:.1f} and {one['age_rest']:.1f} years"
-    if one["age_gap"] is not None:
-        text += f", in a set {one['age_gap']:.1f} years apart on average"
+    if found["age_cohort"] is not None and found["age_rest"] is not None:
+        text += f"; median ages {found['age_cohort']:.1f} and {found['age_rest']:.1f} years"
+    if found["age_gap"] is not None:
+        text += f", in a set {found['age_gap']:.1f} years apart on average"
     return text + "."
 
 
 def cautions(content: Mapping) -> list[str]:
     """What must be known before a figure is quoted, gravest first."""
-    lines = []
-    if content["simulated"]:
-        lines.append(
-            "The recordings are simulated: the figures show that the machinery works, nothing "
-            "about children."
-        )
-    elif content["checkpoint_simulated"]:
-        lines.append("The encoder was pretrained on simulated recordings.")
-    seen = content["seen_patients"]
-    if seen is None:
-        lines.append("Which patients the checkpoint saw in pretraining is unknown.")
-    elif seen:
-        lines.append(
-            f"Pretraining saw the signals, never a label, of {seen} of the "
-            f"{counted(content['n_patients'], 'patient')} explored."
-        )
+    lines = data_cautions(content, f"the {counted(content['n_patients'], 'patient')} explored")
     compared = (content["cohort"] or {"comparisons": []})["comparisons"]
-    for one in compared:
-        if one["silhouette"] is None:
-            continue
-        fewest = min(one["n_cohort"], one["n_rest"])
+    compared = [found for found in compared if found["silhouette"] is not None]
+    for found in compared:
+        fewest = min(found["n_cohort"], found["n_rest"])
         if fewest < FEW_PATIENTS:
             lines.append(
-                f"Against {one['against']}, a group has {counted(fewest, 'patient')}: a lead at "
-                f"best; no p-value below {one['least_p']:.2g} was possible."
+                f"Against {found['against']}, a group has {counted(fewest, 'patient')}: a lead at "
+                f"best; no p-value below {found['least_p']:.2g} was possible."
             )
-    if any(one["silhouette"] is not None for one in compared):
+    if compared:
         lines.append(
             "Patients of a cohort differ from others in more than the diagnosis: age (hence the "
             "matched comparison), medication, treatment in the lab, the year and its equipment."
@@ -214,6 +199,7 @@ def text_summary(content: Mapping) -> str:
     )
 
 
+# ------------------------------------------------------------------ pictures
 def draw_path(night: NightPath) -> Figure:
     """One night as a path coloured by time, the same by stage and event, and its hypnogram."""
     figure = Figure(figsize=(11.5, 6.6), layout="constrained")
@@ -268,11 +254,11 @@ def draw_path(night: NightPath) -> Figure:
 
 def draw_comparisons(name: str, comparisons: list[Comparison]) -> Figure:
     """Silhouette of each comparison beside those of shuffled patients."""
-    shown = [one for one in comparisons if one.separation is not None]
-    figure = Figure(figsize=(5.6 * max(len(shown), 1), 3.9), layout="constrained")
+    shown = [found for found in comparisons if found.separation is not None]
+    figure = Figure(figsize=(5.6 * len(shown), 3.9), layout="constrained")
     axes = clean_axes(figure, 1, len(shown), sharex=True)[0]
-    for ax, one in zip(axes, shown, strict=True):
-        _draw_comparison(ax, one)
+    for ax, comparison in zip(axes, shown, strict=True):
+        _draw_comparison(ax, comparison)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(
@@ -282,8 +268,8 @@ def draw_comparisons(name: str, comparisons: list[Comparison]) -> Figure:
     return figure
 
 
-def _draw_comparison(ax: Axes, one: Comparison) -> None:
-    found = one.separation
+def _draw_comparison(ax: Axes, comparison: Comparison) -> None:
+    found = comparison.separation
     bins = np.histogram_bin_edges(np.r_[found.shuffled_P, found.silhouette_R], 30)
     for values, colour, label in (
         (found.shuffled_P, COLOURS["prevalence"], "labels shuffled over patients"),
@@ -303,30 +289,24 @@ def _draw_comparison(ax: Axes, one: Comparison) -> None:
             label="95 % interval over patients",
         )
     ax.set_xlabel("silhouette", fontsize=9)
-    write_title(
-        ax,
-        f"{counted(one.n_cohort, 'patient')} against {one.n_rest:,} {one.against}\n"
-        f"p = {found.p_value:.3g}",
-    )
+    sides = f"{counted(comparison.n_cohort, 'patient')} against {comparison.n_rest:,} "
+    write_title(ax, f"{sides}{comparison.against}\np = {found.p_value:.3g}")
 
 
-def draw_pairs(pairs: pd.DataFrame, correlations: pd.DataFrame) -> Figure:
+def draw_pairs(distances: Distances) -> Figure:
     """Distance between embeddings against distance between signals, all channels together."""
-    measures = [name for name in MEASURE_COLOURS if name in pairs]
-    kinds = [kind for kind in KINDS if (pairs["pairs"] == kind).any()]
-    figure = Figure(figsize=(4.8 * len(kinds), 3.9 * len(measures)), layout="constrained")
-    axes = clean_axes(figure, len(measures), len(kinds))
-    joint = correlations[correlations["channel"] == TOGETHER].set_index(["measure", "pairs"])
-    for row, measure in zip(axes, measures, strict=True):
-        for ax, kind in zip(row, kinds, strict=True):
-            some = pairs[(pairs["pairs"] == kind) & (pairs[measure] > 0)]
-            if len(some):
-                _draw_hexagons(ax, some[measure], some["embedding"])
-            value = joint.loc[(measure, kind), "spearman"]
-            text = "" if pd.isna(value) else f", Spearman {value:.2f}"
-            write_title(ax, f"{kind}{text}")
-            ax.set_xlabel(f"{measure} distance between signals", fontsize=9)
-            ax.set_ylabel("distance between embeddings", fontsize=9)
+    joint = distances.correlations.set_index("channel").loc[TOGETHER].set_index("pairs")["spearman"]
+    kinds = list(distances.pairs.groupby("pairs", sort=False))
+    figure = Figure(figsize=(4.8 * len(kinds), 3.9), layout="constrained")
+    axes = clean_axes(figure, 1, len(kinds))[0]
+    for ax, (kind, pairs) in zip(axes, kinds, strict=True):
+        pairs = pairs[pairs[EUCLIDEAN] > 0]
+        if len(pairs):
+            _draw_hexagons(ax, pairs[EUCLIDEAN], pairs["embedding"])
+        text = "" if pd.isna(joint[kind]) else f", Spearman {joint[kind]:.2f}"
+        write_title(ax, f"{kind}{text}")
+        ax.set_xlabel("Euclidean distance between signals", fontsize=9)
+        ax.set_ylabel("distance between embeddings", fontsize=9)
     return figure
 
 
@@ -341,30 +321,21 @@ def _draw_hexagons(ax: Axes, x: pd.Series, y: pd.Series) -> None:
 
 
 def draw_correlations(correlations: pd.DataFrame) -> Figure:
-    """Spearman's correlation with interval of each channel, measure and kind of pair."""
-    channels = list(dict.fromkeys(correlations["channel"]))
-    channels = [name for name in channels if name != TOGETHER] + [TOGETHER]
-    present = correlations.loc[correlations["n_pairs"] > 0, "pairs"]
-    kinds = [kind for kind in KINDS if (present == kind).any()]
-    figure = Figure(figsize=(9.6, 1.3 + 0.42 * len(channels)), layout="constrained")
+    """Spearman's correlation with interval of each channel and kind of pair."""
+    channels = list(correlations["channel"].unique())  # TOGETHER is the last
+    kinds = list(correlations[correlations["n_pairs"] > 0].groupby("pairs", sort=False))
+    figure = Figure(figsize=(9.6, 1.3 + 0.3 * len(channels)), layout="constrained")
     axes = clean_axes(figure, 1, len(kinds), sharex=True, sharey=True)[0]
-    for ax, kind in zip(axes, kinds, strict=True):
-        for offset, (measure, colour) in zip((-0.14, 0.14), MEASURE_COLOURS.items(), strict=True):
-            some = correlations[
-                (correlations["pairs"] == kind) & (correlations["measure"] == measure)
-            ]
-            for one in some.itertuples():
-                y = channels.index(one.channel) + offset
-                if not pd.isna(one.ci95_low):
-                    ax.plot([one.ci95_low, one.ci95_high], [y, y], color=colour, lw=2, alpha=0.8)
-                if not pd.isna(one.spearman):
-                    ax.plot(one.spearman, y, "o", color=colour, ms=5)
+    for ax, (kind, rows) in zip(axes, kinds, strict=True):
+        for row in rows[rows["spearman"].notna()].itertuples():
+            y = channels.index(row.channel)
+            if not pd.isna(row.ci95_low):
+                edges = [row.ci95_low, row.ci95_high]
+                ax.plot(edges, [y, y], color=COLOURS["encoder"], lw=2, alpha=0.8)
+            ax.plot(row.spearman, y, "o", color=COLOURS["encoder"], ms=5)
         ax.axvline(0, color=LINE, lw=0.9)
         ax.set_xlabel("Spearman's correlation, 95 % interval", fontsize=9)
         write_title(ax, kind)
     axes[0].set_yticks(range(len(channels)), channels)
     axes[0].set_ylim(len(channels) - 0.4, -0.6)
-    for measure, colour in MEASURE_COLOURS.items():
-        axes[0].plot([], [], "o-", color=colour, ms=5, label=f"{measure} distance")
-    figure.legend(loc="outside upper left", ncols=2, fontsize=8, frameon=False)
     return figure

@@ -1,6 +1,5 @@
 """Script 5: maps, the path of a night, a cohort against the rest, distances."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,18 +7,29 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from pedsleepmae import store
+from pedsleepmae import checkpoints, store
 from pedsleepmae.channels import CHANNEL_NAMES
-from pedsleepmae.errors import SettingsError, UserError
+from pedsleepmae.checkpoints import Checkpoint
+from pedsleepmae.errors import (
+    SettingsError,
+    UserError,
+    bounded,
+    require_file,
+    require_folder,
+    warn,
+)
 from pedsleepmae.explore.cohort import (
     Cohort,
     CohortSettings,
     Comparison,
     compare_cohort,
     comparison_figures,
+    find_cohort,
 )
 from pedsleepmae.explore.distances import Distances, DistanceSettings, compare_distances
-from pedsleepmae.probe.embeddings import FeatureTable
+from pedsleepmae.machine import Compute
+from pedsleepmae.model import check_poolings
+from pedsleepmae.probe.embeddings import FeatureTable, open_features
 from pedsleepmae.probe.maps import (
     EmbeddingMap,
     diffusion_layout,
@@ -28,6 +38,7 @@ from pedsleepmae.probe.maps import (
     map_embeddings,
     principal_parts,
 )
+from pedsleepmae.probe.nights import read_studies
 from pedsleepmae.splits import DAYS_PER_YEAR
 from pedsleepmae.tasks import task_labels
 
@@ -68,11 +79,11 @@ class ExploreSettings:
     """Nights whose path is drawn, each as <patient>/<study>; empty: the longest one mapped."""
     maps: list[Literal["pca", "umap"]] = field(default_factory=lambda: ["pca", "umap"])
     """Kinds of map; UMAP needs umap-learn and is left out, with a word, where it is absent."""
-    max_points: int = 3000
+    max_points: int = bounded(3000, 20)
     """Epochs drawn on a map at most."""
-    batch_size: int = 64
+    batch_size: int = bounded(64, 1)
     """Examples embedded at a time."""
-    seed: int = 0
+    seed: int = bounded(0, 0)
     """Draws epochs, patients, shuffles, resamples and, for the original's folders, the split."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
@@ -80,24 +91,6 @@ class ExploreSettings:
     """Arithmetic of the encoder; give script 3's to find its embeddings."""
 
     def check(self) -> None:
-        cohort, distances = self.cohort, self.distances
-        at_least = {
-            "max_points": (self.max_points, 20),
-            "batch_size": (self.batch_size, 1),
-            "seed": (self.seed, 0),
-            "cohort.min_patients": (cohort.min_patients, 2),
-            "cohort.epochs_per_patient": (cohort.epochs_per_patient, 2),
-            "cohort.n_draws": (cohort.n_draws, 2),
-            "cohort.n_shuffles": (cohort.n_shuffles, 19),
-            "cohort.controls_per_patient": (cohort.controls_per_patient, 1),
-            "distances.n_epochs": (distances.n_epochs, 10),
-            "distances.n_pairs": (distances.n_pairs, 10),
-            "distances.dtw_band_s": (distances.dtw_band_s, 0),
-            "distances.bootstrap_draws": (distances.bootstrap_draws, 100),
-        }
-        for key, (value, least) in at_least.items():
-            if value < least:
-                raise SettingsError(f"{key} is {value:g}; give {least} or more")
         if self.pooling == "best":
             raise SettingsError(
                 "pooling is best, which only script 3 can choose; give the pooling that its "
@@ -105,21 +98,15 @@ class ExploreSettings:
             )
         if not self.maps:
             raise SettingsError("maps is empty; give pca, umap or both")
-        for name in distances.channels:
+        for name in self.distances.channels:
             if name not in CHANNEL_NAMES:
                 raise SettingsError(
                     f"distances.channels: {name!r} is none of the 16 channels; they are "
                     f"{', '.join(CHANNEL_NAMES)}"
                 )
-        if not 1 <= distances.dtw_rate_hz <= 128 or 128 % distances.dtw_rate_hz:
-            raise SettingsError(
-                f"distances.dtw_rate_hz is {distances.dtw_rate_hz:g}; give 128 Hz divided by a "
-                "whole number, such as 8, 16 or 32"
-            )
 
 
 FEWEST_EPOCHS = 20  # of a night, for a path
-
 NO_UMAP = "UMAP is left out: umap-learn is not installed (pip install umap-learn)"
 
 
@@ -127,32 +114,41 @@ class ExplorationError(UserError):
     """What is to be explored is not there; the message names the setting and the remedy."""
 
 
+# ------------------------------------------------------------------ what is given
 @dataclass(frozen=True)
-class NightPath:
-    """One night in order of time: ``xy`` (n, 2), hours since its first epoch, stage, event."""
+class Inputs:
+    """What script 5 works on: ``positions`` of the split, those ``mapped``, age at each example.
 
-    key: str
-    positions: np.ndarray
-    xy: np.ndarray
-    hours: np.ndarray
-    stage: np.ndarray
-    event: np.ndarray
-    diffusion_steps: int
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """All of it; ``notes`` says what was left out and why."""
+    ``cohort`` is None where the settings name none.
+    """
 
     index: store.ExampleIndex
     positions: np.ndarray
     mapped: np.ndarray
-    maps: list[EmbeddingMap]
-    nights: list[NightPath]
+    age_years_N: np.ndarray
     cohort: Cohort | None
-    comparisons: list[Comparison]
-    distances: Distances | None
-    notes: list[str]
+    checkpoint: Checkpoint
+    compute: Compute
+
+
+def open_inputs(settings: ExploreSettings) -> Inputs:
+    """Look at all that the settings name; UserError says what is not there or does not fit."""
+    paths = settings.paths
+    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+    if paths.health_dir is not None:
+        require_folder(paths.health_dir, "paths.health_dir", "give NCH's Health_Data")
+    check_poolings(settings.pooling, [])
+    index = store.load_index(paths.batches_dir, seed=settings.seed)
+    if settings.split != "all":
+        index = store.files_of_split(index, settings.split)
+    positions, mapped = choose_positions(settings, index)
+    ages = age_of_examples(index, read_studies(paths.batches_dir))
+    cohort = find_cohort(settings.cohort, paths.health_dir)
+    compute = Compute.choose(settings.device, settings.precision, settings.batch_size)
+    checkpoint = checkpoints.read_checkpoint(paths.checkpoint, compute.device)
+    warn(checkpoints.other_scaling(checkpoint.scaling, index.scaling))
+    return Inputs(index, positions, mapped, ages, cohort, checkpoint, compute)
 
 
 def choose_positions(
@@ -187,7 +183,7 @@ def choose_positions(
 
 
 def age_of_examples(index: store.ExampleIndex, studies: pd.DataFrame | None) -> np.ndarray:
-    """Age at each example, years (N,), NaN where ``studies`` (evaluation.read_studies) lacks it."""
+    """Age at each example, years (N,), NaN where ``studies`` (nights.read_studies) lacks it."""
     if studies is None:
         return np.full(len(index), np.nan)
     nights = pd.MultiIndex.from_arrays([index.patient_ids, index.study_ids])
@@ -195,54 +191,71 @@ def age_of_examples(index: store.ExampleIndex, studies: pd.DataFrame | None) -> 
     return pd.to_numeric(days, errors="coerce").to_numpy(float) / DAYS_PER_YEAR
 
 
-# ------------------------------------------------------------------ all of it
-def explore(
-    settings: ExploreSettings,
-    index: store.ExampleIndex,
-    table: FeatureTable,
-    studies: pd.DataFrame | None,
-    cohort: Cohort | None,
-) -> Exploration:
+# ------------------------------------------------------------------ what is found
+@dataclass(frozen=True)
+class NightPath:
+    """One night in order of time: ``xy`` (n, 2), hours since its first epoch, stage, event."""
+
+    key: str
+    positions: np.ndarray
+    xy: np.ndarray
+    hours: np.ndarray
+    stage: np.ndarray
+    event: np.ndarray
+    diffusion_steps: int
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """All of it; ``notes`` says what was left out and why."""
+
+    index: store.ExampleIndex
+    positions: np.ndarray
+    mapped: np.ndarray
+    maps: list[EmbeddingMap]
+    nights: list[NightPath]
+    cohort: Cohort | None
+    comparisons: list[Comparison]
+    distances: Distances | None
+    notes: list[str]
+
+
+def explore(settings: ExploreSettings, inputs: Inputs) -> Exploration:
     """Maps, paths, the cohort and distances of the positions that the settings choose."""
-    positions, mapped = choose_positions(settings, index)
-    age_years_N, notes = age_of_examples(index, studies), []
-    kinds = [kind for kind in settings.maps if kind != "umap" or has_umap()]
-    if len(kinds) < len(settings.maps):
-        notes.append(NO_UMAP)
-    maps = [
-        map_embeddings(
-            table,
-            index,
-            mapped,
-            kind,
-            settings.seed,
-            max_points=settings.max_points,
-            age_years_N=age_years_N,
-        )
-        for kind in kinds
-    ]
+    index, positions, mapped = inputs.index, inputs.positions, inputs.mapped
+    ages, seed, notes = inputs.age_years_N, settings.seed, []
+    folder = settings.paths.embeddings_dir or settings.paths.output_dir / "embeddings"
+    tables = open_features(index, inputs.checkpoint, folder, [settings.pooling], inputs.compute)
+    table = tables[settings.pooling]
+    maps = []
+    for kind in settings.maps:
+        if kind == "umap" and not has_umap():
+            notes.append(NO_UMAP)
+            continue
+        options = {"max_points": settings.max_points, "age_years_N": ages}
+        maps.append(map_embeddings(table, index, mapped, kind, seed, **options))
     nights = []
     for key in settings.nights or [_longest_night(index, mapped)]:
         epochs = _epochs_of_night(index, positions, key)
         if len(epochs) < FEWEST_EPOCHS:
             notes.append(f"No path of night {key}: it has {len(epochs)} epochs.")
         else:
-            nights.append(trace_night(table, index, epochs, key, settings.seed))
+            nights.append(trace_night(table, index, epochs, key, seed))
     comparisons = []
-    if cohort is None:
+    if inputs.cohort is None:
         notes.append(
             "No cohort is compared: paths.health_dir, cohort.patient_ids and cohort.patients_file "
             "are all empty."
         )
     else:
         comparisons = compare_cohort(
-            settings.cohort, index, table, positions, cohort, age_years_N, settings.seed
+            settings.cohort, index, table, positions, inputs.cohort, ages, seed
         )
     distances = None
     if settings.distances.channels:
-        distances = compare_distances(settings.distances, index, table, mapped, settings.seed)
+        distances = compare_distances(settings.distances, index, table, mapped, seed)
     return Exploration(
-        index, positions, mapped, maps, nights, cohort, comparisons, distances, notes
+        index, positions, mapped, maps, nights, inputs.cohort, comparisons, distances, notes
     )
 
 
@@ -283,24 +296,36 @@ def _longest_night(index: store.ExampleIndex, positions: np.ndarray) -> str:
 
 
 # ------------------------------------------------------------------ explore.json
-def as_content(result: Exploration, facts: Mapping[str, object]) -> dict:
-    """Content of explore.json; ``facts`` (checkpoint, pooling, split, …) stand at its top."""
-    index, cohort, distances = result.index, result.cohort, result.distances
+def as_content(settings: ExploreSettings, inputs: Inputs, found: Exploration) -> dict:
+    """Content of explore.json."""
+    index, checkpoint = inputs.index, inputs.checkpoint
+
+    def n_patients(positions: np.ndarray) -> int:
+        return len(np.unique(index.patient_ids[positions]))
+
+    here = checkpoints.hash_patients(index.patient_ids[found.positions])
+    seen = checkpoint.patients_seen
     content = {
-        **facts,
+        "checkpoint": str(settings.paths.checkpoint),
+        "checkpoint_step": checkpoint.step,
+        "checkpoint_simulated": checkpoint.simulated,
+        "seen_patients": None if seen is None else len(set(here) & set(seen)),
+        "pooling": settings.pooling,
+        "split": settings.split,
+        "seed": settings.seed,
         "simulated": index.simulated,
         "split_hash": index.split_hash,
-        "n_epochs": len(result.positions),
-        "n_patients": len(np.unique(index.patient_ids[result.positions])),
-        "notes": result.notes,
+        "n_epochs": len(found.positions),
+        "n_patients": n_patients(found.positions),
+        "notes": found.notes,
         "maps": [
             {
-                "method": one.method,
-                "n_epochs": len(one.positions),
-                "n_patients": len(np.unique(index.patient_ids[one.positions])),
-                "separation": one.separation,
+                "method": space.method,
+                "n_epochs": len(space.positions),
+                "n_patients": n_patients(space.positions),
+                "separation": space.separation,
             }
-            for one in result.maps
+            for space in found.maps
         ],
         "nights": [
             {
@@ -309,24 +334,24 @@ def as_content(result: Exploration, facts: Mapping[str, object]) -> dict:
                 "hours": float(night.hours[-1]),
                 "diffusion_steps": night.diffusion_steps,
             }
-            for night in result.nights
+            for night in found.nights
         ],
         "cohort": None,
         "distances": None,
     }
-    if cohort is not None:
+    if found.cohort is not None:
         content["cohort"] = {
-            "name": cohort.name,
-            "n_patients_by_code": cohort.n_by_code,
-            "n_listed": cohort.n_listed,
-            "comparisons": [comparison_figures(one) for one in result.comparisons],
+            "name": found.cohort.name,
+            "n_patients_by_code": found.cohort.n_by_code,
+            "n_listed": found.cohort.n_listed,
+            "comparisons": list(map(comparison_figures, found.comparisons)),
         }
-    if distances is not None:
-        table = distances.correlations.astype(object)
+    if found.distances is not None:
+        table = found.distances.correlations.astype(object)
         content["distances"] = {
-            "n_epochs": distances.n_epochs,
-            "n_patients": distances.n_patients,
-            "resampled_over": distances.resampled_over,
+            "n_epochs": found.distances.n_epochs,
+            "n_patients": found.distances.n_patients,
+            "resampled_over": found.distances.resampled_over,
             "correlations": table.where(table.notna(), None).to_dict("records"),
         }
     return content

@@ -5,7 +5,7 @@ decodes them. Beside it, on the same epochs, stand three baselines that need no 
 epochs, **C** 16 channels, **H** hidden channels, **T** samples, **M** METHODS, **F** FIGURES.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.signal import welch
 from torch import Tensor
 from tqdm import tqdm
 
-from pedsleepmae import data, machine, metrics, store
+from pedsleepmae import data, metrics, store
 from pedsleepmae.channels import (
     CHANNEL_GROUPS,
     CHANNEL_NAMES,
@@ -25,14 +25,17 @@ from pedsleepmae.channels import (
 )
 from pedsleepmae.data import VARIANCE_SAMPLE, channel_variances
 from pedsleepmae.errors import GenerationError
+from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder, hidden_patches
 from pedsleepmae.probe.handmade import EEG_BANDS
 from pedsleepmae.tasks import CLASSES, class_members
 
-METHODS = ("model", "zero", "recording_mean", "nearest_channel")
-FIGURES = ("correlation", "spectral_error", "nmse")
+METHODS = ("model", "zero", "recording_mean", "nearest_channel")  # the order of an axis M
 BOUNDS = {"correlation": (-1.0, 1.0), "spectral_error": (0.0, np.inf), "nmse": (0.0, np.inf)}
+FIGURES = tuple(BOUNDS)
+NMSE = FIGURES.index("nmse")
 
+SHOWN_CLASSES = ("W", "N2", "N3", "R", "apnea", "desaturation")  # in pictures
 EACH = "each"  # the target that stands for every channel by itself
 REFERENCE_EPOCHS = 40  # of a recording, from which a baseline learns its mean and gains
 # Bands in Hz of the spectral error. Fast channels: those of the hand-made features and the muscle;
@@ -206,21 +209,20 @@ def nearest_channel(
 
 def baselines(
     x_CT: np.ndarray, present_C: np.ndarray, moments: np.ndarray, channels: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """What each baseline makes of the hidden channels of one epoch, (H, T) by method.
+) -> np.ndarray:
+    """What each baseline makes of the hidden channels of one epoch, (M - 1, H, T) float32.
 
     zero: the mean of the population (signals are standardised); recording_mean: the channel's mean
     in the recording's other epochs; nearest_channel: see :func:`nearest_channel`, among channels
     that are not hidden themselves.
     """
     shown = [c for c in range(N_CHANNELS) if present_C[c] and c not in channels]
-    zero = np.zeros((len(channels), x_CT.shape[1]), np.float32)
-    means, nearest = zero.copy(), zero.copy()
-    for row, target in enumerate(channels):
-        means[row] = moments[target, -1] / moments[-1, -1]
+    made = np.zeros((len(METHODS) - 1, len(channels), x_CT.shape[1]), np.float32)
+    for h, target in enumerate(channels):
+        made[1, h] = moments[target, -1] / moments[-1, -1]
         channel, gain, offset = nearest_channel(moments, target, shown)
-        nearest[row] = offset if channel is None else gain * x_CT[channel] + offset
-    return {"zero": zero, "recording_mean": means, "nearest_channel": nearest}
+        made[2, h] = offset if channel is None else gain * x_CT[channel] + offset
+    return made
 
 
 # ------------------------------------------------------------------ figures of one epoch
@@ -272,8 +274,8 @@ def score_channel(
 
 # ------------------------------------------------------------------ many epochs
 @dataclass(frozen=True)
-class Imputed:
-    """Figures of one target: ``scores`` (N, H, M, F) of the epochs at ``positions``.
+class Imputation:
+    """One target imputed: ``scores`` (N, H, M, F) of the epochs at ``positions``.
 
     NaN where a channel was not recorded, so that nothing is known of the truth.
     """
@@ -284,85 +286,97 @@ class Imputed:
     scores: np.ndarray
 
 
-def impute_target(
-    model: MaskedAutoencoder,
-    index: store.ExampleIndex,
-    positions: np.ndarray,
-    moments: RecordingMoments,
-    target: str,
-    channels: tuple[int, ...],
-    variance_C: np.ndarray,
-    *,
-    show_all: bool,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Imputed:
-    """Impute a target in these epochs and score it beside the baselines.
+@dataclass(frozen=True)
+class Trace:
+    """A channel of the typical epoch of a class: recorded (T,), and by each method (M, T)."""
 
-    Left out are epochs in which none of its channels was recorded, none besides them was, or
-    whose recording offers the baselines no other epoch.
-    """
-    hidden = np.isin(np.arange(N_CHANNELS), channels)
-    present_NC = index.present[positions]
-    usable = present_NC[:, hidden].any(axis=1) & present_NC[:, ~hidden].any(axis=1)
-    positions = positions[usable & (moments.n_others(positions) > 0)]
-    scores = np.full((len(positions), len(channels), len(METHODS), len(FIGURES)), np.nan)
-    done = 0
-    batches = data.sample_batches(index, positions, batch_size)
-    with tqdm(total=len(positions), desc=f"imputing {target}", unit="ex", leave=False) as bar:
+    class_name: str
+    position: int
+    channel: int
+    true_T: np.ndarray
+    pred_MT: np.ndarray
+    correlation_M: np.ndarray
+
+
+@dataclass(frozen=True)
+class Imputer:
+    """What imputing takes, whatever the target; the model is on its device."""
+
+    model: MaskedAutoencoder
+    index: store.ExampleIndex
+    moments: RecordingMoments
+    variance_C: np.ndarray
+    show_all: bool
+    compute: Compute
+
+    def impute_target(
+        self, target: str, channels: tuple[int, ...], positions: np.ndarray
+    ) -> Imputation:
+        """Impute a target in these epochs and score it beside the baselines.
+
+        Left out are epochs in which none of its channels was recorded, none besides them was, or
+        whose recording offers the baselines no other epoch.
+        """
+        hidden = np.isin(np.arange(N_CHANNELS), channels)
+        present_NC = self.index.present[positions]
+        usable = present_NC[:, hidden].any(axis=1) & present_NC[:, ~hidden].any(axis=1)
+        positions = positions[usable & (self.moments.n_others(positions) > 0)]
+        scores = np.full((len(positions), len(channels), len(METHODS), len(FIGURES)), np.nan)
+        with tqdm(total=len(positions), desc=f"imputing {target}", unit="ex", leave=False) as bar:
+            for rows, true_BHT, pred_BMHT in self.predict(positions, channels):
+                known_BH = self.index.present[positions[rows]][:, list(channels)]
+                for h, channel in enumerate(channels):
+                    true_NT, pred_NMT = true_BHT[known_BH[:, h], h], pred_BMHT[known_BH[:, h], :, h]
+                    if len(true_NT):  # welch refuses to work on nothing
+                        scores[rows, h][known_BH[:, h]] = score_channel(
+                            true_NT, pred_NMT, channel, self.variance_C[channel]
+                        )
+                bar.update(len(true_BHT))
+        return Imputation(target, channels, positions, scores)
+
+    def predict(
+        self, positions: np.ndarray, channels: Sequence[int]
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """The hidden channels, batch by batch: (places in ``positions``, recorded (B, H, T), as
+        each method gives them (B, M, H, T))."""
+        device, done = self.compute.device, 0
+        batches = data.sample_batches(self.index, positions, self.compute.batch_size)
         for x_BCT, present_BC in batches:
+            shown = x_BCT.to(device), present_BC.to(device)
+            with self.compute.autocast():
+                pred_BHT = impute(self.model, *shown, channels, show_all=self.show_all)
             rows = slice(done, done + len(x_BCT))
-            pred_BMHT = predict_all(
-                model,
-                x_BCT,
-                present_BC,
-                moments,
-                positions[rows],
-                channels,
-                show_all=show_all,
-                device=device,
-                dtype=dtype,
-            )
-            true_BHT = x_BCT[:, list(channels)].float().numpy()
-            for h, channel in enumerate(channels):
-                known = present_BC[:, channel].numpy()
-                if not known.any():
-                    continue  # welch refuses to work on nothing
-                scores[rows, h][known] = score_channel(
-                    true_BHT[known, h], pred_BMHT[known, :, h], channel, variance_C[channel]
-                )
-            done += len(x_BCT)
-            bar.update(len(x_BCT))
-    return Imputed(target, channels, positions, scores)
+            x_BCT, present_BC = x_BCT.float().numpy(), present_BC.numpy()
+            simple_BMHT = [
+                baselines(x_CT, present_C, self.moments.of_others(at), channels)
+                for at, x_CT, present_C in zip(positions[rows], x_BCT, present_BC, strict=True)
+            ]
+            pred_B1HT = pred_BHT.float().cpu().numpy()[:, None]
+            yield rows, x_BCT[:, list(channels)], np.concatenate([pred_B1HT, simple_BMHT], axis=1)
+            done = rows.stop
 
+    def typical_traces(
+        self, imputation: Imputation, sample: Mapping[str, np.ndarray]
+    ) -> list[Trace]:
+        """What pictures show of a target.
 
-def predict_all(
-    model: MaskedAutoencoder,
-    x_BCT: Tensor,
-    present_BC: Tensor,
-    moments: RecordingMoments,
-    positions: np.ndarray,
-    channels: Sequence[int],
-    *,
-    show_all: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> np.ndarray:
-    """The hidden channels as each method gives them, (B, M, H, T) float32."""
-    with machine.autocast(device, dtype):
-        x_here, present_here = x_BCT.to(device), present_BC.to(device)
-        pred_BHT = impute(model, x_here, present_here, channels, show_all=show_all)
-    by_method = {"model": pred_BHT.cpu().numpy()}
-    simple = [
-        baselines(x_CT, present_C, moments.of_others(position), channels)
-        for x_CT, present_C, position in zip(
-            x_BCT.float().numpy(), present_BC.numpy(), positions, strict=True
-        )
-    ]
-    for method in METHODS[1:]:
-        by_method[method] = np.stack([one[method] for one in simple])
-    return np.stack([by_method[method] for method in METHODS], axis=1)
+        For one channel the typical epochs of SHOWN_CLASSES; for a group the typical epoch of all
+        (or of the first class in which it was recorded), a trace for each channel recorded in it.
+        """
+        typical = typical_epochs(imputation, sample)
+        names = [name for name in typical if name in SHOWN_CLASSES] or list(typical)
+        if len(imputation.channels) > 1:
+            names = (["all"] if "all" in typical else names)[:1]
+        traces = []
+        for name in names:
+            at = typical[name]
+            scores_HMF = imputation.scores[np.searchsorted(imputation.positions, at)]
+            ((_, true_1HT, pred_1MHT),) = self.predict(np.array([at]), imputation.channels)
+            for h, channel in enumerate(imputation.channels):
+                if self.index.present[at, channel]:
+                    signals = true_1HT[0, h], pred_1MHT[0, :, h]
+                    traces.append(Trace(name, at, channel, *signals, scores_HMF[h, :, 0]))
+        return traces
 
 
 def train_variances(index: store.ExampleIndex, seed: int) -> np.ndarray:
@@ -371,9 +385,26 @@ def train_variances(index: store.ExampleIndex, seed: int) -> np.ndarray:
     return channel_variances(data.sample_batches(index, sample, REFERENCE_EPOCHS)).numpy()
 
 
+def typical_epochs(imputation: Imputation, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Of each class the epoch whose nmse by the model is the median one, for pictures.
+
+    Neither the best nor the worst, of the target's first channel that was recorded there.
+    """
+    nmse_NH = imputation.scores[:, :, 0, NMSE]
+    first_N = np.argmax(np.isfinite(nmse_NH), axis=1)
+    nmse_N = nmse_NH[np.arange(len(nmse_NH)), first_N]
+    chosen = {}
+    for name, drawn in sample.items():
+        here = np.flatnonzero(np.isin(imputation.positions, drawn))
+        if len(here):
+            order = here[np.argsort(nmse_N[here], kind="stable")]
+            chosen[name] = int(imputation.positions[order[len(order) // 2]])
+    return chosen
+
+
 # ------------------------------------------------------------------ figures with intervals
 def summarise(
-    imputed: Imputed,
+    imputation: Imputation,
     index: store.ExampleIndex,
     sample: Mapping[str, np.ndarray],
     n_draws: int,
@@ -384,79 +415,45 @@ def summarise(
     Of each class the epochs of ``sample`` (as of sample_classes) count. Means over epochs, 95 %
     intervals by bootstrap over patients, and paired differences model - baseline.
     """
-    result = {}
-    for h, channel in enumerate(imputed.channels):
-        known = np.isfinite(imputed.scores[:, h, 0, FIGURES.index("nmse")])
-        result[CHANNEL_NAMES[channel]] = {}
+    result = {CHANNEL_NAMES[channel]: {} for channel in imputation.channels}
+    for h, by_class in enumerate(result.values()):
+        known = np.isfinite(imputation.scores[:, h, 0, NMSE])
         for name, drawn in sample.items():
-            here = np.flatnonzero(known & np.isin(imputed.positions, drawn))
-            if not len(here):
-                continue
-            rows = imputed.positions[here]
-            group_N, group = metrics.bootstrap_groups(
-                index.patient_ids[rows], index.study_ids[rows], index.onsets_s[rows]
-            )
-            weights_RG = metrics.draw_weights(group_N.max() + 1, n_draws, seed)
-            judged = {
-                method: mean_figures(imputed.scores[here, h, m], group_N, weights_RG)
-                for m, method in enumerate(METHODS)
-            }
-            model, model_draws = judged["model"]
-            entry = {
-                "n": len(here),
-                "n_patients": len(np.unique(index.patient_ids[rows])),
-                "bootstrap_over": group,
-                "model": model,
-                "baselines": {},
-            }
-            for method in METHODS[1:]:
-                figures, draws = judged[method]
-                gaps = {}
-                for f in FIGURES:
-                    gaps[f] = _difference(model, model_draws, figures, draws, f, weights_RG)
-                entry["baselines"][method] = figures | {"difference": gaps}
-            result[CHANNEL_NAMES[channel]][name] = entry
+            here = known & np.isin(imputation.positions, drawn)
+            if here.any():
+                rows, scores_NMF = imputation.positions[here], imputation.scores[here, h]
+                by_class[name] = summarise_class(index, rows, scores_NMF, n_draws, seed)
     return result
 
 
-def mean_figures(
-    scores_NF: np.ndarray, group_N: np.ndarray, weights_RG: np.ndarray
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """Means over epochs with ``ci95`` (None where undefined), and the bootstrap draws of each.
-
-    Epochs without a figure (nothing correlates with a constant truth) do not count in it.
-    """
-    figures, ci95, draws = {}, {}, {}
-    n_groups = weights_RG.shape[1]
-    for f, name in enumerate(FIGURES):
-        value_N, known = scores_NF[:, f], np.isfinite(scores_NF[:, f])
-        count_G = np.bincount(group_N[known], minlength=n_groups)
-        sum_G = np.bincount(group_N[known], value_N[known], n_groups)
-        if not known.any():
-            figures[name] = ci95[name] = None
-            draws[name] = np.full(len(weights_RG), np.nan)
-            continue
-        n_R = weights_RG @ count_G
-        draws[name] = np.divide(
-            weights_RG @ sum_G, n_R, out=np.full(len(n_R), np.nan), where=n_R > 0
-        )
-        figures[name] = float(value_N[known].mean())
-        n_holding = int((count_G > 0).sum())
-        ci95[name] = metrics.interval(draws[name], n_holding, figures[name], BOUNDS[name])
-    return figures | {"ci95": ci95}, draws
-
-
-def _difference(model, model_draws, other, other_draws, figure: str, weights_RG) -> dict:
-    """Model minus baseline with its paired interval; None where one of them is undefined."""
-    if model[figure] is None or other[figure] is None:
-        return {"value": None, "ci95": None}
-    gap = model[figure] - other[figure]
-    if model["ci95"][figure] is None or other["ci95"][figure] is None:
-        return {"value": gap, "ci95": None}
-    paired_R = model_draws[figure] - other_draws[figure]
-    reach = BOUNDS[figure][1] - BOUNDS[figure][0]
-    ci95 = metrics.interval(paired_R, weights_RG.shape[1], gap, (-reach, reach))
-    return {"value": gap, "ci95": ci95}
+def summarise_class(
+    index: store.ExampleIndex, rows: np.ndarray, scores_NMF: np.ndarray, n_draws: int, seed: int
+) -> dict:
+    """Counts of these epochs, and the figures of each method with its difference to the model."""
+    group_N, group = metrics.bootstrap_groups(
+        index.patient_ids[rows], index.study_ids[rows], index.onsets_s[rows]
+    )
+    weights_RG = metrics.draw_weights(group_N.max() + 1, n_draws, seed)
+    by_method = {}
+    for m, method in enumerate(METHODS):
+        means, gaps = {}, {}
+        for f, (figure, (low, high)) in enumerate(BOUNDS.items()):
+            model_N, score_N = scores_NMF[:, 0, f], scores_NMF[:, m, f]
+            means[figure] = metrics.bootstrap_mean(score_N, group_N, weights_RG, (low, high))
+            gaps[figure] = metrics.bootstrap_mean(
+                model_N - score_N, group_N, weights_RG, (low - high, high - low)
+            )
+        by_method[method] = {figure: mean["value"] for figure, mean in means.items()}
+        by_method[method]["ci95"] = {figure: mean["ci95"] for figure, mean in means.items()}
+        if method != "model":
+            by_method[method]["difference"] = gaps
+    return {
+        "n": len(rows),
+        "n_patients": len(np.unique(index.patient_ids[rows])),
+        "bootstrap_over": group,
+        "model": by_method.pop("model"),
+        "baselines": by_method,
+    }
 
 
 def prevalences(index: store.ExampleIndex, split: str) -> dict[str, dict[str, float | int]]:
@@ -466,23 +463,6 @@ def prevalences(index: store.ExampleIndex, split: str) -> dict[str, dict[str, fl
         name: int(member_N[rows].sum()) for name, member_N in class_members(index.labels).items()
     }
     return {name: {"n": n, "share": n / len(rows)} for name, n in counts.items()}
-
-
-def typical_epochs(imputed: Imputed, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Of each class the epoch whose nmse by the model is the median one, for pictures.
-
-    Neither the best nor the worst, of the target's first channel that was recorded there.
-    """
-    nmse_N = imputed.scores[:, :, 0, FIGURES.index("nmse")]
-    first_N = np.argmax(np.isfinite(nmse_N), axis=1)
-    nmse_N = nmse_N[np.arange(len(nmse_N)), first_N]
-    chosen = {}
-    for name, drawn in sample.items():
-        here = np.flatnonzero(np.isin(imputed.positions, drawn))
-        if len(here):
-            order = here[np.argsort(nmse_N[here], kind="stable")]
-            chosen[name] = int(imputed.positions[order[len(order) // 2]])
-    return chosen
 
 
 def union(sample: Mapping[str, np.ndarray]) -> np.ndarray:

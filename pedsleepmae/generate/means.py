@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pedsleepmae import data, machine, store
+from pedsleepmae import data, store
 from pedsleepmae.generate.imputation import read_where_hidden
 from pedsleepmae.generate.space import Space, by_distance_to_mean
+from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.tasks import CLASSES, class_members
 
@@ -42,13 +43,7 @@ def choose_patient(index: store.ExampleIndex, rows: np.ndarray) -> int | None:
 
 @torch.no_grad()
 def decode_mean(
-    model: MaskedAutoencoder,
-    index: store.ExampleIndex,
-    positions: np.ndarray,
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    model: MaskedAutoencoder, index: store.ExampleIndex, positions: np.ndarray, compute: Compute
 ) -> np.ndarray:
     """The mean over these examples of all tokens that the encoder gives, decoded: (16, 3840).
 
@@ -58,18 +53,16 @@ def decode_mean(
     """
 
     def decode(keep_1CK: torch.Tensor) -> torch.Tensor:
-        sums = [0.0, 0.0]
-        for x_BCT, present_BC in data.sample_batches(index, positions, batch_size):
+        class_1CE, z_1CKE = 0.0, 0.0
+        for x_BCT, present_BC in data.sample_batches(index, positions, compute.batch_size):
             keep_BCK = keep_1CK.expand(len(x_BCT), -1, -1)
-            with machine.autocast(device, dtype):
-                features = model.encode(x_BCT.to(device), present_BC, keep_BCK)
-            sums = [
-                total + part.double().sum(dim=0, keepdim=True)
-                for total, part in zip(sums, features, strict=True)
-            ]
-        class_1CE, z_1CKE = ((total / len(positions)).float() for total in sums)
-        with machine.autocast(device, dtype):
-            return model.decode(class_1CE, z_1CKE, keep_1CK)
+            with compute.autocast():
+                class_BCE, z_BCKE = model.encode(x_BCT.to(compute.device), present_BC, keep_BCK)
+            class_1CE = class_1CE + class_BCE.double().sum(dim=0, keepdim=True)
+            z_1CKE = z_1CKE + z_BCKE.double().sum(dim=0, keepdim=True)
+        means = ((total / len(positions)).float() for total in (class_1CE, z_1CKE))
+        with compute.autocast():
+            return model.decode(*means, keep_1CK)
 
     return read_where_hidden(model, decode)[0].cpu().numpy()
 
@@ -81,10 +74,7 @@ def decode_class_means(
     n_max: int,
     patient_id: int | None,
     seed: int,
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
 ) -> list[ClassMean]:
     """For each class that a patient of the split shows: the decoded mean, and real epochs.
 
@@ -99,9 +89,6 @@ def decode_class_means(
         here = data.fixed_sample(here[index.patient_ids[here] == patient], n_max, seed)
         if not len(here):
             continue
-        decoded_CT = decode_mean(
-            model, index, here, batch_size=batch_size, device=device, dtype=dtype
-        )
         order, distance = by_distance_to_mean(space.read(here))
         near, far = order[:N_SHOWN], order[N_SHOWN:][::-1][:N_SHOWN]
         means.append(
@@ -109,7 +96,7 @@ def decode_class_means(
                 name=name,
                 patient_id=int(patient),
                 n_epochs=len(here),
-                decoded_CT=decoded_CT,
+                decoded_CT=decode_mean(model, index, here, compute),
                 present_C=index.present[here].all(axis=0),
                 nearest=here[near],
                 nearest_distance=distance[near],

@@ -1,17 +1,18 @@
 """Pictures of the generation report, each a matplotlib Figure; nothing here computes a figure."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
-from pedsleepmae.generate.imputation import METHODS, SLOW_CHANNELS
+from pedsleepmae.generate.imputation import METHODS, SLOW_CHANNELS, Trace
 from pedsleepmae.generate.means import ClassMean
-from pedsleepmae.generate.space import Outliers
+from pedsleepmae.generate.space import Neighbours, Outliers
 from pedsleepmae.pages.plots import (
+    COLOURS,
     INK,
     LINE,
     SOFT,
@@ -29,17 +30,16 @@ METHOD_NAMES = {
     "nearest_channel": "nearest other channel",
 }
 METHOD_COLOURS = {
-    "model": "#1f5c8b",
-    "nearest_channel": "#c77d1e",
-    "recording_mean": "#8d99a6",
-    "zero": "#c3cbd3",
+    "model": COLOURS["encoder"],
+    "nearest_channel": COLOURS["handmade"],
+    "recording_mean": COLOURS["untrained"],
+    "zero": COLOURS["prevalence"],
 }
 FIGURE_NAMES = {
     "correlation": "correlation with the truth",
     "spectral_error": "spectral error, |log10 ratio|",
     "nmse": "mean squared error / variance",
 }
-SHOWN_CLASSES = ("W", "N2", "N3", "R", "apnea", "desaturation")
 DETAIL_S = (12.0, 18.0)
 WORST_NMSE = 2.0  # the axis of errors ends here; what is worse is drawn at its end
 
@@ -47,12 +47,17 @@ WORST_NMSE = 2.0  # the axis of errors ends here; what is worse is drawn at its 
 # ------------------------------------------------------------------ imputation
 def rows_of(imputation: Mapping[str, Mapping]) -> list[tuple[str, Mapping]]:
     """(label, figures by class) of each target's channels, with what was hidden beside them."""
-    rows = []
-    for target, channels in imputation.items():
-        for channel, by_class in channels.items():
-            alone = len(channels) == 1
-            rows.append((channel if alone else f"{channel}  (all {target} hidden)", by_class))
-    return [(label, by_class) for label, by_class in rows if "all" in by_class]
+    return [
+        (channel if len(channels) == 1 else f"{channel}  (all {target} hidden)", by_class)
+        for target, channels in imputation.items()
+        for channel, by_class in channels.items()
+        if "all" in by_class
+    ]
+
+
+def by_method(entry: Mapping) -> dict[str, Mapping]:
+    """Figures of the model and of each baseline, in the order of METHODS."""
+    return {"model": entry["model"], **entry["baselines"]}
 
 
 def draw_overview(imputation: Mapping[str, Mapping]) -> Figure:
@@ -61,20 +66,19 @@ def draw_overview(imputation: Mapping[str, Mapping]) -> Figure:
     figure = Figure(figsize=(11, 1.1 + 0.27 * len(rows)), layout="constrained")
     axes = clean_axes(figure, 1, 3, sharey=True)[0]
     for ax, (name, words) in zip(axes, FIGURE_NAMES.items(), strict=True):
+        top = WORST_NMSE if name == "nmse" else np.inf
         for y, (_, by_class) in enumerate(rows):
-            entry = by_class["all"]
-            for k, method in enumerate(reversed(METHOD_COLOURS)):
-                one = entry["model"] if method == "model" else entry["baselines"][method]
-                if one[name] is None:
+            figures = by_method(by_class["all"])
+            for k, (method, colour) in enumerate(reversed(METHOD_COLOURS.items())):
+                value, edges = figures[method][name], figures[method]["ci95"][name]
+                if value is None:
                     continue
-                top = WORST_NMSE if name == "nmse" else np.inf
-                colour, height = METHOD_COLOURS[method], y + 0.12 * (1.5 - k)
-                if one["ci95"][name] is not None:
-                    edges = np.minimum(one["ci95"][name], top)
-                    ax.plot(edges, [height, height], color=colour, lw=1.6, alpha=0.8)
+                height = y + 0.12 * (1.5 - k)
+                if edges is not None:
+                    ax.plot(np.minimum(edges, top), [height] * 2, color=colour, lw=1.6, alpha=0.8)
                 size = 5 if method == "model" else 3.6
                 label = METHOD_NAMES[method] if y == 0 and name == "nmse" else None
-                ax.plot(min(one[name], top), height, "o", color=colour, ms=size, label=label)
+                ax.plot(min(value, top), height, "o", color=colour, ms=size, label=label)
             ax.axhline(y + 0.5, color=LINE, lw=0.5)
         ax.set_xlabel(words, fontsize=9)
     axes[0].set_yticks(range(len(rows)), [label for label, _ in rows])
@@ -123,41 +127,37 @@ def draw_classes(imputation: Mapping[str, Mapping]) -> Figure:
     return figure
 
 
-def draw_imputed(
-    rows: Sequence[tuple[str, int]], true_RT: np.ndarray, pred_RMT: np.ndarray
-) -> Figure:
-    """Truth, imputation and nearest channel: a row for each (caption, channel) of ``rows``.
-
-    30 s on the left; of fast channels some seconds on the right.
-    """
-    time_s = np.arange(true_RT.shape[1]) / RATE_HZ
-    fast = any(channel not in SLOW_CHANNELS for _, channel in rows)
-    columns = 2 if fast else 1
-    figure = Figure(figsize=(12, 0.7 + 1.25 * len(rows)), layout="constrained")
+def draw_imputed(index: store.ExampleIndex, traces: Sequence[Trace]) -> Figure:
+    """Truth, imputation and nearest channel, a row for each trace: 30 s, of fast channels also
+    some of its seconds."""
+    time_s = np.arange(len(traces[0].true_T)) / RATE_HZ
+    fast = any(trace.channel not in SLOW_CHANNELS for trace in traces)
+    spans = [(0.0, EPOCH_S), DETAIL_S] if fast else [(0.0, EPOCH_S)]
+    figure = Figure(figsize=(12, 0.7 + 1.25 * len(traces)), layout="constrained")
     options = {"width_ratios": [1.7, 1]} if fast else {}
-    axes = clean_axes(figure, len(rows), columns, gridspec_kw=options, sharex="col")
-    shown = ("nearest_channel", "model")
-    for (caption, channel), true_T, pred_MT, pair in zip(
-        rows, true_RT, pred_RMT, axes, strict=True
-    ):
-        spans = [(0.0, EPOCH_S), DETAIL_S]
-        for ax, (first_s, last_s) in zip(pair, spans, strict=False):
+    axes = clean_axes(figure, len(traces), len(spans), gridspec_kw=options, sharex="col")
+    nearest, model = METHODS.index("nearest_channel"), METHODS.index("model")
+    for trace, pair in zip(traces, axes, strict=True):
+        for ax, (first_s, last_s) in zip(pair, spans, strict=True):
             here = (time_s >= first_s) & (time_s < last_s)
-            ax.plot(time_s[here], true_T[here], color=INK, lw=0.8, label="recorded")
-            for method in shown:
+            ax.plot(time_s[here], trace.true_T[here], color=INK, lw=0.8, label="recorded")
+            for m, width in ((nearest, 0.8), (model, 1.1)):
                 ax.plot(
                     time_s[here],
-                    pred_MT[METHODS.index(method)][here],
-                    color=METHOD_COLOURS[method],
-                    lw=1.1 if method == "model" else 0.8,
-                    label=METHOD_NAMES[method],
+                    trace.pred_MT[m][here],
+                    color=METHOD_COLOURS[METHODS[m]],
+                    lw=width,
+                    label=METHOD_NAMES[METHODS[m]],
                 )
             ax.set_xlim(first_s, last_s)
-        low, high = _span(true_T, pred_MT[METHODS.index("model")])
-        for ax in pair:
-            ax.set_ylim(low, high)
+            ax.set_ylim(*_span(trace.true_T, trace.pred_MT[model]))
+        words = trace.class_name
+        if words == "all":
+            words = describe_epochs(index, [trace.position])[0]
+        r_model, r_nearest = trace.correlation_M[[model, nearest]]
+        caption = f"{words}: correlation {r_model:.2f}, nearest channel {r_nearest:.2f}"
         pair[0].set_title(caption, fontsize=8, color=INK, loc="left")
-        pair[0].set_ylabel(CHANNEL_NAMES[channel], fontsize=7)
+        pair[0].set_ylabel(CHANNEL_NAMES[trace.channel], fontsize=7)
     for ax in axes[-1]:
         ax.set_xlabel("seconds", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -182,68 +182,48 @@ def describe_epochs(index: store.ExampleIndex, positions: np.ndarray) -> list[st
     ]
 
 
-def describe_epoch(index: store.ExampleIndex, position: int) -> str:
-    """The scored classes of one epoch."""
-    return describe_epochs(index, [position])[0]
-
-
 def draw_class_mean(index: store.ExampleIndex, mean: ClassMean) -> Figure:
     """The decoded mean embedding beside the patient's epochs nearest to it and farthest from it.
 
     All columns share each channel's height, which is that of the nearest epoch.
     """
-    near, far = (store.read_signals(index, rows) for rows in (mean.nearest, mean.farthest))
-    columns = [("decoded mean of " + str(mean.n_epochs) + " epochs", mean.decoded_CT, "#1f5c8b")]
-    for rank, x_CT in enumerate(near, start=1):
-        columns.append((f"nearest {rank}: {mean.nearest_distance[rank - 1]:.1f}", x_CT, INK))
-    for rank, x_CT in enumerate(far, start=1):
-        columns.append((f"farthest {rank}: {mean.farthest_distance[rank - 1]:.1f}", x_CT, INK))
-    return _draw_columns(
-        [(caption, x_CT, mean.present_C, colour) for caption, x_CT, colour in columns],
-        height_C=channel_heights(near[0]),
-    )
+    captions, signals = [f"decoded mean of {mean.n_epochs} epochs"], [mean.decoded_CT]
+    for side, rows, distances in (
+        ("nearest", mean.nearest, mean.nearest_distance),
+        ("farthest", mean.farthest, mean.farthest_distance),
+    ):
+        captions += [f"{side} {rank}: {d:.1f}" for rank, d in enumerate(distances, start=1)]
+        signals += list(store.read_signals(index, rows))
+    present = [mean.present_C] * len(signals)
+    return _draw_columns(captions, signals, present, height_C=channel_heights(signals[1]))
 
 
-def draw_neighbours(
-    index: store.ExampleIndex, query: int, found: np.ndarray, distance: np.ndarray
-) -> Figure:
+def draw_neighbours(index: store.ExampleIndex, near: Neighbours) -> Figure:
     """An example and its nearest neighbours, each channel to the example's height."""
-    found, distance = found[found >= 0], distance[found >= 0]
-    signals = store.read_signals(index, np.concatenate([[query], found]))
-    words = describe_epochs(index, [query, *found])
+    positions = np.array([near.query, *near.found])
+    signals, words = store.read_signals(index, positions), describe_epochs(index, positions)
     captions = [f"query: {words[0]}"]
-    captions += [f"{d:.1f}: {text}" for d, text in zip(distance, words[1:], strict=True)]
-    columns = [
-        (caption, x_CT, index.present[at], "#1f5c8b" if at == query else INK)
-        for caption, x_CT, at in zip(captions, signals, [query, *found], strict=True)
-    ]
-    return _draw_columns(columns, height_C=channel_heights(signals[0]))
+    captions += [f"{d:.1f}: {text}" for d, text in zip(near.distance, words[1:], strict=True)]
+    heights = channel_heights(signals[0])
+    return _draw_columns(captions, signals, index.present[positions], height_C=heights)
 
 
 def _draw_columns(
-    columns: Sequence[tuple[str, np.ndarray, np.ndarray, str]], height_C: np.ndarray
+    captions: Sequence[str],
+    signals: Sequence[np.ndarray],
+    present: Sequence[np.ndarray],
+    height_C: np.ndarray,
 ) -> Figure:
-    figure = Figure(figsize=(1 + 2.6 * len(columns), 5.2), layout="constrained")
-    axes = clean_axes(figure, 1, len(columns))[0]
-    for ax, (caption, x_CT, present_C, colour) in zip(axes, columns, strict=True):
-        draw_epoch(
-            ax,
-            x_CT,
-            present_C,
-            _wrapped(caption),
-            named=ax is axes[0],
-            height_C=height_C,
-            colour=colour,
-        )
+    """Epochs beside each other; the first one, which the others are held against, in blue."""
+    figure = Figure(figsize=(1 + 2.6 * len(signals), 5.2), layout="constrained")
+    axes = clean_axes(figure, 1, len(signals))[0]
+    for k, (ax, caption, x_CT, present_C) in enumerate(
+        zip(axes, captions, signals, present, strict=True)
+    ):
+        colour = INK if k else COLOURS["encoder"]
+        style = {"named": k == 0, "height_C": height_C, "colour": colour}
+        draw_epoch(ax, x_CT, present_C, textwrap.fill(caption, 32), **style)
     return figure
-
-
-def _wrapped(caption: str, width: int = 30) -> str:
-    """At most two lines, broken after a comma or colon."""
-    if len(caption) <= width:
-        return caption
-    cut = max(caption.rfind(mark, 0, width) for mark in (",", ":")) + 1
-    return f"{caption[:cut]}\n{caption[cut:].strip()}" if cut else caption
 
 
 def draw_agreement(agreement: Mapping[str, Mapping]) -> Figure:
@@ -251,13 +231,12 @@ def draw_agreement(agreement: Mapping[str, Mapping]) -> Figure:
     figure = Figure(figsize=(7.5, 0.8 + 0.33 * len(agreement)), layout="constrained")
     ax = clean_axes(figure)[0, 0]
     for y, entry in enumerate(agreement.values()):
-        ax.barh(y, entry["share"], color="#1f5c8b", height=0.55, alpha=0.85)
+        ax.barh(y, entry["share"], color=COLOURS["encoder"], height=0.55, alpha=0.85)
         if entry["ci95"] is not None:
             ax.plot(entry["ci95"], [y, y], color=INK, lw=1.4)
+        chance, edges = [entry["by_chance"]] * 2, [y - 0.36, y + 0.36]
         label = "drawing at random" if y == 0 else None
-        ax.plot(
-            [entry["by_chance"]] * 2, [y - 0.36, y + 0.36], color="#c77d1e", lw=2.2, label=label
-        )
+        ax.plot(chance, edges, color=COLOURS["handmade"], lw=2.2, label=label)
     labels = [f"{name}  ({entry['n']})" for name, entry in agreement.items()]
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)
@@ -274,10 +253,10 @@ def draw_outliers(index: store.ExampleIndex, outliers: Outliers, rows: np.ndarra
     n_rows = -(-len(rows) // n_columns)
     figure = Figure(figsize=(1 + 3.2 * n_columns, 5.6 * n_rows), layout="constrained")
     axes = clean_axes(figure, n_rows, n_columns)
-    every = range(len(CHANNEL_NAMES))
+    every, words = range(len(CHANNEL_NAMES)), describe_epochs(index, rows)
     for i, (ax, at, x_CT) in enumerate(zip(axes.flat, rows, signals, strict=False)):
-        score, channel = outliers.score_N[at], outliers.channel_N[at]
-        caption = f"{i + 1}. score {score:.2f}: {describe_epoch(index, at)}\n"
+        channel = outliers.channel_N[at]
+        caption = f"{i + 1}. score {outliers.score_N[at]:.2f}: {words[i]}\n"
         caption += f"stands out: {CHANNEL_NAMES[channel]}"
         named = i % n_columns == 0
         draw_epoch(ax, x_CT, index.present[at], caption, named=named, channels=every)
@@ -290,17 +269,15 @@ def draw_outliers(index: store.ExampleIndex, outliers: Outliers, rows: np.ndarra
 def draw_scores(index: store.ExampleIndex, outliers: Outliers, drawn: np.ndarray) -> Figure:
     """How outlier scores are spread in each split, and where the drawn ones lie."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    ax: Axes = clean_axes(figure)[0, 0]
+    ax = clean_axes(figure)[0, 0]
     known = outliers.score_N[np.isfinite(outliers.score_N)]
     bins = np.linspace(known.min(), known.max() * 1.001 + 1e-6, 70)
-    for split, colour in (("train", "#8d99a6"), ("val", "#2a9d8f"), ("test", "#1f5c8b")):
+    for split, source in (("train", "untrained"), ("val", "context"), ("test", "encoder")):
         score_n = outliers.score_N[index.rows(split)]
         score_n = score_n[np.isfinite(score_n)]
         if len(score_n):
-            weights = np.full(len(score_n), 1 / len(score_n))
-            ax.hist(
-                score_n, bins, weights=weights, histtype="step", color=colour, lw=1.5, label=split
-            )
+            style = {"histtype": "step", "color": COLOURS[source], "lw": 1.5, "label": split}
+            ax.hist(score_n, bins, weights=np.full(len(score_n), 1 / len(score_n)), **style)
     for at in drawn:
         ax.axvline(outliers.score_N[at], ymax=0.06, color="#b3261e", lw=1)
     ax.set_yscale("log")

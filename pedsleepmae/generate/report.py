@@ -6,69 +6,56 @@ numbers of the batch files, since an outlier or a neighbour that cannot be looke
 
 import json
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
-from pedsleepmae import data, store
+from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES
-from pedsleepmae.generate.imputation import FIGURES, METHODS, Imputed, predict_all, typical_epochs
-from pedsleepmae.generate.pictures import (
-    METHOD_NAMES,
-    SHOWN_CLASSES,
-    describe_epoch,
-    describe_epochs,
-    draw_agreement,
-    draw_class_mean,
-    draw_classes,
-    draw_imputed,
-    draw_neighbours,
-    draw_outliers,
-    draw_overview,
-    draw_scores,
-    rows_of,
+from pedsleepmae.generate import pictures
+from pedsleepmae.generate.imputation import FIGURES, METHODS
+from pedsleepmae.generate.pictures import by_method, describe_epochs, rows_of
+from pedsleepmae.generate.run import Generation
+from pedsleepmae.pages.page import (
+    counted,
+    data_cautions,
+    few_patients_caution,
+    in_digits,
+    page_template,
+    write_pictures,
 )
-from pedsleepmae.generate.run import Generated
-from pedsleepmae.model import MaskedAutoencoder
-from pedsleepmae.pages.page import counted, in_digits, page_template, write_pictures
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import CLASSES
 
 TEMPLATE = "generation_report.html.j2"
 PICTURE_DPI = 85  # dozens of pictures of signals are to fit in one page
-FEW_PATIENTS = 8  # below, an interval is a guess from a handful of people
 
 
-def write_results(
-    output_dir: Path,
-    generated: Generated,
-    model: MaskedAutoencoder,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Path:
-    """Write generate.json, tables/*.csv, pictures/*.png and generate.html, the path returned."""
-    content = as_content(generated)
+def write_results(output_dir: Path, found: Generation, content: Mapping) -> Path:
+    """Write generate.json, tables/*.csv, pictures/*.png and generate.html, the path returned.
+
+    ``content`` is that of generate.json.
+    """
     with store.write_whole(output_dir / "generate.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
-    for name, table in make_tables(generated).items():
+    for name, table in make_tables(found, content).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    figures = make_pictures(generated, model, device, dtype)
-    pictures = write_pictures(output_dir / "pictures", figures, PICTURE_DPI)
+    embedded = write_pictures(output_dir / "pictures", make_pictures(found), PICTURE_DPI)
     page = page_template(TEMPLATE).render(
         content=content,
-        cautions=cautions(generated),
+        cautions=cautions(found, content),
         headlines=headlines(content),
         rows=rows_of(content["imputation"]),
-        method_names=METHOD_NAMES,
+        method_names=pictures.METHOD_NAMES,
         baselines=METHODS[1:],
         classes=CLASSES,
-        means=generated.means,
-        queries=list(generated.queries),
-        targets={one.target: slug(one.target) for one in generated.imputed},
-        pictures=pictures,
+        means=found.means,
+        queries=list(found.neighbours),
+        targets={target: slug(target) for target in found.traces},
+        pictures=embedded,
         counted=counted,
     )
     with store.write_whole(output_dir / "generate.html") as temporary:
@@ -81,45 +68,7 @@ def slug(target: str) -> str:
     return target.lower().replace(" ", "_")
 
 
-# ------------------------------------------------------------------ generate.json
-def as_content(generated: Generated) -> dict:
-    """Content of generate.json: figures, counts and facts, nothing of a single patient."""
-    index, outliers = generated.index, generated.outliers
-    top = outliers.top_of_nights(index.nights(), generated.n_outliers)
-    scores = {
-        split: outliers.score_N[index.rows(split)][np.isfinite(outliers.score_N[index.rows(split)])]
-        for split in SPLITS
-    }
-    return {
-        **generated.facts,
-        "split": generated.split,
-        "split_hash": index.split_hash,
-        "patient_disjoint": index.patient_disjoint,
-        "simulated": index.simulated,
-        "prevalence": generated.prevalence,
-        "imputation": generated.imputation,
-        "means": [
-            {
-                "class": mean.name,
-                "n_epochs": mean.n_epochs,
-                "nearest_distance": [float(d) for d in mean.nearest_distance],
-                "farthest_distance": [float(d) for d in mean.farthest_distance],
-            }
-            for mean in generated.means
-        ],
-        "neighbour_agreement": generated.agreement,
-        "outliers": {
-            "n_reference": outliers.n_reference,
-            "quantiles": {
-                split: {f"{q:g}": float(np.quantile(score_n, q)) for q in (0.5, 0.95, 0.99, 1.0)}
-                for split, score_n in scores.items()
-                if len(score_n)
-            },
-            "top_scores": [float(score) for score in outliers.score_N[top]],
-        },
-    }
-
-
+# ------------------------------------------------------------------ words
 def headlines(content: Mapping) -> list[str]:
     """What the page says first, one sentence each."""
     rows = rows_of(content["imputation"])
@@ -138,7 +87,7 @@ def headlines(content: Mapping) -> list[str]:
     known = [(label, c["all"]["model"]) for label, c in rows]
     known = [(label, m["correlation"]) for label, m in known if m["correlation"] is not None]
     if known:
-        best, worst = max(known, key=lambda one: one[1]), min(known, key=lambda one: one[1])
+        best, worst = max(known, key=itemgetter(1)), min(known, key=itemgetter(1))
         lines.append(
             f"Best followed is {best[0].strip()} (correlation {in_digits(best[1], 2)}), least "
             f"{worst[0].strip()} ({in_digits(worst[1], 2)})."
@@ -155,112 +104,94 @@ def headlines(content: Mapping) -> list[str]:
     return lines
 
 
-def text_summary(generated: Generated) -> str:
+def text_summary(found: Generation, content: Mapping) -> str:
     """Lines for a terminal: cautions, then what the page says first."""
-    return "\n".join([*cautions(generated), *headlines(as_content(generated))])
+    return "\n".join([*cautions(found, content), *headlines(content)])
 
 
-def cautions(generated: Generated) -> list[str]:
+def cautions(found: Generation, content: Mapping) -> list[str]:
     """What must be known before a figure is quoted, gravest first."""
-    index, facts, lines = generated.index, generated.facts, []
-    if index.simulated:
-        lines.append(
-            "The recordings are simulated: the figures show that the machinery works, not how "
-            "well it does on children."
-        )
-    elif facts["checkpoint_simulated"]:
-        lines.append("The model was pretrained on simulated recordings.")
-    if not facts["mask_channels"]:
+    lines = data_cautions(content, "the val and test patients of these batches")
+    if not content["mask_channels"]:
         lines.append(
             "Pretraining hid patches but never whole channels (model.mask_channels 0): the model "
             "was never asked for a channel that it sees nothing of, so imputing is outside its "
             "training."
         )
-    if not index.patient_disjoint:
-        lines.append("The nights are split in time: train and test hold the same people.")
-    seen = facts["seen_patients"]
-    if seen is None:
-        lines.append("Which patients the checkpoint saw in pretraining is unknown.")
-    elif seen and index.patient_disjoint:
-        lines.append(f"Pretraining saw {seen} of the val and test patients of these batches.")
-    n_patients = len(np.unique(index.patient_ids[index.rows(generated.split)]))
-    if n_patients < FEW_PATIENTS and index.patient_disjoint:
-        lines.append(
-            f"{generated.split} holds {counted(n_patients, 'patient')}: intervals are wide and "
-            "themselves uncertain."
-        )
+    if content["patient_disjoint"]:
+        n_patients = len(np.unique(found.index.patient_ids[found.index.rows(content["split"])]))
+        lines += few_patients_caution(n_patients, content["split"])
     return lines
 
 
 # ------------------------------------------------------------------ tables
-def make_tables(generated: Generated) -> dict[str, pd.DataFrame]:
+def make_tables(found: Generation, content: Mapping) -> dict[str, pd.DataFrame]:
     """Long tables for a spreadsheet."""
-    index, agreement = generated.index, generated.agreement
-    order = generated.outliers.ranking()
-    outliers = _identify(index, order)
+    order = found.outliers.ranking()
+    outliers = _identify(found.index, order)
     outliers.insert(0, "rank", np.arange(1, len(order) + 1))
-    outliers["score"] = generated.outliers.score_N[order]
-    outliers["stands_out"] = np.array(CHANNEL_NAMES)[generated.outliers.channel_N[order]]
+    outliers["score"] = found.outliers.score_N[order]
+    outliers["stands_out"] = np.array(CHANNEL_NAMES)[found.outliers.channel_N[order]]
+    agreement = []
+    for name, entry in found.agreement.items():
+        row = {key: value for key, value in entry.items() if key != "ci95"}
+        agreement.append(row | {"class": name} | _edges(entry["ci95"]))
     return {
-        "imputation": pd.DataFrame(list(_imputation_rows(generated))),
-        "class_means": pd.DataFrame(list(_mean_rows(generated))),
-        "neighbours": pd.DataFrame(list(_neighbour_rows(generated))),
-        "neighbour_agreement": pd.DataFrame(
-            [
-                {key: value for key, value in entry.items() if key != "ci95"}
-                | {"class": name, "ci95_low": low, "ci95_high": high}
-                for name, entry in agreement.items()
-                for low, high in [entry["ci95"] or (None, None)]
-            ]
-        ),
+        "imputation": pd.DataFrame(list(_imputation_rows(content))),
+        "class_means": pd.concat([pd.DataFrame(), *_mean_tables(found)]),
+        "neighbours": pd.concat([pd.DataFrame(), *_neighbour_tables(found)]),
+        "neighbour_agreement": pd.DataFrame(agreement),
         "outliers": outliers,
     }
 
 
-def _imputation_rows(generated: Generated) -> Iterator[dict]:
-    for target, by_channel in generated.imputation.items():
-        for channel, by_class in by_channel.items():
+def _edges(edges: list[float] | None, name: str = "ci95") -> dict[str, float | None]:
+    low, high = edges or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _imputation_rows(content: Mapping) -> Iterator[dict]:
+    """A row for each target, channel, class, method and figure."""
+    for target, channels in content["imputation"].items():
+        for channel, by_class in channels.items():
             for name, entry in by_class.items():
-                counts = {"n": entry["n"], "n_patients": entry["n_patients"]}
-                counts["prevalence"] = generated.prevalence[name]["share"]
-                for method in METHODS:
-                    one = entry["model"] if method == "model" else entry["baselines"][method]
+                about = {"hidden": target, "channel": channel, "class": name}
+                about |= {"n": entry["n"], "n_patients": entry["n_patients"]}
+                about["prevalence"] = content["prevalence"][name]["share"]
+                for method, values in by_method(entry).items():
                     for figure in FIGURES:
-                        low, high = one["ci95"][figure] or (None, None)
-                        row = {"hidden": target, "channel": channel, "class": name, **counts}
-                        row |= {"method": method, "figure": figure, "value": one[figure]}
-                        row |= {"ci95_low": low, "ci95_high": high}
-                        gap = one.get("difference", {}).get(figure, {"value": None, "ci95": None})
-                        low, high = gap["ci95"] or (None, None)
-                        row |= {"model_minus_this": gap["value"]}
-                        yield row | {"difference_low": low, "difference_high": high}
+                        gap = values.get("difference", {}).get(
+                            figure, {"value": None, "ci95": None}
+                        )
+                        yield (
+                            about
+                            | {"method": method, "figure": figure, "value": values[figure]}
+                            | _edges(values["ci95"][figure])
+                            | {"model_minus_this": gap["value"]}
+                            | _edges(gap["ci95"], "difference")
+                        )
 
 
-def _mean_rows(generated: Generated) -> Iterator[dict]:
-    for mean in generated.means:
-        sides = {
-            "nearest": (mean.nearest, mean.nearest_distance),
-            "farthest": (mean.farthest, mean.farthest_distance),
-        }
-        for side, (rows, distances) in sides.items():
-            table = _identify(generated.index, rows).to_dict("records")
-            for rank, (row, distance) in enumerate(zip(table, distances, strict=True), start=1):
-                about = {"class": mean.name, "n_epochs": mean.n_epochs, "side": side, "rank": rank}
-                yield about | row | {"distance": float(distance)}
+def _mean_tables(found: Generation) -> Iterator[pd.DataFrame]:
+    for mean in found.means:
+        for side in ("nearest", "farthest"):
+            table = _identify(found.index, getattr(mean, side))
+            rank = np.arange(1, len(table) + 1)
+            about = {"class": mean.name, "n_epochs": mean.n_epochs, "side": side, "rank": rank}
+            yield _framed(about, table, getattr(mean, f"{side}_distance"))
 
 
-def _neighbour_rows(generated: Generated) -> Iterator[dict]:
-    for name, at, found, distances in zip(
-        generated.queries,
-        generated.queries.values(),
-        generated.neighbours_QK,
-        generated.distance_QK,
-        strict=True,
-    ):
-        rows = [at, *found[found >= 0]]
-        table = _identify(generated.index, np.array(rows)).to_dict("records")
-        for rank, (row, distance) in enumerate(zip(table, [0.0, *distances], strict=False)):
-            yield {"query": name, "rank": rank} | row | {"distance": float(distance)}
+def _neighbour_tables(found: Generation) -> Iterator[pd.DataFrame]:
+    for name, near in found.neighbours.items():
+        table = _identify(found.index, np.array([near.query, *near.found]))
+        about = {"query": name, "rank": np.arange(len(table))}
+        yield _framed(about, table, np.array([0.0, *near.distance]))
+
+
+def _framed(about: Mapping, table: pd.DataFrame, distance: np.ndarray) -> pd.DataFrame:
+    return table.assign(distance=distance.astype(float), **about)[
+        [*about, *table.columns, "distance"]
+    ]
 
 
 def _identify(index: store.ExampleIndex, rows: np.ndarray) -> pd.DataFrame:
@@ -277,81 +208,21 @@ def _identify(index: store.ExampleIndex, rows: np.ndarray) -> pd.DataFrame:
 
 
 # ------------------------------------------------------------------ pictures
-def make_pictures(
-    generated: Generated, model: MaskedAutoencoder, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[str, Figure]]:
+def make_pictures(found: Generation) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of every picture, drawn one at a time."""
-    index = generated.index
-    if rows_of(generated.imputation):
-        yield "imputation", draw_overview(generated.imputation)
-        yield "imputation_classes", draw_classes(generated.imputation)
-    for one in generated.imputed:
-        if len(one.positions):
-            rows, true_RT, pred_RMT = examples_of(generated, one, model, device, dtype)
-            figure = draw_imputed(rows, true_RT, pred_RMT)
-            yield f"imputed_{slug(one.target)}", figure
-    for mean in generated.means:
-        yield f"mean_{slug(mean.name)}", draw_class_mean(index, mean)
-    for name, at, found, distance in zip(
-        generated.queries,
-        generated.queries.values(),
-        generated.neighbours_QK,
-        generated.distance_QK,
-        strict=True,
-    ):
-        figure = draw_neighbours(index, at, found, distance)
-        yield f"neighbours_{slug(name)}", figure
-    if generated.agreement:
-        yield "neighbour_agreement", draw_agreement(generated.agreement)
-    outliers, n_shown = generated.outliers, generated.n_outliers
-    top = outliers.top_of_nights(index.nights(), n_shown)
-    if len(top):  # none where train is one night: no example has neighbours of other nights
-        yield "outlier_scores", draw_scores(index, outliers, top)
-        yield "outliers", draw_outliers(index, outliers, top)
-
-
-def examples_of(
-    generated: Generated,
-    imputed: Imputed,
-    model: MaskedAutoencoder,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[list[tuple[str, int]], np.ndarray, np.ndarray]:
-    """What draw_imputed draws of a target: ((caption, channel), truth (R, T), (R, M, T)).
-
-    For one channel the typical epochs of SHOWN_CLASSES; for a group the typical epoch of all (or
-    of the first class in which it was recorded), a row for each channel recorded in it.
-    """
-    index, channels = generated.index, imputed.channels
-    typical = typical_epochs(imputed, generated.sample)
-    shown = {name: at for name, at in typical.items() if name in SHOWN_CLASSES} or typical
-    if len(channels) > 1:
-        first = "all" if "all" in typical else next(iter(shown))
-        shown = {first: typical[first]}
-    positions = np.array(list(shown.values()))
-    order = np.unique(positions)
-    ((x_BCT, present_BC),) = data.sample_batches(index, order, len(order))
-    pred_BMHT = predict_all(
-        model,
-        x_BCT,
-        present_BC,
-        generated.moments,
-        order,
-        channels,
-        show_all=generated.facts["show_all"],
-        device=device,
-        dtype=dtype,
-    )
-    rows, true_RT, pred_RMT = [], [], []
-    for name, at in shown.items():
-        b = int(np.searchsorted(order, at))
-        scores = imputed.scores[np.flatnonzero(imputed.positions == at)[0]]
-        for h, channel in enumerate(channels):
-            if not present_BC[b, channel]:
-                continue
-            words = describe_epoch(index, at) if name == "all" else name
-            r = [scores[h, METHODS.index(m), 0] for m in ("model", "nearest_channel")]
-            rows.append((f"{words}: correlation {r[0]:.2f}, nearest channel {r[1]:.2f}", channel))
-            true_RT.append(x_BCT[b, channel].float().numpy())
-            pred_RMT.append(pred_BMHT[b, :, h])
-    return rows, np.stack(true_RT), np.stack(pred_RMT)
+    index = found.index
+    if rows_of(found.figures):
+        yield "imputation", pictures.draw_overview(found.figures)
+        yield "imputation_classes", pictures.draw_classes(found.figures)
+    for target, traces in found.traces.items():
+        if traces:
+            yield f"imputed_{slug(target)}", pictures.draw_imputed(index, traces)
+    for mean in found.means:
+        yield f"mean_{slug(mean.name)}", pictures.draw_class_mean(index, mean)
+    for name, near in found.neighbours.items():
+        yield f"neighbours_{slug(name)}", pictures.draw_neighbours(index, near)
+    if found.agreement:
+        yield "neighbour_agreement", pictures.draw_agreement(found.agreement)
+    if len(found.top):  # none where train is one night: no example has neighbours of other nights
+        yield "outlier_scores", pictures.draw_scores(index, found.outliers, found.top)
+        yield "outliers", pictures.draw_outliers(index, found.outliers, found.top)

@@ -6,11 +6,17 @@ from typing import Literal
 
 import numpy as np
 
-from pedsleepmae import store
-from pedsleepmae.errors import SettingsError
-from pedsleepmae.generate.imputation import Imputed, RecordingMoments
-from pedsleepmae.generate.means import ClassMean
-from pedsleepmae.generate.space import Outliers
+from pedsleepmae import checkpoints, store
+from pedsleepmae.checkpoints import Checkpoint
+from pedsleepmae.errors import SettingsError, bounded, require_file, require_folder, warn
+from pedsleepmae.generate import imputation, space
+from pedsleepmae.generate.imputation import Trace
+from pedsleepmae.generate.means import ClassMean, decode_class_means
+from pedsleepmae.generate.space import Neighbours, Outliers
+from pedsleepmae.machine import Compute
+from pedsleepmae.model import MaskedAutoencoder, check_poolings
+from pedsleepmae.probe.embeddings import open_features
+from pedsleepmae.splits import SPLITS
 
 
 @dataclass
@@ -41,7 +47,7 @@ class GenerateSettings:
     passes. Which is better differs from model to model; compare with split val."""
     split: Literal["train", "val", "test"] = "test"
     """Whose examples are imputed, averaged and searched for."""
-    max_epochs: int = 300
+    max_epochs: int = bounded(300, 2)
     """Examples of each class (all, five stages, four events) used at most, drawn by the seed."""
     mean_of_patient: int | None = None
     """Patient whose mean embeddings are decoded; none: of each class the one with most epochs."""
@@ -50,19 +56,19 @@ class GenerateSettings:
     neighbours_of: list[str] = field(default_factory=list)
     """Examples whose neighbours are shown, each patient/study/onset in seconds; none: of each
     class the one nearest to its mean."""
-    n_neighbours: int = 5
+    n_neighbours: int = bounded(5, 1)
     """Neighbours of each example."""
     exclude_own_night: bool = True
     """No neighbours from the example's own night, which are alike for being the same night."""
-    outlier_reference: int = 20_000
+    outlier_reference: int = bounded(20_000, 100)
     """Train examples that outlier scores are distances to, at most; held in memory."""
-    n_outliers: int = 12
+    n_outliers: int = bounded(12, 1)
     """Outliers drawn, one a night; outliers.csv ranks all examples."""
-    bootstrap_draws: int = 1000
+    bootstrap_draws: int = bounded(1000, 100)
     """Resamples of patients behind each 95 % interval."""
-    batch_size: int = 64
+    batch_size: int = bounded(64, 1)
     """Examples that pass the model at a time."""
-    seed: int = 0
+    seed: int = bounded(0, 0)
     """Draws the examples, the bootstrap and, for the original's folders, the split."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
@@ -72,37 +78,150 @@ class GenerateSettings:
     def check(self) -> None:
         if not self.targets:
             raise SettingsError("targets is empty; give channels, groups, or each")
-        if self.bootstrap_draws < 100:
+        if self.pooling == "best":
             raise SettingsError(
-                f"bootstrap_draws is {self.bootstrap_draws}; give 100 or more for an interval"
+                "pooling is best, which script 3 alone chooses; give time_mean+class"
             )
-        least = {"max_epochs": 2, "n_neighbours": 1, "outlier_reference": 100, "n_outliers": 1}
-        least |= {"batch_size": 1, "seed": 0}
-        for key, value in least.items():
-            if getattr(self, key) < value:
-                raise SettingsError(f"{key} is {getattr(self, key)}; give {value} or more")
 
 
+# ------------------------------------------------------------------ what is given
 @dataclass(frozen=True)
-class Generated:
-    """Everything that script 6 computed, for its tables, pictures and page.
+class Inputs:
+    """What script 6 works on; ``targets`` and ``queries`` are those that the settings name."""
 
-    ``imputation``: figures by target, channel and class; ``queries``: position by name, with
-    ``neighbours_QK`` and ``distance_QK``; ``facts`` about the checkpoint and the call.
+    index: store.ExampleIndex
+    checkpoint: Checkpoint
+    model: MaskedAutoencoder
+    targets: dict[str, tuple[int, ...]]
+    queries: dict[str, int]
+    compute: Compute
+
+
+def open_inputs(settings: GenerateSettings) -> Inputs:
+    """Look at all that the settings name; UserError says what is not there or does not fit."""
+    paths = settings.paths
+    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+    targets = imputation.parse_targets(settings.targets)
+    check_poolings(settings.pooling, [])
+    index = store.load_index(paths.batches_dir, seed=settings.seed)
+    space.check_index(index, settings.split, settings.mean_of_patient)
+    queries = space.parse_queries(index, settings.neighbours_of)
+    compute = Compute.choose(settings.device, settings.precision, settings.batch_size)
+    checkpoint = checkpoints.read_checkpoint(paths.checkpoint, compute.device)
+    model = checkpoint.build_model()
+    imputation.require_decoder(model, str(paths.checkpoint))
+    warn(checkpoints.other_scaling(checkpoint.scaling, index.scaling))
+    return Inputs(index, checkpoint, model, targets, queries, compute)
+
+
+# ------------------------------------------------------------------ what is found
+@dataclass(frozen=True)
+class Generation:
+    """Everything that script 6 computes, for its tables, pictures and page.
+
+    ``sample``: the positions drawn of each class; ``figures`` of imputation by target, channel and
+    class; ``traces``: what pictures show of each target; ``top``: the outliers that are drawn.
     """
 
     index: store.ExampleIndex
-    split: str
-    sample: dict[str, np.ndarray]
     prevalence: dict[str, dict]
-    imputed: list[Imputed]
-    imputation: dict[str, dict]
-    moments: RecordingMoments
+    figures: dict[str, dict]
+    traces: dict[str, list[Trace]]
     means: list[ClassMean]
-    queries: dict[str, int]
-    neighbours_QK: np.ndarray
-    distance_QK: np.ndarray
+    neighbours: dict[str, Neighbours]
     agreement: dict[str, dict]
     outliers: Outliers
-    n_outliers: int
-    facts: dict
+    top: np.ndarray
+
+
+def generate(settings: GenerateSettings, inputs: Inputs) -> Generation:
+    """Impute, decode means, search neighbours and rank outliers."""
+    index, model, compute, seed = inputs.index, inputs.model, inputs.compute, settings.seed
+    folder = settings.paths.embeddings_dir or settings.paths.output_dir / "embeddings"
+    tables = open_features(index, inputs.checkpoint, folder, [settings.pooling], compute)
+    cohort = space.Space(index, tables[settings.pooling])
+    sample = imputation.sample_classes(index, settings.split, settings.max_epochs, seed)
+    positions = imputation.union(sample)
+
+    imputer = imputation.Imputer(
+        model,
+        index,
+        imputation.RecordingMoments(index, positions, seed),
+        imputation.train_variances(index, seed),
+        settings.show_all,
+        compute,
+    )
+    figures, traces = {}, {}
+    for target, channels in inputs.targets.items():
+        imputed = imputer.impute_target(target, channels, positions)
+        figures[target] = imputation.summarise(
+            imputed, index, sample, settings.bootstrap_draws, seed
+        )
+        traces[target] = imputer.typical_traces(imputed, sample)
+
+    means = decode_class_means(
+        model, cohort, settings.split, settings.max_epochs, settings.mean_of_patient, seed, compute
+    )
+    queries = inputs.queries or space.typical_examples(cohort, sample)
+    k, own = settings.n_neighbours, settings.exclude_own_night
+    of_sample, _ = space.find_neighbours(cohort, positions, k, exclude_own_night=own)
+    outliers = space.find_outliers(cohort, settings.outlier_reference, seed)
+    return Generation(
+        index=index,
+        prevalence=imputation.prevalences(index, settings.split),
+        figures=figures,
+        traces=traces,
+        means=means,
+        neighbours=space.neighbours_by_name(cohort, queries, k, exclude_own_night=own),
+        agreement=space.neighbour_agreement(
+            index, sample, positions, of_sample, settings.bootstrap_draws, seed
+        ),
+        outliers=outliers,
+        top=outliers.top_of_nights(index.nights(), settings.n_outliers),
+    )
+
+
+# ------------------------------------------------------------------ generate.json
+TOLD_SETTINGS = ("pooling", "split", "show_all", "max_epochs", "n_neighbours", "exclude_own_night")
+TOLD_SETTINGS += ("bootstrap_draws", "seed")
+
+
+def as_content(settings: GenerateSettings, inputs: Inputs, found: Generation) -> dict:
+    """Content of generate.json: figures, counts and facts, nothing of a single patient."""
+    index, checkpoint, score_N = inputs.index, inputs.checkpoint, found.outliers.score_N
+    scores = {split: score_N[index.rows(split)] for split in SPLITS}
+    scores = {split: score_n[np.isfinite(score_n)] for split, score_n in scores.items()}
+    return {
+        "checkpoint": str(settings.paths.checkpoint),
+        "checkpoint_step": checkpoint.step,
+        "checkpoint_simulated": checkpoint.simulated,
+        "mask_channels": checkpoint.model.get("mask_channels", 0.0),
+        "seen_patients": checkpoints.count_seen_patients(index, checkpoint.patients_seen),
+        "typical_queries": not settings.neighbours_of,
+        **{name: getattr(settings, name) for name in TOLD_SETTINGS},
+        "split_hash": index.split_hash,
+        "patient_disjoint": index.patient_disjoint,
+        "simulated": index.simulated,
+        "prevalence": found.prevalence,
+        "imputation": found.figures,
+        "means": [
+            {
+                "class": mean.name,
+                "n_epochs": mean.n_epochs,
+                "nearest_distance": mean.nearest_distance.tolist(),
+                "farthest_distance": mean.farthest_distance.tolist(),
+            }
+            for mean in found.means
+        ],
+        "neighbour_agreement": found.agreement,
+        "outliers": {
+            "n_reference": found.outliers.n_reference,
+            "quantiles": {
+                split: {f"{q:g}": float(np.quantile(score_n, q)) for q in (0.5, 0.95, 0.99, 1.0)}
+                for split, score_n in scores.items()
+                if len(score_n)
+            },
+            "top_scores": score_N[found.top].tolist(),
+        },
+    }

@@ -10,18 +10,13 @@ not grow with the cohort.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from pedsleepmae import data, machine, metrics, store
+from pedsleepmae import data, metrics, store
 from pedsleepmae.channels import EPOCH_S, N_CHANNELS
-from pedsleepmae.checkpoints import file_sha256
 from pedsleepmae.errors import GenerationError
-from pedsleepmae.model import MaskedAutoencoder, check_poolings
-from pedsleepmae.probe import embeddings
 from pedsleepmae.probe.embeddings import FeatureTable, column_moments, scale_features
 from pedsleepmae.tasks import CLASSES, class_members
 
@@ -30,13 +25,6 @@ OUTLIER_NEIGHBOUR = 10
 
 
 # ------------------------------------------------------------------ what can be done
-def check_pooling(pooling: str) -> None:
-    """GenerationError for "best", which only script 3 can choose; ProbeError for an unknown one."""
-    if pooling == "best":
-        raise GenerationError("pooling is best, which script 3 alone chooses; give time_mean+class")
-    check_poolings(pooling, [])
-
-
 def check_index(index: store.ExampleIndex, split: str, patient_id: int | None) -> None:
     """GenerationError when train or ``split`` is empty, or the split lacks the patient asked for.
 
@@ -81,41 +69,6 @@ class Space:
         return np.concatenate(
             [np.repeat(np.arange(N_CHANNELS), width // N_CHANNELS) for width in widths]
         )
-
-
-def open_space(
-    index: store.ExampleIndex,
-    model: MaskedAutoencoder,
-    checkpoint: Path,
-    folder: Path,
-    pooling: str,
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Space:
-    """The space of all examples; embeddings that ``folder`` (script 3's, too) lacks are computed.
-
-    One process; for a large cohort let script 3 embed it with torchrun first.
-    """
-    key = embeddings.embedding_key(
-        file_sha256(checkpoint),
-        "pretrained",
-        index.split_hash,
-        str(dtype).removeprefix("torch."),
-    )
-    embeddings.embed_files(
-        index,
-        model,
-        Path(folder) / key,
-        poolings=[pooling],
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        title="embeddings",
-        world=machine.World(),
-    )
-    return Space(index, embeddings.open_tables(index, Path(folder) / key, [pooling])[pooling])
 
 
 def squared_distances(query_QF: np.ndarray, x_NF: np.ndarray) -> np.ndarray:
@@ -219,6 +172,30 @@ def find_neighbours(
     )
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """An example's position, and its nearest others with their distances, nearest first."""
+
+    query: int
+    found: np.ndarray
+    distance: np.ndarray
+
+
+def neighbours_by_name(
+    space: Space, queries: Mapping[str, int], k: int, *, exclude_own_night: bool
+) -> dict[str, Neighbours]:
+    """Of each query at most ``k`` neighbours, fewer where no more examples are left."""
+    positions = np.array(list(queries.values()))
+    found_QK, distance_QK = find_neighbours(
+        space, positions, k, exclude_own_night=exclude_own_night
+    )
+    n_found_Q = (found_QK >= 0).sum(axis=1)
+    return {
+        name: Neighbours(at, found_QK[q, :n], distance_QK[q, :n])
+        for q, ((name, at), n) in enumerate(zip(queries.items(), n_found_Q, strict=True))
+    }
+
+
 def neighbour_agreement(
     index: store.ExampleIndex,
     sample: Mapping[str, np.ndarray],
@@ -234,23 +211,20 @@ def neighbour_agreement(
     """
     members, result = class_members(index.labels), {}
     for name in [name for name in CLASSES[1:] if len(sample[name])]:
-        here = np.searchsorted(queries, sample[name])
-        found_QK = neighbours_QK[here] >= 0
-        same_Q = (members[name][neighbours_QK[here]] & found_QK).sum(1) / found_QK.sum(1).clip(1)
-        rows = queries[here]
+        rows = sample[name]
+        found_QK = neighbours_QK[np.searchsorted(queries, rows)]
+        is_same_QK = members[name][found_QK] & (found_QK >= 0)
+        share_Q = is_same_QK.sum(1) / (found_QK >= 0).sum(1).clip(1)
         group_N, _ = metrics.bootstrap_groups(
             index.patient_ids[rows], index.study_ids[rows], index.onsets_s[rows]
         )
-        n_groups = int(group_N.max()) + 1
-        weights_RG = metrics.draw_weights(n_groups, n_draws, seed)
-        sums_G = np.bincount(group_N, same_Q, n_groups)
-        draws_R = (weights_RG @ sums_G) / (weights_RG @ np.bincount(group_N))
-        share = float(same_Q.mean())
+        weights_RG = metrics.draw_weights(group_N.max() + 1, n_draws, seed)
+        share = metrics.bootstrap_mean(share_Q, group_N, weights_RG)
         result[name] = {
-            "n": len(here),
+            "n": len(rows),
             "n_patients": len(np.unique(index.patient_ids[rows])),
-            "share": share,
-            "ci95": metrics.interval(draws_R, n_groups, share),
+            "share": share["value"],
+            "ci95": share["ci95"],
             "by_chance": float(members[name].mean()),
         }
     return result
@@ -295,6 +269,8 @@ def find_outliers(space: Space, n_reference: int, seed: int) -> Outliers:
     index = space.index
     reference = data.fixed_sample(index.rows("train"), n_reference, seed)
     known_NF = space.read(reference)
+    starts = range(0, len(reference), BLOCK_ROWS)
+    known = [(reference[i : i + BLOCK_ROWS], known_NF[i : i + BLOCK_ROWS]) for i in starts]
     score_N = np.full(len(index), np.nan, np.float32)
     channel_N = np.zeros(len(index), np.int64)
     channel_F = space.channel_of_feature()
@@ -302,12 +278,7 @@ def find_outliers(space: Space, n_reference: int, seed: int) -> Outliers:
     with tqdm(total=len(index), desc="outliers", unit="ex", leave=False) as bar:
         for positions, x_NF in space.pieces(everyone):
             nearest, distance = nearest_examples(
-                space,
-                x_NF,
-                positions,
-                _cut(reference, known_NF),
-                OUTLIER_NEIGHBOUR,
-                exclude_own_night=True,
+                space, x_NF, positions, known, OUTLIER_NEIGHBOUR, exclude_own_night=True
             )
             last = distance[:, -1]
             score_N[positions] = np.where(np.isfinite(last), last, np.nan)
@@ -326,9 +297,3 @@ def standing_out(gap_NF: np.ndarray, channel_F: np.ndarray) -> np.ndarray:
         [(gap_NF[:, channel_F == c] ** 2).mean(axis=1) for c in range(N_CHANNELS)], axis=1
     )
     return squares_NC.argmax(axis=1)
-
-
-def _cut(positions: np.ndarray, x_NF: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(positions), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        yield positions[rows], x_NF[rows]

@@ -100,7 +100,8 @@ def data_cautions(content: Mapping, judged: str) -> list[str]:
         )
     if seen is None:
         lines.append(
-            f"Which patients the checkpoint saw in pretraining is unknown; some may be {judged}."
+            "Which patients the checkpoint saw in pretraining is unknown; some may be among "
+            f"{judged}."
         )
     elif seen and disjoint:
         lines.append(f"Pretraining saw the signals, never a label, of {seen} of {judged}.")
