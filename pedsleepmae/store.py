@@ -143,6 +143,12 @@ def write_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8), whole or not at all."""
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def remove_partial(folder: Path, *patterns: str) -> None:
     """Remove what killed runs left under temporary names; only by the run that holds the folder."""
     for pattern in patterns:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from pedsleepmae import metrics, store
@@ -104,10 +104,9 @@ def signal_distances(
 
 def spearman(x_M: np.ndarray, y_M: np.ndarray) -> float:
     """Spearman's rank correlation; NaN where one of the two is constant."""
-    rank_x, rank_y = rankdata(x_M), rankdata(y_M)
-    rank_x, rank_y = rank_x - rank_x.mean(), rank_y - rank_y.mean()
-    scale = np.sqrt((rank_x @ rank_x) * (rank_y @ rank_y))
-    return float(rank_x @ rank_y / scale) if scale > 0 else float("nan")
+    if not np.ptp(x_M) or not np.ptp(y_M):
+        return float("nan")
+    return float(spearmanr(x_M, y_M).statistic)
 
 
 def rank_correlation(

@@ -45,8 +45,8 @@ WARN = "#8a4b00"
 
 def write_results(output_dir: Path, result: Exploration, content: Mapping) -> Path:
     """Write explore.json (``content``), tables/*.csv, pictures/*.png and explore.html; its path."""
-    with store.write_whole(output_dir / "explore.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    text = json.dumps(content, indent=1, allow_nan=False)
+    store.write_text(output_dir / "explore.json", text)
     for name, table in make_tables(result).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
     figures = make_pictures(result)
@@ -59,11 +59,8 @@ def write_results(output_dir: Path, result: Exploration, content: Mapping) -> Pa
         headlines=headlines(content),
         cautions=cautions(content),
         counted=counted,
-        n_mapped=len(result.mapped),
-        n_mapped_patients=len(np.unique(result.index.patient_ids[result.mapped])),
     )
-    with store.write_whole(output_dir / "explore.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    store.write_text(output_dir / "explore.html", page)
     return output_dir / "explore.html"
 
 

@@ -211,7 +211,6 @@ class Exploration:
 
     index: store.ExampleIndex
     positions: np.ndarray
-    mapped: np.ndarray
     maps: list[EmbeddingMap]
     nights: list[NightPath]
     cohort: Cohort | None
@@ -254,9 +253,7 @@ def explore(settings: ExploreSettings, inputs: Inputs) -> Exploration:
     distances = None
     if settings.distances.channels:
         distances = compare_distances(settings.distances, index, table, mapped, seed)
-    return Exploration(
-        index, positions, mapped, maps, nights, inputs.cohort, comparisons, distances, notes
-    )
+    return Exploration(index, positions, maps, nights, inputs.cohort, comparisons, distances, notes)
 
 
 # ------------------------------------------------------------------ the path of a night

@@ -39,8 +39,8 @@ def write_results(output_dir: Path, found: Generation, content: Mapping) -> Path
 
     ``content`` is that of generate.json.
     """
-    with store.write_whole(output_dir / "generate.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    text = json.dumps(content, indent=1, allow_nan=False)
+    store.write_text(output_dir / "generate.json", text)
     for name, table in make_tables(found, content).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
     embedded = write_pictures(output_dir / "pictures", make_pictures(found), PICTURE_DPI)
@@ -58,8 +58,7 @@ def write_results(output_dir: Path, found: Generation, content: Mapping) -> Path
         pictures=embedded,
         counted=counted,
     )
-    with store.write_whole(output_dir / "generate.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    store.write_text(output_dir / "generate.html", page)
     return output_dir / "generate.html"
 
 
