@@ -87,9 +87,8 @@ def draw_overview(imputation: Mapping[str, Mapping]) -> Figure:
     axes[2].axvline(1, color=SOFT, lw=0.8, ls=":")
     axes[2].set_xlim(0, WORST_NMSE + 0.03)
     handles, labels = axes[2].get_legend_handles_labels()
-    figure.legend(
-        handles[::-1], labels[::-1], loc="outside upper left", ncols=4, fontsize=8, frameon=False
-    )
+    style = {"ncols": 4, "fontsize": 8, "frameon": False}
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", **style)
     return figure
 
 
@@ -108,18 +107,16 @@ def draw_classes(imputation: Mapping[str, Mapping]) -> Figure:
     figure = Figure(figsize=(12, 1.4 + 0.25 * len(rows)), layout="constrained")
     axes = clean_axes(figure, 1, 2, sharey=True)[0]
     titles = ("Correlation of the model's imputation", "Gain over the nearest channel")
-    for ax, map_RC, title, colours, low in zip(
-        axes, value, titles, ("Blues", "RdBu"), (0, -1), strict=True
-    ):
+    ranges = (("Blues", 0), ("RdBu", -1))
+    for ax, map_RC, title, (colours, low) in zip(axes, value, titles, ranges, strict=True):
         ax.imshow(map_RC, cmap=colours, vmin=low, vmax=1, aspect="auto")
         for (r, c), number in np.ndenumerate(map_RC):
             if np.isfinite(number):
                 text = f"{number:.2f}" if low == 0 else f"{number:+.2f}"
                 colour = "white" if abs(number) > 0.6 else INK
                 weight = "bold" if low < 0 and sure[r, c] else "normal"
-                ax.text(
-                    c, r, text, ha="center", va="center", fontsize=6.5, color=colour, weight=weight
-                )
+                style = {"ha": "center", "va": "center", "fontsize": 6.5}
+                ax.text(c, r, text, color=colour, weight=weight, **style)
         ax.set_xticks(range(len(CLASSES)), CLASSES, rotation=35, ha="right")
         ax.set_yticks(range(len(rows)), [label for label, _ in rows])
         ax.tick_params(length=0)
@@ -142,13 +139,8 @@ def draw_imputed(index: store.ExampleIndex, traces: Sequence[Trace]) -> Figure:
             here = (time_s >= first_s) & (time_s < last_s)
             ax.plot(time_s[here], trace.true_T[here], color=INK, lw=0.8, label="recorded")
             for m, width in ((nearest, 0.8), (model, 1.1)):
-                ax.plot(
-                    time_s[here],
-                    trace.pred_MT[m][here],
-                    color=METHOD_COLOURS[METHODS[m]],
-                    lw=width,
-                    label=METHOD_NAMES[METHODS[m]],
-                )
+                style = {"color": METHOD_COLOURS[METHODS[m]], "label": METHOD_NAMES[METHODS[m]]}
+                ax.plot(time_s[here], trace.pred_MT[m][here], lw=width, **style)
             ax.set_xlim(first_s, last_s)
             ax.set_ylim(*_span(trace.true_T, trace.pred_MT[model]))
         words = trace.class_name

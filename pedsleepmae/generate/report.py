@@ -31,6 +31,7 @@ from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import CLASSES
 
 TEMPLATE = "generation_report.html.j2"
+NO_DIFFERENCE = {"value": None, "ci95": None}  # of the model to itself
 PICTURE_DPI = 85  # dozens of pictures of signals are to fit in one page
 
 
@@ -127,10 +128,6 @@ def cautions(found: Generation, content: Mapping) -> list[str]:
 def make_tables(found: Generation, content: Mapping) -> dict[str, pd.DataFrame]:
     """Long tables for a spreadsheet."""
     order = found.outliers.ranking()
-    outliers = _identify(found.index, order)
-    outliers.insert(0, "rank", np.arange(1, len(order) + 1))
-    outliers["score"] = found.outliers.score_N[order]
-    outliers["stands_out"] = np.array(CHANNEL_NAMES)[found.outliers.channel_N[order]]
     agreement = []
     for name, entry in found.agreement.items():
         row = {key: value for key, value in entry.items() if key != "ci95"}
@@ -140,7 +137,10 @@ def make_tables(found: Generation, content: Mapping) -> dict[str, pd.DataFrame]:
         "class_means": pd.concat([pd.DataFrame(), *_mean_tables(found)]),
         "neighbours": pd.concat([pd.DataFrame(), *_neighbour_tables(found)]),
         "neighbour_agreement": pd.DataFrame(agreement),
-        "outliers": outliers,
+        "outliers": _identify(found.index, order, {"rank": np.arange(1, len(order) + 1)}).assign(
+            score=found.outliers.score_N[order],
+            stands_out=np.array(CHANNEL_NAMES)[found.outliers.channel_N[order]],
+        ),
     }
 
 
@@ -159,9 +159,7 @@ def _imputation_rows(content: Mapping) -> Iterator[dict]:
                 about["prevalence"] = content["prevalence"][name]["share"]
                 for method, values in by_method(entry).items():
                     for figure in FIGURES:
-                        gap = values.get("difference", {}).get(
-                            figure, {"value": None, "ci95": None}
-                        )
+                        gap = values.get("difference", {}).get(figure, NO_DIFFERENCE)
                         yield (
                             about
                             | {"method": method, "figure": figure, "value": values[figure]}
@@ -173,30 +171,27 @@ def _imputation_rows(content: Mapping) -> Iterator[dict]:
 
 def _mean_tables(found: Generation) -> Iterator[pd.DataFrame]:
     for mean in found.means:
-        for side in ("nearest", "farthest"):
-            table = _identify(found.index, getattr(mean, side))
-            rank = np.arange(1, len(table) + 1)
-            about = {"class": mean.name, "n_epochs": mean.n_epochs, "side": side, "rank": rank}
-            yield _framed(about, table, getattr(mean, f"{side}_distance"))
+        for side, rows, distances in (
+            ("nearest", mean.nearest, mean.nearest_distance),
+            ("farthest", mean.farthest, mean.farthest_distance),
+        ):
+            about = {"class": mean.name, "n_epochs": mean.n_epochs, "side": side}
+            about["rank"] = np.arange(1, len(rows) + 1)
+            yield _identify(found.index, rows, about).assign(distance=distances.astype(float))
 
 
 def _neighbour_tables(found: Generation) -> Iterator[pd.DataFrame]:
     for name, near in found.neighbours.items():
-        table = _identify(found.index, np.array([near.query, *near.found]))
-        about = {"query": name, "rank": np.arange(len(table))}
-        yield _framed(about, table, np.array([0.0, *near.distance]))
+        about = {"query": name, "rank": np.arange(len(near.found) + 1)}
+        table = _identify(found.index, np.array([near.query, *near.found]), about)
+        yield table.assign(distance=[0.0, *near.distance.tolist()])
 
 
-def _framed(about: Mapping, table: pd.DataFrame, distance: np.ndarray) -> pd.DataFrame:
-    return table.assign(distance=distance.astype(float), **about)[
-        [*about, *table.columns, "distance"]
-    ]
-
-
-def _identify(index: store.ExampleIndex, rows: np.ndarray) -> pd.DataFrame:
-    """Which examples these are: patient, study, onset, split, scored classes."""
+def _identify(index: store.ExampleIndex, rows: np.ndarray, about: Mapping) -> pd.DataFrame:
+    """Which examples these are: ``about`` them, patient, study, onset, split, scored classes."""
     return pd.DataFrame(
         {
+            **about,
             "patient_id": index.patient_ids[rows],
             "study_id": index.study_ids[rows],
             "onset_s": index.onsets_s[rows],
