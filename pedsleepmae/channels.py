@@ -147,7 +147,7 @@ class Source:
     """Where a channel comes from: factor x (signal ``plus`` - signal ``minus``).
 
     ``minus`` is None for a channel recorded as such. ``factor`` holds the sign and the conversion
-    to volts (voltages) or leaves the file's unit (the rest). ``how`` is what studies.csv says.
+    to volts (voltages) or leaves the file's unit (the rest). ``origin`` is what studies.csv says.
     """
 
     plus: int
@@ -155,7 +155,7 @@ class Source:
     factor: float
     rate_hz: float
     unit: str
-    how: str
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _resolve_channel(channel, signals, named, stand_ins) -> Source | Absent:
 
 
 def _candidates(channel: Channel, named: dict[str, list[int]], stand_ins: Sequence[str]):
-    """(plus, minus, sign, word for `how`) of every way to this channel, best first."""
+    """(plus, minus, sign, word for `origin`) of every way to this channel, best first."""
     electrodes, referential = {}, {}
     for label, places in named.items():
         electrodes.setdefault(_electrodes(label), []).extend(places)
@@ -268,15 +268,15 @@ def _source(channel, signals, plus, minus, sign, prefix) -> Source | Absent:
         factor, unit_note = 1.0, ""  # only voltages are converted; a blank unit says nothing here
     if channel.kind == "percent":
         factor = 1.0  # a voltage-tagged OSAT is judged by its values: see signals.percent_factor
-    how = prefix + " - ".join(part.label for part in parts)
-    how = f"-({how})" if sign < 0 else how
+    origin = prefix + " - ".join(part.label for part in parts)
+    origin = f"-({origin})" if sign < 0 else origin
     return Source(
         plus=plus,
         minus=minus,
         factor=sign * factor,
         rate_hz=parts[0].rate_hz,
         unit=parts[0].unit,
-        how=how + (unit_note if channel.kind == "voltage" else ""),
+        origin=origin + (unit_note if channel.kind == "voltage" else ""),
     )
 
 

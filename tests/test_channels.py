@@ -42,7 +42,7 @@ def resolve(signals, stand_ins=None):
     """Channel -> how, "" when it is absent."""
     found = resolve_channels(signals, stand_ins)
     return {
-        name: source.how if isinstance(source, Source) else ""
+        name: source.origin if isinstance(source, Source) else ""
         for name, source in zip(CHANNEL_NAMES, found, strict=True)
     }
 
@@ -109,7 +109,7 @@ def test_6_chat_spellings_and_fpz_referenced_channels():
 )
 def test_2_signals_against_two_references_are_not_subtracted(plus, minus, difference):
     source = one("EEG C3-M2", [info(plus), info(minus)])
-    assert (source.how if isinstance(source, Source) else None) == difference
+    assert (source.origin if isinstance(source, Source) else None) == difference
 
 
 # ------------------------------------------------------------------ names
@@ -197,7 +197,7 @@ def test_2_voltages_become_volts_whatever_their_unit(unit, physical, factor):
 
 
 def test_2_a_blank_unit_is_told():
-    assert "blank unit" in one("EEG C3-M2", [info("C3-M2", "")]).how
+    assert "blank unit" in one("EEG C3-M2", [info("C3-M2", "")]).origin
 
 
 def test_2_a_voltage_channel_in_another_unit_is_refused():

@@ -25,51 +25,30 @@ LONGEST_ROW_S = 48 * 3600.0  # a longer stage run or event is a writing error
 
 # AASM stages, and Rechtschaffen & Kales' (1, 2, 3, 4) as older NCH studies and Sleep-EDF have
 # them; 3 and 4 together are N3. `Movement time` has no AASM counterpart.
-STAGES = {
-    "sleep stage w": 0,
-    "sleep stage n1": 1,
-    "sleep stage 1": 1,
-    "sleep stage n2": 2,
-    "sleep stage 2": 2,
-    "sleep stage n3": 3,
-    "sleep stage 3": 3,
-    "sleep stage 4": 3,
-    "sleep stage r": 4,
-    "sleep stage ?": UNSCORED,
-    "movement time": UNSCORED,
-}
+STAGES = {"sleep stage w": 0, "sleep stage r": 4}
+STAGES |= {"sleep stage ?": UNSCORED, "movement time": UNSCORED}
+STAGES |= {f"sleep stage n{k}": k for k in (1, 2, 3)}
+STAGES |= {f"sleep stage {k}": min(k, 3) for k in (1, 2, 3, 4)}
 # Scored event -> (label, code), the codes of the original authors. Central and mixed hypopneas,
 # which they left out, are hypopneas that are not called obstructive: code 2.
-EVENTS = {
+_RESPIRATORY = {
     "central apnea": ("apnea", 1),
     "obstructive apnea": ("apnea", 2),
     "mixed apnea": ("apnea", 3),
     "obstructive hypopnea": ("hypop", 1),
     "hypopnea": ("hypop", 2),
     "central hypopnea": ("hypop", 2),
+}
+EVENTS = _RESPIRATORY | {
     "mixed hypopnea": ("hypop", 2),
     "oxygen desaturation": ("desat", 1),
     "eeg arousal": ("eeg", 1),
 }
 # NSRR: the part of EventConcept before "|". CHAT scored mixed apneas as `Unsure`.
-NSRR_STAGES = {
-    "wake": 0,
-    "stage 1 sleep": 1,
-    "stage 2 sleep": 2,
-    "stage 3 sleep": 3,
-    "stage 4 sleep": 3,
-    "rem sleep": 4,
-    "movement": UNSCORED,
-    "unscored": UNSCORED,
-}
-NSRR_EVENTS = {
-    "central apnea": ("apnea", 1),
-    "obstructive apnea": ("apnea", 2),
-    "mixed apnea": ("apnea", 3),
+NSRR_STAGES = {f"stage {k} sleep": min(k, 3) for k in (1, 2, 3, 4)}
+NSRR_STAGES |= {"wake": 0, "rem sleep": 4, "movement": UNSCORED, "unscored": UNSCORED}
+NSRR_EVENTS = _RESPIRATORY | {
     "unsure": ("apnea", 3),
-    "obstructive hypopnea": ("hypop", 1),
-    "hypopnea": ("hypop", 2),
-    "central hypopnea": ("hypop", 2),
     "spo2 desaturation": ("desat", 1),
     "arousal": ("eeg", 1),
     "asda arousal": ("eeg", 1),
@@ -105,7 +84,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class EpochLabels:
-    """Labels of the kept epochs: ``onsets_s`` (N,), and by kind (N,) codes, 0 where none.
+    """Labels of the kept epochs: ``onsets_s`` (N,), ``sleep`` (N,), codes by kind of event (N,).
 
     ``n_events``: by kind, the scored events that begin in a kept epoch of sleep, which is what the
     indices of a night (AHI, ODI, arousal index) count.
@@ -128,31 +107,26 @@ def read_tsv(path: Path) -> Scoring:
     if not raw.strip(b"\0 \r\n\t"):
         what = "only NUL bytes" if raw.strip(b" \r\n\t") else "nothing"
         raise AnnotationError(f"{Path(path).name}: the file holds {what}; fetch it again")
-    rows, unreadable = [], 0
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", _decode(raw))):
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    rows = []
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text)):
         fields = line.strip("\0").split("\t")
         is_header = number == 0 and fields[0].strip().lower() == "onset"
-        if is_header or not line.strip("\0 \t"):
-            continue
-        row = _tsv_row(fields)
-        unreadable += row is None
-        rows += [row] if row else []
-    if not rows:
+        if line.strip("\0 \t") and not is_header:
+            rows.append(_read_row(fields))
+    if not any(rows):
         raise AnnotationError(
             f"{Path(path).name}: no row with a numeric onset and duration; expected the columns "
             "onset, duration, description separated by tabs"
         )
-    return scoring_from_rows(rows, unreadable=unreadable)
+    return scoring_from_rows(rows)
 
 
-def _decode(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
-
-
-def _tsv_row(fields: list[str]) -> tuple[float, float, str] | None:
+def _read_row(fields: list[str]) -> tuple[float, float, str] | None:
+    """(onset_s, duration_s, description), None when the times are no numbers."""
     try:
         onset_s = float(fields[0])
         duration_s = float(fields[1]) if len(fields) > 1 and fields[1].strip() else 0.0
@@ -166,48 +140,49 @@ def read_nsrr_xml(path: Path) -> Scoring:
 
     Raises AnnotationError when the file is no such XML.
     """
-    rows, unreadable = [], 0
     try:
         root = ET.parse(path).getroot()
     except ET.ParseError as error:
         raise AnnotationError(f"{Path(path).name}: no readable XML ({error})") from error
+    rows = []
     for event in root.iter("ScoredEvent"):
-        concept = (event.findtext("EventConcept") or "").split("|")[0]
-        row = _tsv_row([event.findtext("Start") or "", event.findtext("Duration") or "", concept])
-        unreadable += row is None
-        rows += [row] if row else []
-    if not rows:
+        names = ("Start", "Duration", "EventConcept")
+        start, duration, concept = (event.findtext(name) or "" for name in names)
+        rows.append(_read_row([start, duration, concept.split("|")[0]]))
+    if not any(rows):
         raise AnnotationError(
             f"{Path(path).name}: no ScoredEvent with Start and Duration; expected NSRR's "
             "annotations-events-nsrr XML"
         )
-    return scoring_from_rows(rows, stages=NSRR_STAGES, events=NSRR_EVENTS, unreadable=unreadable)
+    return scoring_from_rows(rows, stages=NSRR_STAGES, events=NSRR_EVENTS)
 
 
 def scoring_from_rows(
-    rows: Iterable[tuple[float, float, str]],
+    rows: Iterable[tuple[float, float, str] | None],
     *,
     stages: Mapping[str, int] = STAGES,
     events: Mapping[str, tuple[str, int]] = EVENTS,
-    unreadable: int = 0,
 ) -> Scoring:
-    """Scoring of (onset_s, duration_s, description) rows in any order.
+    """Scoring of (onset_s, duration_s, description) rows in any order; None: cannot be read.
 
     Exact duplicates count once. A stage row longer than 30 s is a run of epochs, which a row of its
     own at one of their onsets overrules. Where two stage rows at one onset disagree, a scored one
     goes before `?`; two scored ones are both left out, for neither can be trusted.
     """
     rows = list(rows)
-    if any(text == NOTICE for _, _, text in rows):
+    readable = [row for row in rows if row is not None]
+    if any(text == NOTICE for _, _, text in readable):
         raise AnnotationError(
             "these annotations are script 4's own predictions, not a scorer's; give a scorer's, or "
             "--use_annotations false (use_annotations=False)"
         )
     remarks = Counter()
-    if unreadable:
-        remarks["rows without a numeric onset and duration left out"] = unreadable
+    if len(readable) < len(rows):
+        remarks["rows without a numeric onset and duration left out"] = len(rows) - len(readable)
+
+    # Stages by onset, those of rows and those that a longer row runs on to.
     stage_rows, run_rows, found_events = {}, {}, []
-    for onset_s, duration_s, description in dict.fromkeys(rows):
+    for onset_s, duration_s, description in dict.fromkeys(readable):
         name = " ".join(description.lower().split())
         if name not in stages and name not in events:
             continue
@@ -219,15 +194,14 @@ def scoring_from_rows(
                 run_rows.setdefault(onset_s + i * EPOCH_S, set()).add(stages[name])
         else:
             found_events.append(Event(onset_s, duration_s, *events[name]))
-    stage_rows = {
-        onset_s: scored - {UNSCORED} or scored
-        for onset_s, scored in (run_rows | stage_rows).items()
-    }
-    conflicts = [onset_s for onset_s, scored in stage_rows.items() if len(scored) > 1]
-    if conflicts:
-        remarks["epochs scored twice and differently left out"] = len(conflicts)
-    onsets_s = np.array(sorted(set(stage_rows) - set(conflicts)), float)
-    scored = np.array([next(iter(stage_rows[onset_s])) for onset_s in onsets_s], np.int64)
+
+    # One stage an onset, in time order.
+    codes = {t: scored - {UNSCORED} or scored for t, scored in (run_rows | stage_rows).items()}
+    clear = {onset_s: scored.pop() for onset_s, scored in codes.items() if len(scored) == 1}
+    if len(clear) < len(codes):
+        remarks["epochs scored twice and differently left out"] = len(codes) - len(clear)
+    onsets_s = np.array(sorted(clear), float)
+    scored = np.array([clear[onset_s] for onset_s in onsets_s], np.int64)
     if overlapping := int((np.diff(onsets_s) < EPOCH_S - 1e-3).sum()):
         remarks["stage rows that begin within 30 s of the one before"] = overlapping
     found_events.sort(key=lambda event: (event.onset_s, event.duration_s, event.kind, event.code))

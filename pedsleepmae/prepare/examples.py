@@ -27,7 +27,7 @@ from pedsleepmae.prepare.annotations import (
     label_epochs,
     trim_wake,
 )
-from pedsleepmae.prepare.layouts import Study, read_scoring
+from pedsleepmae.prepare.layouts import Study, read_annotations
 from pedsleepmae.prepare.recordings import Recording, RecordingError, open_edf
 from pedsleepmae.prepare.signals import (
     choose_standard,
@@ -145,7 +145,7 @@ def read_study(study: Study, settings: ExampleSettings) -> tuple[Recording, Epoc
     recording = open_edf(study.edf)
     labels = choose_epochs(
         recording,
-        read_scoring(study, settings.layout),
+        read_annotations(study.annotations),
         wake_margin_min=settings.wake_margin_min,
         min_overlap_s=settings.min_overlap_s,
         keep_unscored=settings.keep_unscored,
@@ -301,7 +301,7 @@ def make_examples(
         source, x_NT, quality[channel.name] = found
         center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, fitted)
         standardise(channel, x_NT, center[c], scale[c], settings.clip, out_NT=signals_NCT[:, c])
-        origins[channel.name] = source.how
+        origins[channel.name] = source.origin
         present[c] = True
     if present.sum() < settings.min_channels:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(absent.items())[:3])

@@ -204,7 +204,7 @@ def studies_table(
                 **{name: outcome.event_counts.get(kind) for kind, name in EVENT_COUNTS.items()},
                 "rates": " ".join(f"{rate:.8g}" for rate in outcome.rates_hz),
                 "n_channels": len(outcome.channels),
-                "channels": "; ".join(f"{n} = {how}" for n, how in outcome.channels.items()),
+                "channels": "; ".join(f"{n} = {origin}" for n, origin in outcome.channels.items()),
                 "channels_absent": "; ".join(f"{n}: {why}" for n, why in outcome.absent.items()),
                 "remarks": "; ".join(outcome.remarks),
                 "duration_h": round(outcome.duration_s / 3600, 3),

@@ -8,7 +8,7 @@ and only integers reach an output path.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +27,47 @@ CHAT_STUDIES = {"baseline": 1, "followup": 2, "nonrandomized": 3}
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How files are named: patterns of the whole name of a recording and of its annotations.
+
+    Their group is the key that both share; ``ids`` reads patient and study from it.
+    """
+
+    recording: str
+    annotations: str
+    ids: str
+    recording_in_words: str
+    annotations_in_words: str
+
+
+LAYOUTS = {
+    "nch": Layout(
+        recording=r"(.*)\.(?i:edf)",
+        annotations=r"(.*)\.(?i:tsv)",
+        ids=r"(?P<patient>\d{1,12})_(?P<study>\d{1,12})",
+        recording_in_words="<patient>_<study>.edf, two whole numbers",
+        annotations_in_words=".tsv beside it",
+    ),
+    "nsrr": Layout(
+        recording=r"(.*)\.(?i:edf)",
+        annotations=r"(.*)-nsrr\.xml",
+        ids=rf"chat-([a-z-]*-)?(?P<study>{'|'.join(CHAT_STUDIES)})-(?P<patient>\d{{1,12}})",
+        recording_in_words=f"chat-<group>-<patient>.edf with a group of {', '.join(CHAT_STUDIES)}",
+        annotations_in_words="-nsrr.xml of its name",
+    ),
+    # SC4ssN.., ST7ssN..: study letter code, subject, night. 4ss and 7ss keep them apart. The
+    # scorer's letter makes the 8th character differ: SC4001E0-PSG, SC4001EC-Hypnogram.
+    "sleep_edf": Layout(
+        recording=r"(.{0,7}).*-PSG\.edf",
+        annotations=r"(.{0,7}).*-Hypnogram\.edf",
+        ids=r"S[CT](?P<patient>\d{3})(?P<study>\d).?",
+        recording_in_words="SC4ssN..-PSG.edf or ST7ssN..-PSG.edf",
+        annotations_in_words="-Hypnogram.edf of its name",
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Study:
     """One recording and its annotation file; ``problem`` says why it cannot be used, else ""."""
 
@@ -42,10 +83,10 @@ class Study:
         return f"{self.patient_id}_{self.study_id}"
 
 
+# ------------------------------------------------------------------ many recordings
 def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
     """Every recording below a folder, sorted by patient and study; unusable ones with a problem."""
-    files = sorted(_walk(Path(recordings_dir)))
-    studies = {"nch": _nch, "nsrr": _nsrr, "sleep_edf": _sleep_edf}[layout](files)
+    studies = _pair(sorted(_walk(Path(recordings_dir))), LAYOUTS[layout])
     seen: dict[str, Path] = {}
     for i, study in enumerate(studies):
         if study.problem:
@@ -56,6 +97,39 @@ def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
         seen.setdefault(study.key, study.edf)
     last = 1 << 62  # files without ids come last
     return sorted(studies, key=lambda s: (s.patient_id or last, s.study_id or last, s.edf))
+
+
+def _pair(files: list[Path], layout: Layout) -> list[Study]:
+    """Pair recordings with annotations by key; of several, the one in the same folder first."""
+    recordings, annotations = [], {}
+    for path in files:
+        if match := re.fullmatch(layout.recording, path.name, re.DOTALL):
+            recordings.append((match[1], path))
+        elif match := re.fullmatch(layout.annotations, path.name, re.DOTALL):
+            annotations.setdefault(match[1], []).append(path)
+    studies = []
+    for key, edf in recordings:
+        found = sorted(annotations.get(key, []), key=lambda path: path.parent != edf.parent)
+        patient_id, study_id = _ids(key, layout)
+        problem = "" if found else f"no {layout.annotations_in_words}"
+        if patient_id is None:
+            problem = f"file name is not {layout.recording_in_words}"
+        studies.append(Study(edf, found[0] if found else None, patient_id, study_id, problem))
+    for key in annotations.keys() - dict(recordings):
+        patient_id, study_id = _ids(key, layout)
+        if patient_id is not None:
+            path, problem = annotations[key][0], "annotations without a recording"
+            studies.append(Study(path, path, patient_id, study_id, problem))
+    return studies
+
+
+def _ids(key: str, layout: Layout) -> tuple[int, int] | tuple[None, None]:
+    """Patient and study, both None when the name does not tell them."""
+    match = re.fullmatch(layout.ids, key, re.ASCII)
+    if match is None:
+        return None, None
+    study = match["study"]
+    return int(match["patient"]), CHAT_STUDIES.get(study) or int(study)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -75,13 +149,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
-def read_scoring(study: Study, layout: str) -> Scoring:
-    """Scoring of a study; AnnotationError or RecordingError when its file cannot be read."""
-    if layout == "sleep_edf":
-        return scoring_from_rows(read_edf_annotations(study.annotations))
-    return {"nch": read_tsv, "nsrr": read_nsrr_xml}[layout](study.annotations)
-
-
+# ------------------------------------------------------------------ one recording's scoring
 def find_annotations(recording: Path) -> Path | None:
     """The annotation file beside a recording, by the names of the three layouts; else None."""
     recording = Path(recording)
@@ -122,99 +190,6 @@ def find_scoring(recording: Path, annotations: Path | None = None) -> Scoring | 
     except RecordingError as error:
         raise AnnotationError(str(error)) from error
     return scoring if (scoring.stages >= 0).any() else None
-
-
-# ------------------------------------------------------------------ one function a layout
-def _nch(files: list[Path]) -> list[Study]:
-    return _pair(
-        files,
-        is_recording=lambda path: path.suffix.lower() == ".edf",
-        ids=lambda path: _two_numbers(path.stem),
-        expected_name="<patient>_<study>.edf, two whole numbers",
-        annotation_key=lambda path: path.stem if path.suffix.lower() == ".tsv" else None,
-        recording_key=lambda path: path.stem,
-        missing="no .tsv beside it",
-    )
-
-
-def _two_numbers(stem: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"(\d{1,12})_(\d{1,12})", stem, re.ASCII)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def _nsrr(files: list[Path]) -> list[Study]:
-    def ids(path: Path) -> tuple[int, int] | None:
-        match = re.fullmatch(r"chat-([a-z-]+)-(\d{1,12})", path.stem, re.ASCII)
-        group = match[1].split("-")[-1] if match else None
-        return (int(match[2]), CHAT_STUDIES[group]) if group in CHAT_STUDIES else None
-
-    return _pair(
-        files,
-        is_recording=lambda path: path.suffix.lower() == ".edf",
-        ids=ids,
-        expected_name=f"chat-<group>-<patient>.edf with a group of {', '.join(CHAT_STUDIES)}",
-        annotation_key=lambda path: (
-            path.name.removesuffix("-nsrr.xml") if path.name.endswith("-nsrr.xml") else None
-        ),
-        recording_key=lambda path: path.stem,
-        missing="no -nsrr.xml of its name",
-    )
-
-
-def _sleep_edf(files: list[Path]) -> list[Study]:
-    def ids(path: Path) -> tuple[int, int] | None:
-        # SC4ssN.., ST7ssN..: study letter code, subject, night. 4ss and 7ss keep them apart.
-        match = re.match(r"S[CT](\d{3})(\d)", path.stem, re.ASCII)
-        return (int(match[1]), int(match[2])) if match else None
-
-    return _pair(
-        files,
-        is_recording=lambda path: path.name.endswith("-PSG.edf"),
-        ids=ids,
-        expected_name="SC4ssN..-PSG.edf or ST7ssN..-PSG.edf",
-        # The scorer's letter makes the 8th character differ: SC4001E0-PSG, SC4001EC-Hypnogram.
-        annotation_key=lambda path: path.name[:7] if path.name.endswith("-Hypnogram.edf") else None,
-        recording_key=lambda path: path.name[:7],
-        missing="no -Hypnogram.edf of its name",
-    )
-
-
-def _pair(
-    files: list[Path],
-    *,
-    is_recording: Callable[[Path], bool],
-    ids: Callable[[Path], tuple[int, int] | None],
-    expected_name: str,
-    annotation_key: Callable[[Path], str | None],
-    recording_key: Callable[[Path], str],
-    missing: str,
-) -> list[Study]:
-    """Pair recordings with annotations by key; of several, the one in the same folder first."""
-    annotations: dict[str, list[Path]] = {}
-    for path in files:
-        if key := annotation_key(path):
-            annotations.setdefault(key, []).append(path)
-    studies = []
-    for edf in filter(is_recording, files):
-        found = annotations.pop(recording_key(edf), [])
-        found.sort(key=lambda path: path.parent != edf.parent)
-        patient_id, study_id = ids(edf) or (None, None)
-        if patient_id is None:
-            problem = f"file name is not {expected_name}"
-        else:
-            problem = "" if found else missing
-        studies.append(Study(edf, found[0] if found else None, patient_id, study_id, problem))
-        if found:
-            annotations[recording_key(edf)] = found
-    recorded = {recording_key(study.edf) for study in studies}
-    for key, paths in annotations.items():
-        numbers = ids(paths[0].with_name(f"{key}.edf"))
-        if key not in recorded and numbers is not None:
-            patient_id, study_id = numbers
-            studies.append(
-                Study(paths[0], paths[0], patient_id, study_id, "annotations without a recording")
-            )
-    return studies
 
 
 # ------------------------------------------------------------------ health data

@@ -43,7 +43,7 @@ def inspect_recording(path: Path, stand_ins: Mapping[str, list[str]]) -> str:
             rows.append((channel.name, "-", "", "", "", f"absent: {found.reason}"))
             continue
         source, x, quality = found
-        row = (channel.name, source.how, f"{source.rate_hz:.8g} Hz", source.unit or "blank")
+        row = (channel.name, source.origin, f"{source.rate_hz:.8g} Hz", source.unit or "blank")
         rows.append((*row, _scale_in_words(channel.kind, x), _quality_in_words(quality)))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = []
@@ -152,7 +152,7 @@ def _channel_rows(usable: Sequence[Outcome]) -> list[dict]:
                 "name": name,
                 "n": n,
                 "share": n / max(len(usable), 1),
-                "origins": ", ".join(f"{how} ({k})" for how, k in origins.most_common(4)),
+                "origins": ", ".join(f"{origin} ({k})" for origin, k in origins.most_common(4)),
                 "reasons": ", ".join(f"{why} ({k})" for why, k in reasons.most_common(2)),
             }
         )

@@ -140,7 +140,7 @@ def _unusable_with_header(study: Study, reason: str, settings: ExampleSettings) 
         outcome,
         duration_s=recording.duration_s,
         rates_hz=native_rates(recording),
-        channels={name: s.how for name, s in sources.items() if isinstance(s, Source)},
+        channels={name: s.origin for name, s in sources.items() if isinstance(s, Source)},
         absent={name: s.reason for name, s in sources.items() if isinstance(s, Absent)},
         remarks=recording.remarks,
         simulated=recording.simulated,
