@@ -28,16 +28,18 @@ import hashlib
 import pickle
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pedsleepmae import store
 from pedsleepmae.channels import EPOCH_SAMPLES
 from pedsleepmae.errors import ProbeError, UserError
-from pedsleepmae.model import MaskedAutoencoder
+from pedsleepmae.model import MaskedAutoencoder, ModelSettings
 from pedsleepmae.store import write_whole
 
 FORMAT = "pedsleepmae"
@@ -45,7 +47,9 @@ VERSION = 1
 PATIENT_SALT = "pedsleepmae-patient"
 SUMS_NAME = "SHA256SUMS"  # as sha256sum writes and checks it; beside published checkpoints
 LARGEST_FILE = 90_000_000  # bytes: what plain git hosts take without complaint, with a margin
-NOT_PUBLISHED = ("progress", "optimizer", "channel_weights", "training_weights")
+PUBLISHED = ("model", "settings", "step", "val_loss", "split_hash", "patients_seen", "simulated")
+PUBLISHED += ("scaling", "data")
+TO_RESUME = ("progress", "optimizer", "channel_weights", "training_weights")
 # What the weights' shapes and meaning depend on; the other settings of a model are of training.
 ARCHITECTURE = (
     "patch_size",
@@ -61,6 +65,57 @@ ORIGINAL_NUM_HEAD = 4  # cannot be read off the tensors; all of the original's m
 
 class CheckpointError(UserError):
     """A checkpoint cannot be used; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What stands in a checkpoint file, by the names atop this module.
+
+    A setting of ``model`` that the file is older than has its default. ``state_dict`` is the
+    whole also when the decoder's lies in another file, unless that is absent. ``resume`` holds
+    progress, optimizer, channel_weights and training_weights, or nothing. Of a file of the
+    ``original`` authors ``model`` is inferred from the tensors, patients_seen is None and
+    split_hash empty.
+    """
+
+    path: Path
+    sha256: str  # of the file
+    device: torch.device | str
+    state_dict: dict[str, Tensor]
+    model: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    val_loss: float | None = None
+    split_hash: str = ""
+    patients_seen: list[str] | None = None
+    simulated: bool = False
+    scaling: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    decoder: str | None = None
+    original: bool = False
+    resume: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Those settings of the model that its weights depend on (ARCHITECTURE)."""
+        return {name: self.model[name] for name in ARCHITECTURE}
+
+    def build_model(self) -> MaskedAutoencoder:
+        """The model in evaluation mode, on the device that the checkpoint was read to.
+
+        CheckpointError when the weights do not fit the settings in the file. Without the
+        decoder's file the model embeds all the same, and says so when asked to reconstruct.
+        """
+        try:
+            model = MaskedAutoencoder(**self.model)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path}: its model settings do not make a model: {error}"
+            ) from error
+        if self.decoder and not any(name.startswith("decoder.") for name in self.state_dict):
+            model.drop_decoder(f"{self.path.with_name(self.decoder)} is not there")
+        load_weights(model, self.state_dict, f"{self.path}")
+        return model.to(self.device).eval()
 
 
 def hash_patient(patient_id: int) -> str:
@@ -85,13 +140,19 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         torch.save({"format": FORMAT, "version": VERSION, **content}, file)
 
 
-def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Content of a checkpoint, as listed atop this module.
+def load_model(path: Path | str, device: str | torch.device = "cpu") -> MaskedAutoencoder:
+    """The model of a checkpoint (ours or the original authors'), in evaluation mode on ``device``.
 
-    For a file of the original authors ``model`` is inferred from the tensors, ``original`` is
-    True, ``patients_seen`` is None (unknown) and ``split_hash`` empty. CheckpointError names a
-    file that is not a checkpoint, or not the one that SHA256SUMS beside it lists. Of a checkpoint
-    in two files ``state_dict`` is the whole, or the encoder's alone where the decoder's is absent.
+    As :meth:`Checkpoint.build_model`.
+    """
+    return read_checkpoint(path, device).build_model()
+
+
+def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Checkpoint:
+    """What stands in a checkpoint file, its tensors on ``device``.
+
+    CheckpointError names a file that is not a checkpoint, or not the one that SHA256SUMS beside
+    it lists.
     """
     path = Path(path)
     if not path.is_file():
@@ -101,7 +162,7 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
             f"{path}: not a whole checkpoint file; give one that script 2 or the original authors "
             "wrote"
         )
-    check_sum(path)
+    sha256 = check_sum(path)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -116,28 +177,147 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
             "authors wrote"
         )
     if "format" not in content:
-        return _read_original(path, content)
-    if content["format"] != FORMAT or content.get("version", 0) > VERSION:
+        content = _content_of_original(path, content["state_dict"])
+    elif content["format"] != FORMAT or content.get("version", 0) > VERSION:
         raise CheckpointError(
             f"{path}: format {content['format']!r} version {content.get('version')}, this code "
             f"reads {FORMAT!r} up to version {VERSION}; update the code"
         )
-    if "decoder" in content and content["decoder"] != path.name:
-        beside = path.parent / Path(content["decoder"]).name
-        if beside.is_file():
-            content["state_dict"] |= load_checkpoint(beside, device)["state_dict"]
-    return {"scaling": ""} | content | {"original": False}  # some are older than "scaling"
+    known = {item.name for item in fields(Checkpoint)} - {"path", "sha256", "device", "resume"}
+    facts = {name: value for name, value in content.items() if name in known}
+    facts["model"] = asdict(ModelSettings()) | content.get("model", {})
+    facts["resume"] = {name: content[name] for name in TO_RESUME if name in content}
+    decoder = path.with_name(Path(facts.get("decoder") or path.name).name)
+    if decoder != path and decoder.is_file():
+        facts["state_dict"] |= read_checkpoint(decoder, device).state_dict
+    return Checkpoint(path, sha256, device, **facts)
 
 
-def check_sum(path: Path) -> None:
-    """CheckpointError when SHA256SUMS beside a file lists it with another sum; else nothing."""
-    sums = path.with_name(SUMS_NAME)
-    listed = _read_sums(sums)
-    if path.name in listed and listed[path.name] != file_sha256(path):
+def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content as a dict; it goes when its last caller has gone."""
+    checkpoint = read_checkpoint(path, device)
+    names = ("state_dict", *PUBLISHED, "original")
+    return {name: getattr(checkpoint, name) for name in names} | checkpoint.resume
+
+
+def architecture(self) -> dict[str, Any]:
+        """Those settings of the model that its weights depend on (ARCHITECTURE)."""
+        return {name: self.model[name] for name in ARCHITECTURE}
+
+    def build_model(self) -> MaskedAutoencoder:
+        """The model in evaluation mode, on the device that the checkpoint was read to.
+
+        CheckpointError when the weights do not fit the settings in the file. Without the
+        decoder's file the model embeds all the same, and says so when asked to reconstruct.
+        """
+        try:
+            model = MaskedAutoencoder(**self.model)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path}: its model settings do not make a model: {error}"
+            ) from error
+        if self.decoder and not any(name.startswith("decoder.") for name in self.state_dict):
+            model.drop_decoder(f"{self.path.with_name(self.decoder)} is not there")
+        load_weights(model, self.state_dict, f"{self.path}")
+        return model.to(self.device).eval()
+
+
+def hash_patient(patient_id: int) -> str:
+    """SHA-256 of ``pedsleepmae-patient:<patient_id>``, hexadecimal.
+
+    The same for every split and run, so that a checkpoint can be asked whether it has seen a
+    patient without listing patient numbers in the open. Not a protection: numbers can be tried.
+    """
+    return hashlib.sha256(f"{PATIENT_SALT}:{int(patient_id)}".encode()).hexdigest()
+
+
+def hash_patients(patient_ids: Iterable[int]) -> list[str]:
+    """Sorted digests of the distinct patients."""
+    return sorted({hash_patient(patient_id) for patient_id in patient_ids})
+
+
+# ------------------------------------------------------------------ writing and reading
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all."""
+    with write_whole(path) as temporary, open(temporary, "wb") as file:
+        # Through a file, for torch writes a path's own name into it: equal content, equal bytes.
+        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+
+
+def load_model(path: Path | str, device: str | torch.device = "cpu") -> MaskedAutoencoder:
+    """The model of a checkpoint (ours or the original authors'), in evaluation mode on ``device``.
+
+    As :meth:`Checkpoint.build_model`.
+    """
+    return read_checkpoint(path, device).build_model()
+
+
+def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Checkpoint:
+    """What stands in a checkpoint file, its tensors on ``device``.
+
+    CheckpointError names a file that is not a checkpoint, or not the one that SHA256SUMS beside
+    it lists.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; give a checkpoint of script 2")
+    if not zipfile.is_zipfile(path):  # what torch.save writes since 1.6 is a zip archive
+        raise CheckpointError(
+            f"{path}: not a whole checkpoint file; give one that script 2 or the original authors "
+            "wrote"
+        )
+    sha256 = check_sum(path)
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: does not load safely, as weights and plain values alone ({reason}); give a "
+            "checkpoint that script 2 or the original authors wrote"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(
+            f"{path}: holds no state_dict; give a checkpoint that script 2 or the original "
+            "authors wrote"
+        )
+    if "format" not in content:
+        content = _content_of_original(path, content["state_dict"])
+    elif content["format"] != FORMAT or content.get("version", 0) > VERSION:
+        raise CheckpointError(
+            f"{path}: format {content['format']!r} version {content.get('version')}, this code "
+            f"reads {FORMAT!r} up to version {VERSION}; update the code"
+        )
+    known = {item.name for item in fields(Checkpoint)} - {"path", "sha256", "device", "resume"}
+    facts = {name: value for name, value in content.items() if name in known}
+    facts["model"] = asdict(ModelSettings()) | content.get("model", {})
+    facts["resume"] = {name: content[name] for name in TO_RESUME if name in content}
+    decoder = path.with_name(Path(facts.get("decoder") or path.name).name)
+    if decoder != path and decoder.is_file():
+        facts["state_dict"] |= read_checkpoint(decoder, device).state_dict
+    return Checkpoint(path, sha256, device, **facts)
+
+
+def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content as a dict; what is left of it goes when its last caller has gone."""
+    checkpoint = read_checkpoint(path, device)
+    return {item.name: getattr(checkpoint, item.name) for item in fields(checkpoint)} | (
+        checkpoint.resume
+    )
+
+
+def architecture(path: Path | str) -> dict[str, Any]:
+    return read_checkpoint(path).architecture
+
+
+def check_sum(path: Path) -> str:
+    """A file's SHA-256; CheckpointError when SHA256SUMS beside it lists it with another."""
+    sums, sha256 = path.with_name(SUMS_NAME), file_sha256(path)
+    if _read_sums(sums).get(path.name, sha256) != sha256:
         raise CheckpointError(
             f"{path}: its SHA-256 is not the one that {sums.name} beside it lists, so it was "
             "changed or damaged; fetch it again"
         )
+    return sha256
 
 
 def list_sums(*paths: Path) -> Path:
@@ -174,30 +354,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_model(path: Path | str, device: str | torch.device = "cpu") -> MaskedAutoencoder:
-    """The model of a checkpoint (ours or the original authors'), in evaluation mode on ``device``.
-
-    Weights are loaded strictly; CheckpointError when they do not fit the settings in the file.
-    Where the decoder's file is absent the model embeds all the same, and says so when it is asked
-    to reconstruct.
-    """
-    content = load_checkpoint(path, device)
-    try:
-        model = MaskedAutoencoder(**content["model"])
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its model settings do not make a model: {error}") from error
-    if "decoder" in content and not any(n.startswith("decoder.") for n in content["state_dict"]):
-        model.drop_decoder(f"{Path(path).with_name(content['decoder'])} is not there")
-    load_weights(model, content["state_dict"], f"{path}")
-    return model.to(device).eval()
-
-
-def architecture(path: Path | str) -> dict[str, Any]:
-    """Those settings of a checkpoint's model that its weights depend on (ARCHITECTURE)."""
-    model = load_checkpoint(path)["model"]
-    return {name: model[name] for name in ARCHITECTURE}
 
 
 def load_weights(model: MaskedAutoencoder, state_dict: Mapping[str, Any], where: str) -> None:
@@ -248,9 +404,9 @@ def publish(source: Path, target: Path, largest_file: int = LARGEST_FILE) -> lis
     Weights in bfloat16, nothing that only resuming needs; the decoder in a file of its own beside
     ``target`` when the whole would be larger than ``largest_file`` bytes.
     """
-    content = {k: v for k, v in load_checkpoint(source).items() if k not in NOT_PUBLISHED}
-    del content["original"]
-    weights = {name: value.bfloat16() for name, value in content["state_dict"].items()}
+    checkpoint = read_checkpoint(source)
+    content = {name: getattr(checkpoint, name) for name in PUBLISHED}
+    weights = {name: value.bfloat16() for name, value in checkpoint.state_dict.items()}
     n_bytes = sum(2 * value.numel() for value in weights.values())
     beside = target.with_name(f"{target.stem}.decoder{target.suffix}")
     files = {target: content | {"state_dict": weights}}
@@ -270,9 +426,8 @@ def publish(source: Path, target: Path, largest_file: int = LARGEST_FILE) -> lis
 
 
 # ------------------------------------------------------------------ the original's files
-def _read_original(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Content of an original checkpoint (epoch, state_dict, optimizer, loss) under our names."""
-    weights = content["state_dict"]
+def _content_of_original(path: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """What the weights of an original checkpoint tell, under our names."""
     try:
         patch_size = weights["encoder.patch_projection.projection.weight"].shape[1]
         model = {
@@ -282,8 +437,6 @@ def _read_original(path: Path, content: dict[str, Any]) -> dict[str, Any]:
             "num_head": ORIGINAL_NUM_HEAD,
             "decoder_emb_dim": weights["decoder.mask_token"].shape[3],
             "decoder_num_layer": _count_blocks(weights, "decoder"),
-            "mask_ratio": 0.5,
-            "mask_span": 1,
             "token_layout": "reference",
             "loss_on": "all",
         }
@@ -302,12 +455,6 @@ def _read_original(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         "state_dict": weights,
         "model": model,
         "settings": {"model": model},
-        "step": None,
-        "epoch": content.get("epoch"),
-        "val_loss": None,
-        "split_hash": "",
-        "patients_seen": None,
-        "simulated": False,
         "scaling": "original",
         "data": {"source": "original authors' checkpoint; training patients unknown"},
         "original": True,

@@ -531,6 +531,12 @@ class MaskedAutoencoder(nn.Module):
             for pooling in poolings
         }
 
+    def n_features(self, pooling: str) -> int:
+        """Length F of the features that :meth:`embed` gives for this pooling."""
+        n_values = dict.fromkeys(POOLINGS, self.encoder.cls_token.shape[3])
+        n_values |= {"mean": self.n_patches, "max": self.n_patches}
+        return sum(N_CHANNELS * n_values[part] for part in pooling.split("+"))
+
     @torch.no_grad()
     def reconstruct(
         self,
