@@ -532,10 +532,11 @@ class MaskedAutoencoder(nn.Module):
         }
 
     def n_features(self, pooling: str) -> int:
-        """Length F of the features that :meth:`embed` gives for this pooling."""
-        n_values = dict.fromkeys(POOLINGS, self.encoder.cls_token.shape[3])
-        n_values |= {"mean": self.n_patches, "max": self.n_patches}
-        return sum(N_CHANNELS * n_values[part] for part in pooling.split("+"))
+        """Length F of the features that :meth:`embed` gives; ValueError for an unknown pooling."""
+        emb_dim = self.encoder.cls_token.shape[3]
+        class_BCE = torch.empty(0, N_CHANNELS, emb_dim)
+        z_BCSE = torch.empty(0, N_CHANNELS, self.n_patches, emb_dim)
+        return sum(pool(class_BCE, z_BCSE, part).shape[1] for part in pooling.split("+"))
 
     @torch.no_grad()
     def reconstruct(
