@@ -23,16 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pedsleepmae import machine
-from pedsleepmae.prepare import examples
-from pedsleepmae.probe import embeddings
-from pedsleepmae.score import files, night, report
+from pedsleepmae.score import files, night, report, run
 
 LOADED_S = time.perf_counter() - START
 PARTS = {  # what is timed, under the name that the table shows
-    "load encoder, probes": (night, "load_scorer"),
-    "read, resample": (examples, "examples_to_score"),
-    "encode": (embeddings, "embed_arrays"),
-    "probes, distance": (night, "score_examples"),  # less what is encoded in it
+    "load encoder, probes": (run, "load_scorer"),
+    "read, resample": (run, "examples_to_score"),
+    "encode": (night.embeddings, "embed_arrays"),
+    "probes, distance": (run, "score_examples"),  # less what is encoded in it
     "tables, annotations": (files, "write_night"),
     "report": (report, "write_report"),
 }

@@ -2,16 +2,11 @@
 
 import importlib
 
-_MODULE_OF = {  # name -> the module that defines it
-    "load_model": "checkpoints",
-    "PedSleepEncoder": "api",
-    "examples_from_raw": "api",
-    "annotate": "api",
-}
+__all__ = ["PedSleepEncoder", "annotate", "examples_from_raw", "load_model"]
 
 
 def __getattr__(name: str):
-    """The names above, imported on first use: torch takes seconds to load."""
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(f"pedsleepmae.{_MODULE_OF[name]}"), name)
+    """The names above, imported from `api` on first use: torch takes seconds to load."""
+    if name in __all__:
+        return getattr(importlib.import_module("pedsleepmae.api"), name)
     raise AttributeError(f"module 'pedsleepmae' has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""What `import pedsleepmae` offers: the encoder for scikit-learn, examples and scoring for MNE.
+"""What `import pedsleepmae` offers: an encoder for scikit-learn, examples and scoring for MNE.
 
-The reading of recordings is imported where it is used, for the encoder runs without edfio and mne.
+MNE and the reading of recordings are imported by the functions that need them: the encoder runs
+without edfio, mne and soxr.
 """
 
 from collections.abc import Mapping
@@ -11,20 +12,23 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array
 
-from pedsleepmae import machine
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.checkpoints import load_model
-from pedsleepmae.model import POOLINGS
-from pedsleepmae.probe import embeddings
+from pedsleepmae.machine import Compute
+from pedsleepmae.model import MaskedAutoencoder
+from pedsleepmae.probe.embeddings import embed_arrays
 from pedsleepmae.score.night import annotation_rows, load_scorer, score_examples
 from pedsleepmae.store import Examples
 
 if TYPE_CHECKING:
     import mne
 
-N_COLUMNS = N_CHANNELS * EPOCH_SAMPLES
+__all__ = ["PedSleepEncoder", "annotate", "examples_from_raw", "load_model"]
+
+N_COLUMNS = N_CHANNELS * EPOCH_SAMPLES  # of an example as a row of a table
 
 
+# ------------------------------------------------------------------ for scikit-learn
 class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Standardised 30-s examples (n, 16, 3840) to embeddings (n, d) of a pretrained encoder.
 
@@ -56,7 +60,7 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """Load the encoder and check X; CheckpointError or ValueError say what is wrong."""
         self._check_examples(X)
         self.n_features_in_ = N_COLUMNS
-        self._n_features_out = self._embed_one()
+        self._n_features_out = self._load_encoder().n_features(self.pooling)
         return self
 
     def transform(self, X):
@@ -69,7 +73,8 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 "X has channels with some NaN: only a channel that is NaN throughout an example "
                 "counts, as not recorded; fill or drop these examples"
             )
-        return self._embed(x_NCT, present_NC)
+        model, compute = self._load_encoder(), self._choose_compute()
+        return embed_arrays(model, x_NCT, present_NC, self.pooling, compute)
 
     def _check_examples(self, X) -> np.ndarray:
         """X as (n, 16, 3840); ValueError names a wrong shape or infinite values."""
@@ -85,31 +90,12 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         return x
 
-    def _embed(self, x_NCT: np.ndarray, present_NC: np.ndarray) -> np.ndarray:
-        for part in str(self.pooling).split("+"):
-            if part not in POOLINGS:
-                raise ValueError(
-                    f"pooling is {self.pooling!r}; give one of {', '.join(POOLINGS)}, or several "
-                    "joined by +"
-                )
-        device = machine.choose_device(self.device)
-        return embeddings.embed_arrays(
-            self._load(device),
-            x_NCT,
-            present_NC,
-            self.pooling,
-            batch_size=self.batch_size,
-            device=device,
-            dtype=machine.choose_dtype(self.precision, device),
-        )
+    def _choose_compute(self) -> Compute:
+        return Compute.choose(self.device, self.precision, self.batch_size)
 
-    def _embed_one(self) -> int:
-        """Number of features, from one empty example."""
-        shape = (1, N_CHANNELS, EPOCH_SAMPLES)
-        return self._embed(np.zeros(shape, np.float32), np.zeros(shape[:2], bool)).shape[1]
-
-    def _load(self, device):
+    def _load_encoder(self) -> MaskedAutoencoder:
         """The model, read again when another checkpoint or device was set."""
+        device = self._choose_compute().device
         wanted = (str(Path(self.checkpoint).resolve()), str(device))
         if getattr(self, "_loaded", (None, None))[0] != wanted:
             self._loaded = (wanted, load_model(self.checkpoint, device))
@@ -130,6 +116,7 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return tags
 
 
+# ------------------------------------------------------------------ for MNE
 def examples_from_raw(
     raw: "mne.io.BaseRaw",
     *,
@@ -146,15 +133,13 @@ def examples_from_raw(
     when the Raw gives no examples.
     """
     from pedsleepmae.prepare.annotations import scoring_from_rows
-    from pedsleepmae.prepare.examples import ExampleSettings, examples_to_score
+    from pedsleepmae.prepare.examples import ReadSettings, examples_to_score
     from pedsleepmae.prepare.recordings import open_raw, read_raw_annotations
 
     scoring = scoring_from_rows(read_raw_annotations(raw)) if use_annotations else None
     if scoring is not None and not (scoring.stages >= 0).any():
         scoring = None
-    settings = ExampleSettings(
-        stand_ins=stand_ins or {}, min_channels=min_channels, scaling=scaling
-    )
+    settings = ReadSettings(stand_ins or {}, min_channels, scaling=scaling)
     examples, _ = examples_to_score(open_raw(raw), scoring, settings, grid_offset_s)
     examples.signals[~examples.present] = np.nan
     return examples
@@ -172,10 +157,9 @@ def annotate(
 
     The rows are those of script 4's annotations.edf; ``raw.set_annotations`` takes them.
     """
-    import mne  # needed by those who have it loaded anyway
+    import mne
 
     examples = recording if isinstance(recording, Examples) else examples_from_raw(recording)
-    scorer = load_scorer(checkpoint, probes, device=device)
-    night = score_examples(scorer, examples, far_share=far_share)
-    onsets_s, durations_s, texts = zip(*annotation_rows(night), strict=True)
-    return mne.Annotations(onsets_s, durations_s, texts)
+    scorer = load_scorer(checkpoint, probes, far_share=far_share, device=device)
+    rows = annotation_rows(score_examples(scorer, examples))
+    return mne.Annotations(*zip(*rows, strict=True))

@@ -13,7 +13,7 @@ from pedsleepmae.generate.run import GenerateSettings
 from pedsleepmae.prepare.run import PrepareSettings
 from pedsleepmae.pretrain import trainer
 from pedsleepmae.probe import evaluation
-from pedsleepmae.score import night
+from pedsleepmae.score.run import ScoreSettings
 from pedsleepmae.simulate import cohort
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,7 +22,7 @@ CLASSES = {
     "prepare": PrepareSettings,
     "pretrain": trainer.PretrainSettings,
     "probe": evaluation.ProbeSettings,
-    "score": night.ScoreSettings,
+    "score": ScoreSettings,
     "explore": ExploreSettings,
     "generate": GenerateSettings,
 }

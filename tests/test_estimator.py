@@ -103,7 +103,7 @@ def test_what_it_cannot_use_is_said(checkpoint, x_NCT, tmp_path):
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             PedSleepEncoder(checkpoint).fit(x)
-    with pytest.raises(ValueError, match="pooling is 'median'"):
+    with pytest.raises(ValueError, match="unknown pooling 'median'"):
         PedSleepEncoder(checkpoint, "median").fit(x_NCT)
     with pytest.raises(CheckpointError, match="no such file"):
         PedSleepEncoder(str(tmp_path / "nothing.pt")).fit(x_NCT)

@@ -19,23 +19,21 @@ from small_probes import paths, run_script, save_model, script_3
 import pedsleepmae
 from pedsleepmae import errors, store
 from pedsleepmae.channels import EPOCH_SAMPLES, RATE_HZ
-from pedsleepmae.prepare.examples import ExampleSettings, examples_to_score
+from pedsleepmae.prepare.examples import ReadSettings, examples_to_score
 from pedsleepmae.prepare.layouts import find_scoring
 from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.probe.density import TrainingDensity, fit_density
 from pedsleepmae.probe.files import load_basis, load_probes
-from pedsleepmae.score import files, report
+from pedsleepmae.score import files, report, run
 from pedsleepmae.score.night import (
     Night,
     Scorer,
     annotation_rows,
-    cautions,
     find_runs,
     load_scorer,
-    night_quantities,
     score_examples,
-    stage_agreement,
 )
+from pedsleepmae.score.summary import cautions, night_quantities, stage_agreement
 from pedsleepmae.tasks import NOTICE
 
 OUTPUTS = ["epochs.csv", "summary.json", "summary.csv", "annotations.edf", "report.html"]
@@ -112,7 +110,7 @@ def test_epochs_that_script_3_scored_get_the_same_scores(trained, scorer):
 
 def score_edf(scorer, path: Path) -> tuple[store.Examples, Night]:
     scoring_of_it = find_scoring(path)
-    examples, _ = examples_to_score(open_edf(path), scoring_of_it, ExampleSettings())
+    examples, _ = examples_to_score(open_edf(path), scoring_of_it, ReadSettings())
     return examples, score_examples(scorer, examples)
 
 
@@ -384,10 +382,26 @@ def test_a_bad_call_is_one_sentence_with_exit_code_2(
     nch_file(seconds=60).write(tmp_path / "a.edf")
     given = ["--paths.checkpoint", trained / "model.pt"]
     given += ["--paths.probes", trained / "results" / "probes.npz"]
-    with pytest.raises(SystemExit) as stopped:
-        run_script("4_score_recording.py", *given, *argv)
-    assert stopped.value.code == 2
-    assert words in one_sentence(capsys, stopped.value.code)
+    try:
+        code = run_script("4_score_recording.py", *given, *argv)
+    except SystemExit as stopped:  # by the settings' own bounds
+        code = stopped.code
+    assert code == 2
+    assert words in one_sentence(capsys, code)
+
+
+def test_an_error_that_nobody_foresaw_is_one_sentence_below_where_it_happened(
+    tmp_path, trained, capsys, monkeypatch
+):
+    def divide(*_):
+        return 1 / 0
+
+    monkeypatch.setattr(run, "examples_to_score", divide)
+    path = nch_file(seconds=60).write(tmp_path / "x.edf")
+    assert script_4(trained, path, tmp_path / "out") == 1
+    *where, sentence = capsys.readouterr().err.strip().splitlines()
+    assert "x.edf: unforeseen ZeroDivisionError" in sentence
+    assert any("in divide" in line for line in where)
 
 
 def test_an_annotation_file_that_cannot_be_read_is_one_sentence_with_the_remedy(
@@ -431,9 +445,9 @@ def test_probes_of_another_encoder_are_refused(tmp_path, trained, capsys):
     with pytest.raises(errors.ProbeError, match="fitted on another encoder"):
         load_scorer(other, probe_file)
     path = nch_file(seconds=120).write(tmp_path / "x.edf")
-    with pytest.raises(SystemExit) as stopped:
-        script_4(trained, path, tmp_path / "out", "--paths.checkpoint", other)
-    assert "other.pt" in one_sentence(capsys, stopped.value.code)
+    code = script_4(trained, path, tmp_path / "out", "--paths.checkpoint", other)
+    assert code == 2
+    assert "other.pt" in one_sentence(capsys, code)
     again = save_model(tmp_path / "copy.pt", [], seed=0)  # another file, the same encoder
     assert load_scorer(again, probe_file).pooling == "time_abs"
 
@@ -467,13 +481,14 @@ def test_a_probe_file_holds_no_pickle(trained, tmp_path):
 # ------------------------------------------------------------------ far from the training data
 def test_a_planted_example_is_flagged_and_hardly_any_other(trained, scorer):
     examples = stored_examples(trained, "test")
-    usual = score_examples(scorer, examples, far_share=0.05)
+    scorer = replace(scorer, far_share=0.05)
+    usual = score_examples(scorer, examples)
     assert 0 < usual.far_N.mean() <= 0.12  # 144 epochs of three new patients
     examples.signals[7] = examples.signals[7, ::-1].copy()  # the channels in the wrong order
     examples.signals[8] *= 20
     examples.signals[9] = np.nan
     examples.present[7:10] = True  # the last a defect: claimed as recorded
-    night = score_examples(scorer, examples, far_share=0.05)
+    night = score_examples(scorer, examples)
     assert night.far_N[7:10].all()
     others = np.setdiff1d(np.arange(len(night)), [7, 8, 9])
     np.testing.assert_array_equal(night.far_N[others], usual.far_N[others])

@@ -47,7 +47,7 @@ def test_its_card_says_in_the_first_line_that_the_children_are_simulated():
 
 def test_its_probes_are_those_of_its_encoder():
     scorer = night.load_scorer(SHIPPED, FOLDER / "probes.npz")
-    assert set(scorer.chosen) >= {"sleep", "apnea", "hypopnea", "desaturation", "arousal"}
+    assert set(scorer.probes) >= {"sleep", "apnea", "hypopnea", "desaturation", "arousal"}
 
 
 def test_script_4_scores_with_it_by_default(tmp_path):

@@ -35,8 +35,8 @@ def safe_name(stem: str) -> str:
 def write_night(folder: Path, night: Night, summary: Mapping) -> None:
     """Write the four files, each whole or not at all."""
     store.write_table(folder / "epochs.csv", epoch_table(night))
-    with store.write_whole(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+    text = json.dumps(summary, indent=1, allow_nan=False)
+    store.write_text(folder / "summary.json", text)
     store.write_table(folder / "summary.csv", summary_table(summary))
     with store.write_whole(folder / "annotations.edf") as temporary:
         write_edf_annotations(temporary, night)

@@ -1,6 +1,5 @@
 """report.html of one scored night: the night in one picture, its figures, what they rest on."""
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.signal import welch
 
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
-from pedsleepmae.pages.page import counted, in_digits, page_template, to_png
+from pedsleepmae.pages.page import counted, in_digits, page_template, to_base64
 from pedsleepmae.pages.plots import (
     COLOURS,
     EVENT_COLOURS,
@@ -43,10 +43,9 @@ QUANTITY_NAMES = {
 
 def write_report(folder: Path, night: Night, summary: Mapping, examples: store.Examples) -> Path:
     """Write report.html, which stands alone; its path."""
-    picture = base64.b64encode(to_png(draw_night(night, examples, summary["channels"]))).decode()
     page = page_template(TEMPLATE).render(
         summary=summary,
-        picture=picture,
+        picture=to_base64(draw_night(night, examples, summary["channels"])),
         minutes=[q for q in summary["quantities"] if not q["name"].endswith("_index")],
         indices=[q for q in summary["quantities"] if q["name"].endswith("_index")],
         counts_epochs=not any("events_per_epoch" in q for q in summary["quantities"]),
@@ -55,8 +54,7 @@ def write_report(folder: Path, night: Night, summary: Mapping, examples: store.E
         has_scored=night.scored is not None,
     )
     path = folder / "report.html"
-    with store.write_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    store.write_text(path, page)
     return path
 
 
@@ -69,10 +67,10 @@ def text_summary(summary: Mapping) -> str:
     """The summary in lines for a terminal."""
     rows = []
     for quantity in summary["quantities"]:
-        row = {"": quantity_name(quantity["name"])}
-        for title, way in (("expected", "value"), ("called", "called"), ("scored", "scored")):
-            row[title] = in_digits(quantity[way], 1)
-        rows.append(row | {"unit": quantity["unit"]})
+        titles = {"value": "expected", "called": "called", "scored": "scored"}
+        figures = {title: in_digits(quantity[way], 1) for way, title in titles.items()}
+        name = quantity_name(quantity["name"])
+        rows.append({"": name, **figures, "unit": quantity["unit"]})
     lines = [summary["notice"], pd.DataFrame(rows).to_string(index=False, justify="left")]
     far = summary["far"]
     lines.append(
@@ -94,6 +92,7 @@ def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str
     stages = "sleep" in night.called
     events = [task for task in EVENT_TEXTS if task in night.called]
     eeg = next((c for c in SHOWN_EEG if examples.present[:, c].any()), None)
+    # Relative heights; a panel that would show nothing has none and is left out.
     panels = {
         "scored": 1.3 * (night.scored is not None),
         "hypnogram": 1.3 * stages,
@@ -133,18 +132,7 @@ def power_density(x_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Welch: Hann windows of 4 s, half overlapping, without their means.
     """
-    n = int(SPECTRUM_S * RATE_HZ)
-    window = np.hanning(n)
-    hz = np.fft.rfftfreq(n, 1 / RATE_HZ)
-    starts = range(0, x_NT.shape[1] - n + 1, n // 2)
-    power_NM = np.zeros((len(x_NT), len(hz)))
-    for start in starts:
-        piece_NT = x_NT[:, start : start + n]
-        piece_NT = (piece_NT - piece_NT.mean(1, keepdims=True)) * window
-        power_NM += np.abs(np.fft.rfft(piece_NT, axis=1)) ** 2
-    # One-sided: the power of the negative frequencies counts with that of the positive.
-    power_NM *= 2 / (len(starts) * RATE_HZ * (window**2).sum())
-    return hz, power_NM
+    return welch(x_NT, RATE_HZ, nperseg=int(SPECTRUM_S * RATE_HZ))
 
 
 def _draw_spectrogram(figure, ax: Axes, hours: np.ndarray, examples: store.Examples, c: int):
@@ -219,10 +207,10 @@ def _draw_distance(ax: Axes, hours: np.ndarray, night: Night) -> None:
 
 def _physical(examples: store.Examples, rows: np.ndarray, c: int) -> np.ndarray:
     """Channel ``c`` of these epochs in its physical unit, (n, 3840)."""
-    columns = (
-        array[rows, c : c + 1] for array in (examples.signals, examples.center, examples.scale)
-    )
-    return undo_standard(*columns)[:, 0]
+    column = (rows, slice(c, c + 1))
+    return undo_standard(examples.signals[column], examples.center[column], examples.scale[column])[
+        :, 0
+    ]
 
 
 def _adjoining(onsets_s: np.ndarray) -> list[np.ndarray]:
