@@ -858,6 +858,23 @@ def test_5_fitted_statistics_standardise_the_training_patients(prepared, tmp_pat
     np.testing.assert_allclose(signals.std(axis=(0, 2)), 1, atol=0.01)
 
 
+def test_5_fitted_statistics_pass_over_duplicates_and_recordings_without_annotations(
+    prepared, tmp_path
+):
+    folder = copied(prepared, tmp_path)
+    assert run_script(folder, "--scaling", "fitted").returncode == 0
+    with h5py.File(next((folder / "batches" / "train").iterdir())) as file:
+        wanted = file["center"][0].tolist()
+    for patient in range(1, 6):
+        nch_file(seconds=60).write(folder / "Sleep_Data" / f"{patient}_77.edf")
+        shutil.copytree(folder / "Sleep_Data", folder / "copies", dirs_exist_ok=True)
+    shutil.move(folder / "copies", folder / "Sleep_Data" / "copies")
+    run = run_script(folder, "--scaling", "fitted")
+    assert run.returncode == 0, run.stderr
+    with h5py.File(next((folder / "batches" / "train").iterdir())) as file:
+        assert file["center"][0].tolist() == wanted
+
+
 def test_the_state_holds_no_text_of_the_annotations(prepared):
     for path in (prepared[0] / "examples" / ".prepared").iterdir():
         assert "Sleep stage" not in json.dumps(json.loads(path.read_text()))

@@ -140,8 +140,6 @@ def read_study(study: Study, settings: ExampleSettings) -> tuple[Recording, Epoc
 
     Raises RecordingError, AnnotationError or UnusableRecording with the reason.
     """
-    if study.problem:
-        raise UnusableRecording(study.problem)
     recording = open_edf(study.edf)
     labels = choose_epochs(
         recording,
@@ -337,10 +335,9 @@ def make_examples(
     return examples, outcome
 
 
-def _count_codes(codes: np.ndarray) -> dict[str, int]:
-    return {
-        str(code): int(n) for code, n in zip(*np.unique(codes, return_counts=True), strict=True)
-    }
+def _count_codes(codes_N: np.ndarray) -> dict[str, int]:
+    codes, counts = np.unique(codes_N, return_counts=True)
+    return dict(zip(map(str, codes.tolist()), counts.tolist(), strict=True))
 
 
 def examples_to_score(
@@ -353,22 +350,23 @@ def examples_to_score(
 
     Raises RecordingError when the recording gives none.
     """
-    remedy = ""
-    try:
-        if scoring is not None:
-            remedy = "; set use_annotations to false to pass the annotations over"
-            labels = choose_epochs(recording, scoring, wake_margin_min=settings.wake_margin_min)
-            remedy = ""
-        else:
-            labels = grid_labels(recording.duration_s, grid_offset_s)
+    if scoring is None:
+        labels = grid_labels(recording.duration_s, grid_offset_s)
         if not len(labels.onsets_s):
-            raise UnusableRecording(
-                f"no whole 30-s epoch from second {grid_offset_s:g} on "
+            raise RecordingError(
+                f"{recording.name}: no whole 30-s epoch from second {grid_offset_s:g} on "
                 f"({recording.duration_s:g} s recorded)"
             )
+    else:
+        try:
+            labels = choose_epochs(recording, scoring, wake_margin_min=settings.wake_margin_min)
+        except UnusableRecording as error:
+            remedy = "set use_annotations to false to pass the annotations over"
+            raise RecordingError(f"{recording.name}: {error}; {remedy}") from error
+    try:
         return make_examples(recording, labels, settings)
     except UnusableRecording as error:
-        raise RecordingError(f"{recording.name}: {error}{remedy}") from error
+        raise RecordingError(f"{recording.name}: {error}") from error
 
 
 def native_rates(recording: Recording) -> list[float]:

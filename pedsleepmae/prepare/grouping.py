@@ -14,7 +14,14 @@ import pandas as pd
 
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.workers import Workers, holder
-from pedsleepmae.splits import SPLITS, age_band, split_blocks, split_hash, split_patients
+from pedsleepmae.splits import (
+    SPLITS,
+    SplitSettings,
+    age_band,
+    split_blocks,
+    split_hash,
+    split_patients,
+)
 from pedsleepmae.store import (
     BATCH_EXAMPLES,
     batch_path,
@@ -44,19 +51,27 @@ class Grouping:
         self,
         studies: Sequence[Outcome],
         assignment: dict[int, str],
-        split,
+        split: SplitSettings,
         seed: int,
-        scaling: str = "",
+        scaling: str,
     ):
         self.studies = sorted(studies, key=lambda study: (study.patient_id, study.study_id))
-        self.assignment = assignment
         self.scaling = scaling
         self.patient_disjoint = split.by == "patient"
         self.simulated = any(study.simulated for study in self.studies)
-        self.split_hash = self._hash(split, seed)
+        if self.patient_disjoint:
+            self.split_hash = split_hash(assignment)
+        else:
+            blocks = [split.by, split.val_fraction, split.test_fraction, split.block_minutes, seed]
+            self.split_hash = _hash([blocks, [study.key for study in self.studies]])
+        # Each split's examples study by study, then in an order of its own that the seed draws.
         parts = {name: [np.zeros((0, 2), np.int64)] for name in SPLITS}
         for i, study in enumerate(self.studies):
-            for name, ks in self._split_study(study, split, seed).items():
+            if self.patient_disjoint:
+                by_split = {assignment[study.patient_id]: np.arange(study.n_examples)}
+            else:
+                by_split = _split_night(study, split, seed)
+            for name, ks in by_split.items():
                 parts[name].append(np.stack([np.full(len(ks), i), ks], axis=1))
         self.rows = {}
         for number, name in enumerate(SPLITS):
@@ -64,37 +79,36 @@ class Grouping:
             self.rows[name] = np.random.default_rng((seed, number)).permutation(rows)
         depends = [GROUPING_VERSION, self.split_hash, seed]
         depends += [(study.key, study.fingerprint, study.n_examples) for study in self.studies]
-        self.fingerprint = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
-
-    def _hash(self, split, seed: int) -> str:
-        if split.by == "patient":
-            return split_hash(self.assignment)
-        blocks = [split.by, split.val_fraction, split.test_fraction, split.block_minutes, seed]
-        keys = [study.key for study in self.studies]
-        return hashlib.sha256(json.dumps([blocks, keys]).encode()).hexdigest()[:16]
-
-    def _split_study(self, study: Outcome, split, seed: int) -> dict[str, np.ndarray]:
-        """Numbers k of a study's examples by split."""
-        ks = np.arange(study.n_examples)
-        if split.by == "patient":
-            return {self.assignment[study.patient_id]: ks}
-        onsets_s = np.array(study.onsets_s)
-        block = ((onsets_s - onsets_s[0]) // (split.block_minutes * 60)).astype(int)
-        numbers = split_blocks(
-            block.max() + 1,
-            val_fraction=split.val_fraction,
-            test_fraction=split.test_fraction,
-            seed=seed,
-        )
-        return {name: ks[numbers[block] == number] for number, name in enumerate(SPLITS)}
+        self.fingerprint = _hash(depends)
 
     @property
     def n_files(self) -> int:
         return sum(-(-len(rows) // BATCH_EXAMPLES) for rows in self.rows.values())
 
 
+def _hash(depends: list) -> str:
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+
+
+def _split_night(study: Outcome, split: SplitSettings, seed: int) -> dict[str, np.ndarray]:
+    """Numbers k of a study's examples by split, whole blocks of the night together."""
+    onsets_s = np.array(study.onsets_s)
+    block = ((onsets_s - onsets_s[0]) // (split.block_minutes * 60)).astype(int)
+    numbers = split_blocks(
+        block.max() + 1,
+        val_fraction=split.val_fraction,
+        test_fraction=split.test_fraction,
+        seed=seed,
+    )
+    return {name: np.flatnonzero(numbers[block] == k) for k, name in enumerate(SPLITS)}
+
+
 def assign_patients(
-    patient_ids: Iterable[int], batches_dir: Path, split, seed: int, health: pd.DataFrame | None
+    patient_ids: Iterable[int],
+    batches_dir: Path,
+    split: SplitSettings,
+    seed: int,
+    health: pd.DataFrame | None,
 ) -> dict[int, str]:
     """Split of every patient: those of splits.csv stand, new ones are drawn.
 
@@ -114,6 +128,7 @@ def assign_patients(
     )
 
 
+# ------------------------------------------------------------------ batch files
 def is_grouped(plan: Grouping, batches_dir: Path) -> bool:
     """True when the batch files of exactly this plan are there, all of them."""
     done = {"fingerprint": plan.fingerprint, "complete": True}
@@ -131,14 +146,13 @@ def write_batches(
     first. Until the last one is there the folder counts as unfinished, and readers refuse it.
     """
     if read_grouping_state(batches_dir).get("fingerprint") != plan.fingerprint:
-        write_grouping_state(
-            batches_dir, "", complete=False
-        )  # from here on the old files count no more
+        # From here on the old files count no more.
+        write_grouping_state(batches_dir, "", complete=False)
         for name in SPLITS:
-            for path in (Path(batches_dir) / name).glob("combined_*.hdf5"):
+            for path in (batches_dir / name).glob("combined_*.hdf5"):
                 path.unlink()
         write_grouping_state(batches_dir, plan.fingerprint, complete=False)
-    remove_partial(Path(batches_dir), "*/.combined_*.partial")
+    remove_partial(batches_dir, "*/.combined_*.partial")
     todo = [(path, rows) for path, rows in _files(plan, batches_dir) if not path.exists()]
     holding = holder(batches_dir)
     facts = {
@@ -147,12 +161,17 @@ def write_batches(
         "simulated": plan.simulated,
         "scaling": plan.scaling,
     }
-    yield from workers.run(
+    calls = (
         joblib.delayed(_write_batch)(
-            path, _example_paths(plan, rows, examples_dir), facts, batches_dir, holding
+            path,
+            [_example_path(plan.studies[i], k, examples_dir) for i, k in rows],
+            facts,
+            batches_dir,
+            holding,
         )
         for path, rows in todo
     )
+    yield from workers.run(calls)
     write_grouping_state(batches_dir, plan.fingerprint, complete=True)
 
 
@@ -163,13 +182,9 @@ def _files(plan: Grouping, batches_dir: Path) -> Iterator[tuple[Path, np.ndarray
             yield batch_path(batches_dir, name, i), rows[place]
 
 
-def _example_paths(plan: Grouping, rows: np.ndarray, examples_dir: Path) -> list[Path]:
-    paths = []
-    for i, k in rows:
-        study = plan.studies[i]
-        folder = example_folder(examples_dir, study.patient_id, study.study_id)
-        paths.append(folder / example_name(folder.name, k))
-    return paths
+def _example_path(study: Outcome, k: int, examples_dir: Path) -> Path:
+    folder = example_folder(examples_dir, study.patient_id, study.study_id)
+    return folder / example_name(folder.name, k)
 
 
 def _write_batch(
@@ -182,10 +197,17 @@ def _write_batch(
 
 
 # ------------------------------------------------------------------ tables
-def studies_table(
-    outcomes: Sequence[Outcome], assignment: dict[int, str], by: str, health: pd.DataFrame | None
-) -> pd.DataFrame:
-    """One row for every recording found, the unusable ones with their reason."""
+def write_tables(
+    outcomes: Sequence[Outcome],
+    assignment: dict[int, str],
+    by: str,
+    health: pd.DataFrame | None,
+    batches_dir: Path,
+) -> None:
+    """Write studies.csv, and splits.csv where patients are split.
+
+    studies.csv has one row for every recording found, the unusable ones with their reason.
+    """
     ages = {}
     if health is not None:
         ages = {(r.patient_id, r.study_id): (r.age_days, r.sex) for r in health.itertuples()}
@@ -213,21 +235,9 @@ def studies_table(
                 "recording": outcome.recording,
             }
         )
-    table = pd.DataFrame(rows)
     whole = ["patient_id", "study_id", "age_days", *EVENT_COUNTS.values()]
-    return table.astype(dict.fromkeys(whole, "Int64"))
-
-
-def write_tables(
-    outcomes: Sequence[Outcome],
-    assignment: dict[int, str],
-    by: str,
-    health: pd.DataFrame | None,
-    batches_dir: Path,
-) -> None:
-    """Write studies.csv, and splits.csv where patients are split."""
-    table = studies_table(outcomes, assignment, by, health)
-    write_table(Path(batches_dir) / "studies.csv", table)
+    table = pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
+    write_table(batches_dir / "studies.csv", table)
     if by == "patient":
         splits = pd.DataFrame(sorted(assignment.items()), columns=["patient_id", "split"])
-        write_table(Path(batches_dir) / "splits.csv", splits)
+        write_table(batches_dir / "splits.csv", splits)

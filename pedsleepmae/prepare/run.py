@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,8 +154,14 @@ def _fit(workers: Workers, inputs: Inputs, settings: PrepareSettings) -> Standar
     paths, studies = settings.paths, inputs.studies
     found = measure_studies(workers, studies, settings, paths.examples_dir)
     moments = dict(tqdm(found, total=len(studies), desc="Measuring", unit="recording"))
-    usable = [study for study in studies if moments.get(study.key)]
-    assignment = _assign(usable, inputs, settings)
+    usable = [study for study in studies if not study.problem and moments.get(study.key)]
+    assignment = grouping.assign_patients(
+        {study.patient_id for study in usable},
+        paths.batches_dir,
+        settings.split,
+        settings.seed,
+        inputs.health,
+    )
     return fit_standard(moments[s.key] for s in usable if assignment[s.patient_id] == "train")
 
 
@@ -199,21 +204,9 @@ def _plan_batches(
     outcomes: list[Outcome], inputs: Inputs, settings: PrepareSettings
 ) -> grouping.Grouping:
     """The plan of the batch files; splits.csv and studies.csv are written on the way."""
+    split, seed, batches_dir = settings.split, settings.seed, settings.paths.batches_dir
     usable = [outcome for outcome in outcomes if outcome.usable]
-    assignment = _assign(usable, inputs, settings)
-    by, batches_dir = settings.split.by, settings.paths.batches_dir
-    grouping.write_tables(outcomes, assignment, by, inputs.health, batches_dir)
-    return grouping.Grouping(usable, assignment, settings.split, settings.seed, settings.scaling)
-
-
-def _assign(
-    usable: Sequence[Study | Outcome], inputs: Inputs, settings: PrepareSettings
-) -> dict[int, str]:
-    """Split of every patient who has a usable recording."""
-    return grouping.assign_patients(
-        {each.patient_id for each in usable},
-        settings.paths.batches_dir,
-        settings.split,
-        settings.seed,
-        inputs.health,
-    )
+    patients = {outcome.patient_id for outcome in usable}
+    assignment = grouping.assign_patients(patients, batches_dir, split, seed, inputs.health)
+    grouping.write_tables(outcomes, assignment, split.by, inputs.health, batches_dir)
+    return grouping.Grouping(usable, assignment, split, seed, settings.scaling)

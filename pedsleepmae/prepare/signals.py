@@ -24,11 +24,10 @@ _LARGEST_SHIFT = 4096
 class ChannelQuality:
     """What is wrong with one channel of a recording; shares of its samples, 0 to 1.
 
-    ``flat``: in stretches without any change (a second; an
-    oximeter's code may stand for minutes). ``clipped``: at the ends of the
-    digital range. ``missing``: not finite. ``out_of_range``: beyond what the channel can be
-    (SPO2 outside 50-100 %, |EEG/EOG| > 1 mV, |EMG| > 2 mV). ``mains``: share of the
-    power above 20 Hz that lies at 50 or 60 Hz +- 1 Hz, 0 where the rate is too low to show it.
+    ``flat``: in stretches without any change (a second; an oximeter's code may stand for minutes).
+    ``clipped``: at the ends of the digital range. ``missing``: not finite. ``out_of_range``: beyond
+    what the channel can be (SPO2 outside 50-100 %, |EEG/EOG| > 1 mV, |EMG| > 2 mV). ``mains``:
+    share of the power above 20 Hz at 50 or 60 Hz +- 1 Hz, 0 where the rate is too low to show it.
     """
 
     flat: float
@@ -170,11 +169,6 @@ def _mains_share(x: np.ndarray, rate_hz: float) -> float:
     return float(max(power[np.abs(hz - f) <= 1].sum() for f in (50, 60)) / total) if total else 0.0
 
 
-def population_standard(channel: Channel) -> tuple[float, float]:
-    """(center, scale) of a channel: the original authors' NCH-wide mean and sd."""
-    return channel.mean, channel.sd
-
-
 def robust_standard(x_NT: np.ndarray) -> tuple[float, float]:
     """(center, scale) of a channel from the scored epochs of its own recording.
 
@@ -196,12 +190,14 @@ def choose_standard(
     scaling: str,
     fitted: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[float, float]:
-    """(center, scale) of a channel under the setting ``scaling`` (policy, original, fitted)."""
-    if scaling == "fitted":
-        return (fitted or {}).get(channel.name) or population_standard(channel)
+    """(center, scale) of a channel under the setting ``scaling`` (policy, original, fitted).
+
+    Where nothing else is asked for or known: the original authors' NCH-wide mean and sd.
+    """
     if scaling == "policy" and channel.scaling == "robust":
         return robust_standard(x_NT)
-    return population_standard(channel)
+    population = (channel.mean, channel.sd)
+    return (fitted or {}).get(channel.name, population) if scaling == "fitted" else population
 
 
 def standardise(

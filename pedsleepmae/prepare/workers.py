@@ -147,15 +147,14 @@ def only_run_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise WorkersError(
-                    f"{folder} is on a file system without locks ({error.strerror}); give a folder "
-                    "on a local disk, or on a network disk that is mounted with locks"
-                ) from error
-            raise WorkersError(
-                f"another run of script 1 is writing to {folder}; wait for its end, or name "
-                "another folder"
-            ) from error
+            problem = (
+                f"{folder} is on a file system without locks ({error.strerror}); give a folder on "
+                "a local disk, or on a network disk that is mounted with locks"
+            )
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                remedy = "wait for its end, or name another folder"
+                problem = f"another run of script 1 is writing to {folder}; {remedy}"
+            raise WorkersError(problem) from error
         lock.truncate(0)
         lock.write(uuid.uuid4().hex)
         lock.flush()
