@@ -1,4 +1,4 @@
-"""Patients to train, val and test: the draw, its hash, and the refusal of an overlap."""
+"""Patients to train, val and test: the draw and its hash; age bands; blocks of a night."""
 
 import hashlib
 import math

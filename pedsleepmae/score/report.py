@@ -11,18 +11,8 @@ from scipy.signal import welch
 
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
+from pedsleepmae.pages import plots
 from pedsleepmae.pages.page import counted, in_digits, page_template, to_base64
-from pedsleepmae.pages.plots import (
-    COLOURS,
-    EVENT_COLOURS,
-    EVENT_NAMES,
-    INK,
-    LINE,
-    SOFT,
-    clean_axes,
-    draw_stage_line,
-    draw_stage_probabilities,
-)
 from pedsleepmae.prepare.signals import undo_standard
 from pedsleepmae.score.night import Night
 from pedsleepmae.tasks import EVENT_TEXTS
@@ -103,15 +93,16 @@ def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str
         "distance": 0.7,
     }
     panels = {name: height for name, height in panels.items() if height}
-    figure = Figure(figsize=(11, 0.6 + 0.95 * sum(panels.values())), layout="constrained")
-    axes = clean_axes(figure, len(panels), 1, sharex=True, height_ratios=list(panels.values()))
+    heights = list(panels.values())
+    figure = Figure(figsize=(11, 0.6 + 0.95 * sum(heights)), layout="constrained")
+    axes = plots.clean_axes(figure, len(panels), sharex=True, height_ratios=heights)
     axes = dict(zip(panels, axes[:, 0], strict=True))
     if "scored" in axes:
-        draw_stage_line(axes["scored"], hours, night.scored["sleep"], "scored", INK)
+        plots.draw_stage_line(axes["scored"], hours, night.scored["sleep"], "scored", plots.INK)
     if stages:
-        colour = COLOURS["encoder"]
-        draw_stage_line(axes["hypnogram"], hours, night.called["sleep"], "predicted", colour)
-        draw_stage_probabilities(axes["probabilities"], hours, night.prob["sleep"])
+        colour = plots.COLOURS["encoder"]
+        plots.draw_stage_line(axes["hypnogram"], hours, night.called["sleep"], "predicted", colour)
+        plots.draw_stage_probabilities(axes["probabilities"], hours, night.prob["sleep"])
     if "spectrogram" in axes:
         _draw_spectrogram(figure, axes["spectrogram"], hours, examples, eeg)
         name = origins[CHANNEL_NAMES[eeg]].removeprefix("stand-in ")
@@ -142,22 +133,15 @@ def _draw_spectrogram(figure, ax: Axes, hours: np.ndarray, examples: store.Examp
     shown = (hz >= SPECTRUM_HZ[0]) & (hz <= SPECTRUM_HZ[1])
     decibel_NM = 10 * np.log10(np.maximum(power_NM[:, shown], 1e-6))
     low, high = np.percentile(decibel_NM, (2, 98))
+    colours = {"cmap": "viridis", "vmin": low, "vmax": max(high, low + 1)}
     for run in _adjoining(examples.onsets_s[known]):
         edges = np.append(hours[known[run]], hours[known[run[-1]]] + EPOCH_S / 3600)
         step = hz[1] / 2
         rows = np.append(hz[shown] - step, hz[shown][-1] + step)
-        mesh = ax.pcolormesh(
-            edges,
-            rows,
-            decibel_NM[run].T,
-            cmap="viridis",
-            vmin=low,
-            vmax=max(high, low + 1),
-            rasterized=True,
-        )
+        mesh = ax.pcolormesh(edges, rows, decibel_NM[run].T, rasterized=True, **colours)
     ax.set_ylim(*SPECTRUM_HZ)
     bar = figure.colorbar(mesh, cax=ax.inset_axes([1.008, 0, 0.008, 1]))
-    bar.ax.tick_params(labelsize=7, colors=SOFT)
+    bar.ax.tick_params(labelsize=7, colors=plots.SOFT)
     bar.set_label("dB (µV²/Hz)", fontsize=7)
     bar.outline.set_visible(False)
 
@@ -178,18 +162,19 @@ def _draw_spo2(ax: Axes, onsets_s: np.ndarray, examples: store.Examples) -> None
 def _draw_events(ax: Axes, hours: np.ndarray, night: Night, events: list[str]) -> None:
     """A row for each kind of event: called epochs as blocks, scored ones as a line below."""
     width = EPOCH_S / 3600
+    colours = dict(zip(plots.EVENT_NAMES, plots.EVENT_COLOURS, strict=True))
     for row, task in enumerate(events):
-        colour = dict(zip(EVENT_NAMES, EVENT_COLOURS, strict=True)).get(task, INK)
+        colour = colours.get(task, plots.INK)
         called = hours[night.called[task] == 1]
         ax.broken_barh([(h, width) for h in called], (-row - 0.3, 0.5), color=colour, lw=0)
         if night.scored:
             scored = hours[night.scored[task] == 1]
-            ax.broken_barh([(h, width) for h in scored], (-row - 0.46, 0.1), color=INK, lw=0)
+            ax.broken_barh([(h, width) for h in scored], (-row - 0.46, 0.1), color=plots.INK, lw=0)
     ax.set_yticks([-row for row in range(len(events))], [EVENT_TEXTS[task] for task in events])
     ax.set_ylim(-len(events) + 0.5, 0.5)
     ax.tick_params(axis="y", length=0)
     for row in range(1, len(events)):
-        ax.axhline(0.5 - row, color=LINE, lw=0.6)
+        ax.axhline(0.5 - row, color=plots.LINE, lw=0.6)
 
 
 def _draw_distance(ax: Axes, hours: np.ndarray, night: Night) -> None:
@@ -197,10 +182,10 @@ def _draw_distance(ax: Axes, hours: np.ndarray, night: Night) -> None:
     finite_N = night.distance_N[np.isfinite(night.distance_N)]
     top = 1.25 * max(1.2, float(np.percentile(finite_N, 99)) if len(finite_N) else 0)
     shown = np.minimum(night.distance_N, top)
-    for far, colour in ((False, SOFT), (True, "#b3261e")):
+    for far, colour in ((False, plots.SOFT), (True, "#b3261e")):
         here = night.far_N == far
         ax.bar(hours[here], shown[here], EPOCH_S / 3600, align="edge", color=colour, lw=0)
-    ax.axhline(1, color=INK, lw=0.8, ls="--")
+    ax.axhline(1, color=plots.INK, lw=0.8, ls="--")
     ax.set_ylim(0, top)
     ax.set_ylabel("distance\n(1: flag)", fontsize=8)
 

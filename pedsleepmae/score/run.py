@@ -5,15 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pedsleepmae import errors
 from pedsleepmae.checkpoints import other_scaling
-from pedsleepmae.errors import (
-    SettingsError,
-    UserError,
-    bounded,
-    require_file,
-    warn,
-    where_it_failed,
-)
+from pedsleepmae.errors import SettingsError, UserError, bounded, require_file
 from pedsleepmae.prepare.annotations import AnnotationError
 from pedsleepmae.prepare.examples import UNFORESEEN, Outcome, ReadSettings, examples_to_score
 from pedsleepmae.prepare.layouts import find_scoring
@@ -81,7 +75,7 @@ def open_inputs(settings: ScoreSettings) -> Scorer:
         precision=settings.precision,
         batch_size=settings.batch_size,
     )
-    warn(other_scaling(scorer.scaling, settings.scaling))
+    errors.warn(other_scaling(scorer.scaling, settings.scaling))
     return scorer
 
 
@@ -101,7 +95,7 @@ def score_recording(scorer: Scorer, recording: Path, settings: ScoreSettings) ->
     except (UserError, OSError):
         raise
     except UNFORESEEN as error:
-        print(where_it_failed(error), file=sys.stderr)
+        print(errors.where_it_failed(error), file=sys.stderr)
         problem = f"unforeseen {type(error).__name__}: {error}; please report it"
         raise UserError(f"{recording.name}: {problem}") from error
 
