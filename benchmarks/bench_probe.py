@@ -11,14 +11,11 @@ for benchmarks/RESULTS.md.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
 import numpy as np
 import torch
@@ -111,26 +108,26 @@ def bench_fits(options: argparse.Namespace, device: torch.device) -> list[str]:
         enough_gb = n * n_features * 4 * linear.COPIES_IN_MEMORY / 1e9
         fitted, seconds = {}, {}
         for way, memory_gb in (("in memory", enough_gb), ("by passes", enough_gb / 10)):
-            how = linear.FitSettings(
-                STRENGTHS, memory_gb, options.n_workers, device, array_api=device.type == "cuda"
-            )
+            fitting = linear.FitSettings(STRENGTHS, memory_gb, options.n_workers, device)
             seconds[way], (fitted[way], _) = timed(
-                lambda how=how: linear.fit_probes(table, everything, targets, how), device
+                lambda fitting=fitting: linear.fit_probes(table, everything, targets, fitting),
+                device,
             )
         flat = {
             way: linear.predict(
                 table,
                 everything,
                 {(t, c): p for t, by_c in fits.items() for c, p in by_c.items()},
-                how,
+                fitting,
             )
             for way, fits in fitted.items()
         }
     gaps = [np.abs(a - flat["by passes"][key]).max() for key, a in flat["in memory"].items()]
     spread = np.mean([logit_NK.std() for logit_NK in flat["in memory"].values()])
     what = f"{n:,} x {n_features:,} features, 6 tasks x {len(STRENGTHS)} strengths"
+    solver = "scikit-learn" if device.type == "cpu" else "passes"
     return [
-        f"{what}, scikit-learn in memory | {seconds['in memory']:.1f} s",
+        f"{what}, {solver} in memory | {seconds['in memory']:.1f} s",
         f"… by passes with a tenth of the memory ({enough_gb / 10:.3f} GB); logits (sd "
         f"{spread:.2f}) differ by at most {max(gaps):.1e} | {seconds['by passes']:.1f} s",
     ]
@@ -174,7 +171,7 @@ def bench_embedding(options: argparse.Namespace, device: torch.device) -> list[s
     torch.manual_seed(0)
     model = MaskedAutoencoder(emb_dim=options.emb_dim).to(device).eval()
     n, size = options.n_embedded, options.batch_size
-    dtype = machine.choose_dtype("auto", device)
+    compute = machine.Compute.choose(options.device, "auto", size)
     x_NCT = torch.randn(n, N_CHANNELS, EPOCH_SAMPLES)
     head = torch.nn.Linear(N_CHANNELS * model.n_patches, 2).to(device)
     optimizer = torch.optim.AdamW(head.parameters())
@@ -182,12 +179,12 @@ def bench_embedding(options: argparse.Namespace, device: torch.device) -> list[s
 
     def ours() -> None:
         for start in range(0, n, size):
-            with machine.autocast(device, dtype):
+            with compute.autocast():
                 model.embed_many(x_NCT[start : start + size].to(device), poolings)
 
     def naive_epoch() -> None:
         for start in range(0, n, size):
-            with machine.autocast(device, dtype):
+            with compute.autocast():
                 features = model.embed(x_NCT[start : start + size].to(device), "mean").float()
             target = torch.zeros(len(features), dtype=torch.int64, device=device)
             loss = torch.nn.functional.cross_entropy(head(features), target)
@@ -202,7 +199,7 @@ def bench_embedding(options: argparse.Namespace, device: torch.device) -> list[s
     factor = NAIVE_EPOCHS * n_tasks * naive_s / ours_s
     return [
         f"embedding once, width {options.emb_dim}, five poolings, "
-        f"{str(dtype).removeprefix('torch.')} | {n / ours_s:,.0f} examples/s",
+        f"{compute.precision} | {n / ours_s:,.0f} examples/s",
         f"… encoder in every epoch of probe training, {NAIVE_EPOCHS} epochs x {n_tasks} tasks "
         f"(1 epoch measured: {n / naive_s:,.0f} examples/s) | {factor:,.0f} times the encoder work",
     ]

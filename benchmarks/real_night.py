@@ -17,15 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pedsleepmae import machine, metrics, tasks
-from pedsleepmae.checkpoints import load_model
+from pedsleepmae.checkpoints import read_checkpoint
 from pedsleepmae.probe import embeddings, evaluation, files, linear
+from pedsleepmae.probe.embeddings import FeatureTable
 from pedsleepmae.probe.evaluation import ProbeSettings
 from pedsleepmae.store import ExampleIndex, load_index
 
@@ -64,40 +64,37 @@ def main() -> None:
 def judge_all(index: ExampleIndex, checkpoint: Path, pooling: str, folder: Path) -> dict:
     """Evaluations of every round by source of features."""
     results = {"encoder": [], "untrained": [], "handmade": []}
+    compute, encoder = machine.Compute.choose("cpu", "auto"), read_checkpoint(checkpoint)
     embeddings.compute_handmade(index, folder / "handmade", n_workers=1)
-    embed(index, load_model(checkpoint), pooling, folder / "encoder")
+    tables = {
+        "encoder": embeddings.open_features(index, encoder, folder, [pooling], compute)[pooling],
+        "handmade": embeddings.open_tables(index, folder / "handmade", ["handmade"])["handmade"],
+    }
     for r in tqdm(range(N_ROUNDS), desc="rounds", unit="round"):
-        untrained = load_model(checkpoint)
-        untrained.reset_parameters(torch.Generator().manual_seed(r))
-        embed(index, untrained, pooling, folder / f"untrained{r}")
-        places = {"encoder": "encoder", "untrained": f"untrained{r}", "handmade": "handmade"}
-        for source, place in places.items():
-            name = "handmade" if source == "handmade" else pooling
-            results[source].append(judge(index, folder / place, name, seed=r))
+        tables["untrained"] = embeddings.open_features(
+            index, encoder, folder, [pooling], compute, untrained_seed=r
+        )[pooling]
+        for source in results:
+            results[source].append(judge(index, tables[source], seed=r))
     return results
 
 
-def embed(index: ExampleIndex, model, pooling: str, folder: Path) -> None:
-    compute = machine.Compute.choose("cpu", "auto")
-    embeddings.embed_files(index, model, folder, [pooling], compute, folder.name)
-
-
-def judge(index: ExampleIndex, folder: Path, name: str, seed: int) -> metrics.Evaluation:
+def judge(index: ExampleIndex, features: FeatureTable, seed: int) -> metrics.Evaluation:
     """Probes of one set of features, fitted, chosen and judged over the folds of one round."""
     block_N = blocks_of(index)
     n_blocks = int(block_N.max()) + 1
     fold_N = np.random.default_rng(seed).permutation(n_blocks)[block_N] % N_FOLDS
     label_N = tasks.task_labels(index.labels, "sleep")
     prob_NK = np.zeros((len(index), tasks.N_CLASSES["sleep"]))
-    how = linear.FitSettings(strengths=ProbeSettings().regularisation)
+    fitting = linear.FitSettings(strengths=ProbeSettings().regularisation)
     for fold in range(N_FOLDS):
         turned = np.select([fold_N == fold, fold_N == (fold + 1) % N_FOLDS], [2, 1], 0)
         part = replace(index, split=turned)
-        table = embeddings.open_tables(part, folder, [name])[name]
-        chosen, _ = evaluation.fit_and_choose(part, table, {"sleep": label_N}, how)
-        test = part.rows("test")
-        logit_NK = linear.predict(table, test, {"sleep": chosen["sleep"].probe}, how)["sleep"]
-        prob_NK[test] = chosen["sleep"].probabilities(logit_NK)
+        table = FeatureTable(part, features.places, features.name)
+        choices, _ = evaluation.fit_and_choose(part, table, {"sleep": label_N}, fitting)
+        probe, test = choices["sleep"].probe, part.rows("test")
+        logit_NK = linear.predict(table, test, {"sleep": probe.linear}, fitting)["sleep"]
+        prob_NK[test] = probe.probabilities(logit_NK)
     scored = label_N >= 0
     return metrics.evaluate(
         label_N[scored],

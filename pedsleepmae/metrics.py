@@ -45,6 +45,11 @@ STAGE_FIGURES = (
 )
 
 
+def figure_names(n_classes: int) -> tuple[str, ...]:
+    """The figures of an event (2 classes) or of the stages."""
+    return EVENT_FIGURES if n_classes == 2 else STAGE_FIGURES
+
+
 @dataclass(frozen=True)
 class Sums:
     """What a bootstrap needs of each group: sums over its epochs, first axis G.
@@ -262,17 +267,18 @@ def evaluate(
     label_N: np.ndarray,
     prob_NK: np.ndarray,
     predicted_N: np.ndarray,
-    group_N: np.ndarray,
-    weights_RG: np.ndarray | None,
+    group_N: np.ndarray | None = None,
+    weights_RG: np.ndarray | None = None,
 ) -> Evaluation:
     """Figures and 95 % intervals of one set of scores.
 
     ``label_N`` and ``predicted_N`` hold class numbers, ``prob_NK`` probabilities. Evaluations with
     the same groups and weights are paired draw by draw (:func:`difference`). An undefined figure
     is None, with its reason; so is an interval that the groups cannot carry. Without weights there
-    are figures only.
+    are figures only, for which groups do not matter.
     """
-    names = EVENT_FIGURES if prob_NK.shape[1] == 2 else STAGE_FIGURES
+    names = figure_names(prob_NK.shape[1])
+    group_N = np.zeros(len(label_N), np.int64) if group_N is None else group_N
     n_groups = int(group_N.max(initial=-1)) + 1 if weights_RG is None else weights_RG.shape[1]
     sums = group_sums(label_N, prob_NK, predicted_N, group_N, n_groups)
     whole = figures_of_draws(sums, np.ones((1, n_groups)))
@@ -280,7 +286,7 @@ def evaluate(
     reasons = {}
     if len(label_N) == 0:
         reasons = dict.fromkeys(names, "no epoch to score")
-    elif len(names) == len(EVENT_FIGURES):
+    elif prob_NK.shape[1] == 2:
         reasons = _why_event_undefined(label_N, predicted_N)
         if 0 < label_N.sum() < len(label_N):  # exact, where the draws use bins of the score
             values["auroc"] = float(roc_auc_score(label_N, prob_NK[:, 1]))

@@ -9,7 +9,7 @@ from pedsleepmae import checkpoints
 from pedsleepmae.model import MaskedAutoencoder
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = {"patch_size": 240, "emb_dim": 4, "num_layer": 1, "num_head": 2}
+MODEL = {"patch_size": 120, "emb_dim": 4, "num_layer": 1, "num_head": 2}
 
 
 def save_model(path: Path, patients_seen, seed: int = 0) -> Path:

@@ -20,7 +20,7 @@ from pedsleepmae.probe import embeddings, handmade
 @pytest.fixture(scope="module")
 def model() -> MaskedAutoencoder:
     torch.manual_seed(0)
-    return MaskedAutoencoder(patch_size=240, emb_dim=3, num_layer=1, num_head=2).eval()
+    return MaskedAutoencoder(patch_size=120, emb_dim=3, num_layer=1, num_head=2).eval()
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_an_interrupted_run_leaves_no_half_file_and_goes_on(batches, model, tmp_
                 raise KeyboardInterrupt
             return super().embed_many(*arguments, **options)
 
-    stopped = Stopped(patch_size=240, emb_dim=3, num_layer=1, num_head=2)
+    stopped = Stopped(patch_size=120, emb_dim=3, num_layer=1, num_head=2)
     stopped.load_state_dict(model.state_dict())
     with pytest.raises(KeyboardInterrupt):
         embed(index, stopped, tmp_path)

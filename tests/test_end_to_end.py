@@ -49,7 +49,7 @@ def walked(tmp_path_factory):
     printed = run(
         "3_train_classifier.py", "--paths.batches_dir", "batches", "--paths.checkpoint",
         "run/checkpoint_best.pt", "--paths.output_dir", "results", "--pooling", "mean",
-        "--bootstrap_draws", "200", "--embedding_map", "pca", cwd=folder,
+        "--bootstrap_draws", "200", cwd=folder,
     )  # fmt: skip
     return folder, printed
 

@@ -23,7 +23,7 @@ from pedsleepmae.simulate.cohort import SimulateSettings, plan_cohort
 from pedsleepmae.simulate.norms import prader_willi_apnea_shares
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = {"patch_size": 240, "emb_dim": 4, "num_layer": 1, "num_head": 2}
+MODEL = {"patch_size": 120, "emb_dim": 4, "num_layer": 1, "num_head": 2}
 
 
 # ------------------------------------------------------------------ a cohort's silhouette

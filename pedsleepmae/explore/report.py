@@ -15,6 +15,7 @@ from pedsleepmae import store
 from pedsleepmae.explore.cohort import Comparison, comparison_figures
 from pedsleepmae.explore.distances import EUCLIDEAN, TOGETHER, Distances
 from pedsleepmae.explore.run import Exploration, NightPath
+from pedsleepmae.pages import plots
 from pedsleepmae.pages.page import (
     FEW_PATIENTS,
     counted,
@@ -23,20 +24,7 @@ from pedsleepmae.pages.page import (
     page_template,
     write_pictures,
 )
-from pedsleepmae.pages.plots import (
-    COLOURS,
-    EVENT_COLOURS,
-    EVENT_NAMES,
-    INK,
-    LINE,
-    SOFT,
-    clean_axes,
-    draw_stage_line,
-    scatter_coloured,
-    write_title,
-)
-from pedsleepmae.probe.maps import event_kinds
-from pedsleepmae.probe.pictures import draw_map
+from pedsleepmae.probe.maps import EmbeddingMap, event_kinds
 from pedsleepmae.tasks import STAGES, task_labels
 
 TEMPLATE = "explore.html.j2"
@@ -117,7 +105,7 @@ def _points(result: Exploration, positions: np.ndarray, xy: np.ndarray) -> pd.Da
             "study_id": index.study_ids[positions],
             "onset_s": index.onsets_s[positions],
             "stage": stages,
-            "event": np.array(EVENT_NAMES)[event_kinds(index, positions)],
+            "event": np.array(plots.EVENT_NAMES)[event_kinds(index, positions)],
             "x": xy[:, 0],
             "y": xy[:, 1],
         }
@@ -197,11 +185,28 @@ def text_summary(content: Mapping) -> str:
 
 
 # ------------------------------------------------------------------ pictures
+def draw_map(result: EmbeddingMap) -> Figure:
+    """The same map, coloured by all that EmbeddingMap knows of its epochs."""
+    n_columns = 3 if len(result.colourings) > 4 else 2
+    n_rows = -(-len(result.colourings) // n_columns)
+    figure = Figure(figsize=(5.25 * n_columns, 4.3 * n_rows), layout="constrained")
+    axes = iter(plots.clean_axes(figure, n_rows, n_columns).flat)
+    for (name, value_N), ax in zip(result.colourings.items(), axes, strict=False):
+        ax.set_xticks([])
+        ax.set_yticks([])
+        plots.scatter_coloured(ax, result.xy, name, value_N)
+        words = {"hours": "time of night", "channels": "channels recorded"}
+        plots.write_title(ax, words.get(name, name))
+    for ax in axes:  # what zip has left
+        ax.set_visible(False)
+    return figure
+
+
 def draw_path(night: NightPath) -> Figure:
     """One night as a path coloured by time, the same by stage and event, and its hypnogram."""
     figure = Figure(figsize=(11.5, 6.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[2.7, 1])
-    by_time, by_stage = clean_axes(above, 1, 2)[0]
+    by_time, by_stage = plots.clean_axes(above, 1, 2)[0]
     for ax in (by_time, by_stage):
         ax.set_xticks([])
         ax.set_yticks([])
@@ -211,7 +216,7 @@ def draw_path(night: NightPath) -> Figure:
     # A gap in the scoring is no step: the path is broken there.
     steps = steps[np.diff(night.hours) < 2 * 30.5 / 3600]
     for ax, width in ((by_time, 0.8), (by_stage, 0.35)):
-        ax.add_collection(LineCollection(steps, colors=SOFT, linewidths=width, alpha=0.35))
+        ax.add_collection(LineCollection(steps, colors=plots.SOFT, linewidths=width, alpha=0.35))
     points = by_time.scatter(*night.xy.T, c=night.hours, cmap="viridis", s=13, linewidths=0)
     above.colorbar(points, ax=by_time, shrink=0.7, label="hours since the first scored epoch")
     for place, text in ((0, "first epoch"), (-1, "last epoch")):
@@ -224,26 +229,26 @@ def draw_path(night: NightPath) -> Figure:
             textcoords="offset points",
             fontsize=9,
             ha="center",
-            color=INK,
+            color=plots.INK,
             bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85},
-            arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.9},
+            arrowprops={"arrowstyle": "-", "color": plots.INK, "lw": 0.9},
         )
-    write_title(by_time, "by time")
-    scatter_coloured(by_stage, night.xy, "stage", night.stage, size=13)
+    plots.write_title(by_time, "by time")
+    plots.scatter_coloured(by_stage, night.xy, "stage", night.stage, size=13)
     breathing = night.event >= 3
     if breathing.any():
         by_stage.scatter(
             *night.xy[breathing].T,
             s=34,
             facecolors="none",
-            edgecolors=EVENT_COLOURS[4],
+            edgecolors=plots.EVENT_COLOURS[4],
             linewidths=0.7,
             label="apnea or hypopnea",
         )
     by_stage.legend(fontsize=7, frameon=False, markerscale=1.6, loc="best")
-    write_title(by_stage, "by stage")
-    (ax,) = clean_axes(below, 1, 1)[0]
-    draw_stage_line(ax, night.hours, night.stage, "stage", INK)
+    plots.write_title(by_stage, "by stage")
+    (ax,) = plots.clean_axes(below, 1, 1)[0]
+    plots.draw_stage_line(ax, night.hours, night.stage, "stage", plots.INK)
     ax.set_xlim(0, night.hours[-1])
     ax.set_xlabel("hours since the first scored epoch", fontsize=9)
     return figure
@@ -253,13 +258,13 @@ def draw_comparisons(name: str, comparisons: list[Comparison]) -> Figure:
     """Silhouette of each comparison beside those of shuffled patients."""
     shown = [found for found in comparisons if found.separation is not None]
     figure = Figure(figsize=(5.6 * len(shown), 3.9), layout="constrained")
-    axes = clean_axes(figure, 1, len(shown), sharex=True)[0]
+    axes = plots.clean_axes(figure, 1, len(shown), sharex=True)[0]
     for ax, comparison in zip(axes, shown, strict=True):
         _draw_comparison(ax, comparison)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(
-        f"{name}: do its patients lie apart?", x=0.01, ha="left", fontsize=11, color=INK
+        f"{name}: do its patients lie apart?", x=0.01, ha="left", fontsize=11, color=plots.INK
     )
     axes[0].set_ylabel("shuffles or draws, share", fontsize=9)
     return figure
@@ -269,25 +274,25 @@ def _draw_comparison(ax: Axes, comparison: Comparison) -> None:
     found = comparison.separation
     bins = np.histogram_bin_edges(np.r_[found.shuffled_P, found.silhouette_R], 30)
     for values, colour, label in (
-        (found.shuffled_P, COLOURS["prevalence"], "labels shuffled over patients"),
-        (found.silhouette_R, COLOURS["context"], "balanced draws, true labels"),
+        (found.shuffled_P, plots.COLOURS["prevalence"], "labels shuffled over patients"),
+        (found.silhouette_R, plots.COLOURS["context"], "balanced draws, true labels"),
     ):
         weights = np.full(len(values), 1 / len(values))
         ax.hist(values, bins, weights=weights, color=colour, alpha=0.8, label=label)
-    ax.axvline(found.silhouette, color=COLOURS["encoder"], lw=1.8, label="mean of the draws")
+    ax.axvline(found.silhouette, color=plots.COLOURS["encoder"], lw=1.8, label="mean of the draws")
     if found.ci95 is not None:
         height = 0.94 * ax.get_ylim()[1]
         ax.plot(
             found.ci95,
             [height, height],
-            color=COLOURS["handmade"],
+            color=plots.COLOURS["handmade"],
             lw=3,
             solid_capstyle="butt",
             label="95 % interval over patients",
         )
     ax.set_xlabel("silhouette", fontsize=9)
     sides = f"{counted(comparison.n_cohort, 'patient')} against {comparison.n_rest:,} "
-    write_title(ax, f"{sides}{comparison.against}\np = {found.p_value:.3g}")
+    plots.write_title(ax, f"{sides}{comparison.against}\np = {found.p_value:.3g}")
 
 
 def draw_pairs(distances: Distances) -> Figure:
@@ -295,13 +300,13 @@ def draw_pairs(distances: Distances) -> Figure:
     joint = distances.correlations.set_index("channel").loc[TOGETHER].set_index("pairs")["spearman"]
     kinds = list(distances.pairs.groupby("pairs", sort=False))
     figure = Figure(figsize=(4.8 * len(kinds), 3.9), layout="constrained")
-    axes = clean_axes(figure, 1, len(kinds))[0]
+    axes = plots.clean_axes(figure, 1, len(kinds))[0]
     for ax, (kind, pairs) in zip(axes, kinds, strict=True):
         pairs = pairs[pairs[EUCLIDEAN] > 0]
         if len(pairs):
             _draw_hexagons(ax, pairs[EUCLIDEAN], pairs["embedding"])
         text = "" if pd.isna(joint[kind]) else f", Spearman {joint[kind]:.2f}"
-        write_title(ax, f"{kind}{text}")
+        plots.write_title(ax, f"{kind}{text}")
         ax.set_xlabel("Euclidean distance between signals", fontsize=9)
         ax.set_ylabel("distance between embeddings", fontsize=9)
     return figure
@@ -322,17 +327,17 @@ def draw_correlations(correlations: pd.DataFrame) -> Figure:
     channels = list(correlations["channel"].unique())  # TOGETHER is the last
     kinds = list(correlations[correlations["n_pairs"] > 0].groupby("pairs", sort=False))
     figure = Figure(figsize=(9.6, 1.3 + 0.3 * len(channels)), layout="constrained")
-    axes = clean_axes(figure, 1, len(kinds), sharex=True, sharey=True)[0]
+    axes = plots.clean_axes(figure, 1, len(kinds), sharex=True, sharey=True)[0]
     for ax, (kind, rows) in zip(axes, kinds, strict=True):
         for row in rows[rows["spearman"].notna()].itertuples():
             y = channels.index(row.channel)
             if not pd.isna(row.ci95_low):
                 edges = [row.ci95_low, row.ci95_high]
-                ax.plot(edges, [y, y], color=COLOURS["encoder"], lw=2, alpha=0.8)
-            ax.plot(row.spearman, y, "o", color=COLOURS["encoder"], ms=5)
-        ax.axvline(0, color=LINE, lw=0.9)
+                ax.plot(edges, [y, y], color=plots.COLOURS["encoder"], lw=2, alpha=0.8)
+            ax.plot(row.spearman, y, "o", color=plots.COLOURS["encoder"], ms=5)
+        ax.axvline(0, color=plots.LINE, lw=0.9)
         ax.set_xlabel("Spearman's correlation, 95 % interval", fontsize=9)
-        write_title(ax, kind)
+        plots.write_title(ax, kind)
     axes[0].set_yticks(range(len(channels)), channels)
     axes[0].set_ylim(len(channels) - 0.4, -0.6)
     return figure

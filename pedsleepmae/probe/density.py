@@ -9,7 +9,7 @@ distances are usual.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -20,7 +20,6 @@ MAX_AXES = 32
 MAX_TRAIN_ROWS = 4096  # enough for 32 axes; a sample spread evenly over the train rows
 MAX_VAL_ROWS = 20_000
 N_QUANTILES = 1001  # so that shares down to 0.001 can be asked for
-ARRAYS = ("mean_F", "scale_F", "axes_KF", "variance_K", "rest_variance", "quantile_Q")
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,12 @@ class TrainingDensity:
 
     def as_arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays by name, for a file."""
-        return {name: getattr(self, name) for name in ARRAYS}
+        return vars(self).copy()
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "TrainingDensity":
         """From :meth:`as_arrays`; KeyError when one is missing."""
-        return cls(**{name: arrays[name] for name in ARRAYS})
+        return cls(**{item.name: arrays[item.name] for item in fields(cls)})
 
 
 def fit_density(

@@ -27,8 +27,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pedsleepmae import checkpoints, machine, store, tasks
+from pedsleepmae import machine, store, tasks
 from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.data import in_advance, sample_batches
 from pedsleepmae.probe.handmade import FEATURES_VERSION, handmade_features
 
@@ -74,10 +75,10 @@ def feature_path(folder: Path, batch_file: Path) -> Path:
 
 
 # ------------------------------------------------------------------ reading
-def find_features(
-    index: store.ExampleIndex, folder: Path
-) -> dict[Path, dict[str, tuple[tuple[int, int], int]]]:
-    """For each file of features, in the order of the index: name -> (shape, place in the file)."""
+def open_tables(
+    index: store.ExampleIndex, folder: Path, names: Sequence[str]
+) -> dict[str, "FeatureTable"]:
+    """Tables of these features, by name; the files are looked at once for all of them."""
     places = {}
     for source in index.files:
         path = feature_path(folder, source)
@@ -86,15 +87,16 @@ def find_features(
                 name: (values.shape, values.id.get_offset())
                 for name, values in file["features"].items()
             }
-    return places
+    return {name: FeatureTable(index, places, name) for name in names}
 
 
 class FeatureTable:
     """Features of all examples of an index, left on disk; rows are read as they are asked for.
 
-    ``name`` is a pooling (parts joined by + stand side by side) or "handmade"; ``places`` comes
-    from :func:`find_features`. With ``context`` k a row also holds the k epochs before and after
-    it in the same night and split; where there is none, NaN.
+    ``name`` is a pooling (parts joined by + stand side by side) or "handmade"; ``places``: for each
+    file, in the order of the index, name -> (shape, place in the file). With ``context`` k a row
+    also holds the k epochs before and after it in the same night and split; where there is none,
+    NaN.
     """
 
     def __init__(self, index: store.ExampleIndex, places: dict, name: str, context: int = 0):
@@ -145,14 +147,6 @@ class FeatureTable:
                 out[here, column : column + shape[1]] = part[row_of[here]]
                 column += shape[1]
         return out
-
-
-def open_tables(
-    index: store.ExampleIndex, folder: Path, names: Sequence[str]
-) -> dict[str, FeatureTable]:
-    """Tables of these features, by name; the files are looked at once for all of them."""
-    places = find_features(index, folder)
-    return {name: FeatureTable(index, places, name) for name in names}
 
 
 def neighbours(index: store.ExampleIndex, k: int) -> np.ndarray:
@@ -210,7 +204,7 @@ def scale_features(x_NF: np.ndarray, mean_F: np.ndarray, scale_F: np.ndarray) ->
 # ------------------------------------------------------------------ computing
 def open_features(
     index: store.ExampleIndex,
-    checkpoint: "checkpoints.Checkpoint",
+    checkpoint: Checkpoint,
     folder: Path,
     poolings: Sequence[str],
     compute: machine.Compute,
@@ -359,13 +353,13 @@ def _current_features(path: Path, source: str) -> dict[str, np.ndarray]:
 
 def _files_to_do(index: store.ExampleIndex, folder: Path, names: Sequence[str]) -> list[int]:
     """Numbers of the batch files whose features are missing, incomplete or out of date."""
-    todo = []
-    for i, source in enumerate(index.files):
+
+    def is_current(source: Path) -> bool:
         path = feature_path(folder, source)
-        if path.exists():
-            with h5py.File(path, "r") as file:
-                whole = all(f"features/{name}" in file for name in names)
-                if whole and file.attrs.get("source") == fingerprint(source):
-                    continue
-        todo.append(i)
-    return todo
+        if not path.exists():
+            return False
+        with h5py.File(path, "r") as file:
+            whole = all(f"features/{name}" in file for name in names)
+            return whole and file.attrs.get("source") == fingerprint(source)
+
+    return [i for i, source in enumerate(index.files) if not is_current(source)]

@@ -13,13 +13,15 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae import metrics, store
-from pedsleepmae.errors import SettingsError
+from pedsleepmae.errors import SettingsError, bounded
 from pedsleepmae.probe import linear
 from pedsleepmae.probe.embeddings import FeatureTable
-from pedsleepmae.probe.linear import Chosen, FitSettings
+from pedsleepmae.probe.linear import Choice, FitSettings, TaskProbe
 from pedsleepmae.probe.nights import events_per_epoch, night_agreement, night_table
 from pedsleepmae.splits import AGE_BANDS, age_band
 from pedsleepmae.tasks import STAGES, TASKS, task_labels
+
+POOLINGS_COMPARED = ("mean", "max", "time_mean", "time_abs", "class", "time_mean+time_abs+class")
 
 
 @dataclass
@@ -52,42 +54,31 @@ class ProbeSettings:
     """How an embedding becomes features: mean, max (over the 64-wide axis, 7,680 numbers, as in
     the paper), time_mean, time_abs (over time, 1,024), class (class token, 1,024), several joined
     by +, or best: the one of `poolings` with the best mean validation score over the tasks."""
-    poolings: list[str] = field(
-        default_factory=lambda: [
-            "mean",
-            "max",
-            "time_mean",
-            "time_abs",
-            "class",
-            "time_mean+time_abs+class",
-        ]
-    )
+    poolings: list[str] = field(default_factory=lambda: list(POOLINGS_COMPARED))
     """Poolings compared on validation when pooling is best."""
-    context: int = 1
+    context: int = bounded(1, 0)
     """Also probe with this many neighbouring epochs on each side, beside the single-epoch figures;
     0: not."""
     regularisation: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1])
     """Inverse strengths C of the logistic regression; the best on validation is kept."""
-    bootstrap_draws: int = 1000
+    bootstrap_draws: int = bounded(1000, 100)
     """Resamples of patients behind each 95 % interval."""
     baselines: list[Literal["prevalence", "handmade", "untrained"]] = field(
         default_factory=lambda: ["prevalence", "handmade", "untrained"]
     )
     """What stands beside each score: the prevalence, hand-made features, the untrained encoder."""
-    batch_size: int = 64
+    batch_size: int = bounded(64, 1)
     """Examples embedded at a time."""
-    seed: int = 0
+    seed: int = bounded(0, 0)
     """Draws the bootstrap, the untrained encoder and, for the original's folders, the split."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto: bfloat16 where the machine computes it in hardware."""
-    n_workers: int = 2
+    n_workers: int = bounded(2, 1)
     """Threads for hand-made features and probes."""
-    memory_gb: float = 4.0
+    memory_gb: float = bounded(4.0, above=0)
     """Features held in memory at a time, GB; above it probes are fitted by passes over the disk."""
-    embedding_map: Literal["auto", "umap", "pca"] = "auto"
-    """Map of the embedding space in the report; auto: UMAP where umap-learn is installed."""
     allow_seen_patients: bool = False
     """Score test patients that the checkpoint saw in pretraining; the report then says so."""
 
@@ -98,29 +89,24 @@ class ProbeSettings:
             raise SettingsError(
                 f"regularisation holds {min(self.regularisation):g}; inverse strengths are above 0"
             )
-        if self.bootstrap_draws < 100:
-            raise SettingsError(
-                f"bootstrap_draws is {self.bootstrap_draws}; give 100 or more for an interval"
-            )
-        for key, least in (("context", 0), ("batch_size", 1), ("n_workers", 1), ("seed", 0)):
-            if getattr(self, key) < least:
-                raise SettingsError(f"{key} is {getattr(self, key)}; give {least} or more")
-        if self.memory_gb <= 0:
-            raise SettingsError(f"memory_gb is {self.memory_gb:g}; give more than 0")
         if self.paths.publish_to is not None and self.paths.publish_to.suffix != ".npz":
             raise SettingsError(
                 f"paths.publish_to is {self.paths.publish_to}; give a file name that ends in .npz"
             )
 
 
+# ------------------------------------------------------------------ what comes out
 @dataclass(frozen=True)
-class Judged:
-    """One probe on the test patients: what was chosen, figures on val and test.
+class ProbeResult:
+    """A probe on one set of features, with its figures on val and test.
 
-    ``prob_NK`` and ``decided_N`` cover all test epochs, also those that the task leaves out.
+    ``prob_NK`` and ``decided_N`` cover all test epochs, also those that the task leaves out;
+    ``before`` has the test figures of calibration without recalibration.
     """
 
-    chosen: Chosen
+    features: str
+    probe: TaskProbe
+    val_score: float | None
     val: metrics.Evaluation
     test: metrics.Evaluation
     prob_NK: np.ndarray
@@ -132,30 +118,32 @@ class Judged:
 class TaskResult:
     """One task: its test labels (-1: left out) and what each set of features makes of it.
 
-    ``judged`` is by source: encoder, context and the baselines; empty where ``reason`` says why
-    the task could not be fitted.
+    ``by_source``: encoder, context and the baselines; empty where ``reason`` says why the task
+    could not be fitted. ``group`` is what the bootstrap draws, ``n_groups`` of them.
     """
 
     task: str
     label_N: np.ndarray
     counts: dict[str, int]
-    n_test_patients: int
-    judged: dict[str, Judged]
+    by_source: dict[str, ProbeResult]
     reason: str | None
     group: str
-    group_N: np.ndarray
     n_groups: int
     subgroups: dict[str, dict[str, dict]]
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that is reported. ``test`` are the test positions of the index, in time order."""
+    """Everything that is reported. ``test`` are the test positions of the index, in time order.
+
+    ``fitted`` has the encoder's probe of each task that could be fitted; ``best_table`` holds the
+    features that it reads.
+    """
 
     index: store.ExampleIndex
     test: np.ndarray
     tasks: dict[str, TaskResult]
-    pooling: str
+    fitted: dict[str, ProbeResult]
     pooling_scores: pd.DataFrame
     best_table: FeatureTable
     non_finite: dict[str, int]
@@ -163,68 +151,82 @@ class Results:
     agreement: dict[str, dict]
     events_per_epoch: dict[str, float]
 
-    @property
-    def chosen(self) -> dict[str, Chosen]:
-        """The encoder's probes by task, of the tasks that could be fitted."""
-        fitted = {t: r.judged.get("encoder") for t, r in self.tasks.items()}
-        return {task: one.chosen for task, one in fitted.items() if one is not None}
-
 
 # ------------------------------------------------------------------ the comparison
+@dataclass(frozen=True)
+class Source:
+    """A set of features: by task the probe that val chose, and its logits at the test epochs."""
+
+    features: str
+    choices: dict[str, Choice]
+    test_logits: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test epochs (positions of the index, in time order) and how figures are resampled."""
+
+    index: store.ExampleIndex
+    positions: np.ndarray
+    studies: pd.DataFrame | None
+    n_draws: int
+    seed: int
+
+    def draw_weights(self, n_groups: int) -> np.ndarray:
+        return metrics.draw_weights(n_groups, self.n_draws, self.seed)
+
+
 def compare(
     settings: ProbeSettings,
     index: store.ExampleIndex,
     tables: Mapping[str, Mapping[str, FeatureTable]],
     studies: pd.DataFrame | None,
-    how: FitSettings,
+    fitting: FitSettings,
 ) -> Results:
     """Fit, choose and judge every source of features.
 
     ``tables``: source ("encoder", "untrained", "handmade") -> name -> table; of several tables of
     a source the best on val stands for it. ``studies``: as of read_studies.
     """
-    linear.check_index(index)
     labels = {task: task_labels(index.labels, task) for task in settings.tasks}
-    chosen: dict[str, dict[str, Chosen]] = {}
-    used, scores, non_finite = {}, [], {}
+    used: dict[str, tuple[FeatureTable, dict[str, Choice]]] = {}
+    scores, non_finite = [], {}
     for source, by_name in tables.items():
-        options = {}
+        options = []
         for name, table in by_name.items():
-            options[name], non_finite[f"{source}: {name}"] = fit_and_choose(
-                index, table, labels, how
-            )
-            scores.append(_score_row(source, name, table, options[name]))
-        best = max(options, key=lambda name: _mean_score(options[name]))
-        chosen[source], used[source] = options[best], by_name[best]
+            choices, non_finite[f"{source}: {name}"] = fit_and_choose(index, table, labels, fitting)
+            scores.append(_score_row(source, table, choices))
+            options.append((table, choices))
+        used[source] = max(options, key=lambda option: _mean_score(option[1]))
+    best_table = used["encoder"][0]
     if settings.context:
-        wide = used["encoder"].with_context(settings.context)
-        chosen["context"], _ = fit_and_choose(index, wide, labels, how)
-        used["context"] = wide
+        wide = best_table.with_context(settings.context)
+        used["context"] = wide, fit_and_choose(index, wide, labels, fitting)[0]
+
+    # From here on the test patients are read, for what has been chosen.
     test = index.rows("test")
     test = test[np.lexsort([index.onsets_s[test], index.study_ids[test], index.patient_ids[test]])]
-    logits = {
-        source: linear.predict(
-            used[source], test, {task: one.probe for task, one in by_task.items()}, how
-        )
-        for source, by_task in chosen.items()
-    }
+    sources = {}
+    for source, (table, choices) in used.items():
+        probes = {task: choice.probe.linear for task, choice in choices.items()}
+        logits = linear.predict(table, test, probes, fitting)
+        sources[source] = Source(table.name, choices, logits)
     if "prevalence" in settings.baselines:
-        chosen["prevalence"], logits["prevalence"] = _prevalence(index, labels, test)
-    tasks = {
-        task: _judge_task(settings, index, test, task, labels[task], chosen, logits, studies)
-        for task in settings.tasks
-    }
+        sources["prevalence"] = _prevalence(index, labels, len(test))
+    held_out = HeldOut(index, test, studies, settings.bootstrap_draws, settings.seed)
+    tasks = {task: _judge_task(held_out, task, labels[task], sources) for task in settings.tasks}
+
     per_epoch = events_per_epoch(index, studies)
-    judged = {task: result.judged.get("encoder") for task, result in tasks.items()}
-    prob_of = {task: one.prob_NK for task, one in judged.items() if one is not None}
+    fitted = {task: r.by_source["encoder"] for task, r in tasks.items() if r.reason is None}
+    prob_of = {task: result.prob_NK for task, result in fitted.items()}
     nights = night_table(index, test, prob_of, studies, per_epoch)
     return Results(
         index=index,
         test=test,
         tasks=tasks,
-        pooling=used["encoder"].name,
+        fitted=fitted,
         pooling_scores=pd.DataFrame(scores),
-        best_table=used["encoder"],
+        best_table=best_table,
         non_finite=non_finite,
         nights=nights,
         agreement=night_agreement(nights),
@@ -236,163 +238,142 @@ def fit_and_choose(
     index: store.ExampleIndex,
     table: FeatureTable,
     labels: Mapping[str, np.ndarray],
-    how: FitSettings,
-) -> tuple[dict[str, Chosen], int]:
+    fitting: FitSettings,
+) -> tuple[dict[str, Choice], int]:
     """Probes of all tasks on one set of features, chosen on val; and rows that are not finite."""
     train, val = index.rows("train"), index.rows("val")
     targets = {task: label_N[train] for task, label_N in labels.items()}
-    fitted, n_bad = linear.fit_probes(table, train, targets, how)
+    fitted, n_bad = linear.fit_probes(table, train, targets, fitting)
     every = {(task, c): probe for task, by_c in fitted.items() for c, probe in by_c.items()}
-    outputs = linear.predict(table, val, every, how)
-    chosen = {}
+    logits = linear.predict(table, val, every, fitting)
+    choices = {}
     for task, by_strength in fitted.items():
         label_N = labels[task][val]
         known = label_N >= 0
-        candidates = {
-            c: (probe, probe.classes, outputs[task, c][known]) for c, probe in by_strength.items()
-        }
-        chosen[task] = linear.choose(task, table.name, label_N[known], candidates)
-    return chosen, n_bad
+        candidates = {c: (probe, logits[task, c][known]) for c, probe in by_strength.items()}
+        classes = next(iter(by_strength.values())).classes
+        choices[task] = linear.choose(task, label_N[known], classes, candidates)
+    return choices, n_bad
 
 
-def _prevalence(
-    index: store.ExampleIndex, labels: Mapping[str, np.ndarray], test: np.ndarray
-) -> tuple[dict[str, Chosen], dict[str, np.ndarray]]:
+def _prevalence(index: store.ExampleIndex, labels: Mapping[str, np.ndarray], n_test: int) -> Source:
     """The baseline without features: every epoch gets the shares of the train epochs."""
-    chosen, logits = {}, {}
+    choices, logits = {}, {}
     for task, label_N in labels.items():
         train, val = label_N[index.rows("train")], label_N[index.rows("val")]
         classes, counts = np.unique(train[train >= 0], return_counts=True)
-        if len(classes) < 2:
-            continue
-        share_K = np.log(counts / counts.sum())
-        flat_NK = np.tile(share_K, ((val >= 0).sum(), 1))
-        chosen[task] = linear.choose(
-            task, "prevalence", val[val >= 0], {None: (None, classes, flat_NK)}
-        )
-        logits[task] = np.tile(share_K, (len(test), 1))
-    return chosen, logits
+        if len(classes) > 1:
+            share_K = np.log(counts / counts.sum())
+            flat_NK = np.tile(share_K, ((val >= 0).sum(), 1))
+            choices[task] = linear.choose(task, val[val >= 0], classes, {None: (None, flat_NK)})
+            logits[task] = np.tile(share_K, (n_test, 1))
+    return Source("prevalence", choices, logits)
 
 
+def _mean_score(choices: Mapping[str, Choice]) -> float:
+    scores = [choice.score for choice in choices.values() if choice.score is not None]
+    return float(np.mean(scores)) if scores else -np.inf
+
+
+def _score_row(source: str, table: FeatureTable, choices: Mapping[str, Choice]) -> dict:
+    row = {"source": source, "features": table.name, "n_features": table.n_features}
+    row |= {task: choice.score for task, choice in choices.items()}
+    mean = _mean_score(choices)
+    return row | {"mean": mean if np.isfinite(mean) else None}
+
+
+# ------------------------------------------------------------------ one task on test
 def _judge_task(
-    settings: ProbeSettings,
-    index: store.ExampleIndex,
-    test: np.ndarray,
-    task: str,
-    label_N: np.ndarray,
-    chosen: Mapping[str, Mapping[str, Chosen]],
-    logits: Mapping[str, Mapping[str, np.ndarray]],
-    studies: pd.DataFrame | None,
+    held_out: HeldOut, task: str, label_N: np.ndarray, sources: Mapping[str, Source]
 ) -> TaskResult:
-    val_label_N = label_N[index.rows("val")]
-    val_label_N = val_label_N[val_label_N >= 0]
-    test_label_N = label_N[test]
-    scored = np.flatnonzero(test_label_N >= 0)
-    rows = test[scored]
+    """Figures of every source; ``label_N`` holds the task's class of each example of the index."""
+    index = held_out.index
+    train_N, val_N = (label_N[index.rows(split)] for split in ("train", "val"))
+    train_N, val_N = train_N[train_N >= 0], val_N[val_N >= 0]
+    test_N = label_N[held_out.positions]
+    rows = held_out.positions[test_N >= 0]
     group_N, group = metrics.bootstrap_groups(
         index.patient_ids[rows], index.study_ids[rows], index.onsets_s[rows]
     )
     n_groups = int(group_N.max(initial=-1)) + 1
-    weights_RG = metrics.draw_weights(max(1, n_groups), settings.bootstrap_draws, settings.seed)
-    judged = {}
-    for source in [name for name in chosen if task in chosen[name]]:
-        one, logit_NK = chosen[source][task], logits[source][task]
-        prob_NK = one.probabilities(logit_NK)
-        decided_N = one.decide(prob_NK)
-        raw = one.raw_probabilities(logit_NK[scored])
-        before = metrics.evaluate(test_label_N[scored], raw, decided_N[scored], group_N, None)
-        val_prob_NK = one.probabilities(one.val_logit_NK)
-        judged[source] = Judged(
-            chosen=one,
-            val=metrics.evaluate(
-                val_label_N,
-                val_prob_NK,
-                one.decide(val_prob_NK),
-                np.zeros(len(val_label_N), int),
-                None,
-            ),
-            test=metrics.evaluate(
-                test_label_N[scored], prob_NK[scored], decided_N[scored], group_N, weights_RG
-            ),
-            prob_NK=prob_NK,
-            decided_N=decided_N,
-            before={name: before.figures[name] for name in ("brier", "ece")},
-        )
-    train_label_N = label_N[index.rows("train")]
-    reason = None
-    if "encoder" not in judged:
-        shown = np.unique(train_label_N[train_label_N >= 0])
-        what = f"only class {shown[0]}" if len(shown) else "no scored epoch"
+    weights_RG = held_out.draw_weights(max(1, n_groups))
+    by_source = {
+        name: _judge_probe(source, task, val_N, test_N, group_N, weights_RG)
+        for name, source in sources.items()
+        if task in source.choices
+    }
+    reason, subgroups = None, {}
+    if "encoder" in by_source:
+        subgroups = _subgroups(held_out, test_N, by_source["encoder"])
+    else:
+        what = f"only class {train_N[0]}" if len(train_N) else "no scored epoch"
         reason = f"the train patients show {what}, so no probe can be fitted"
-    subgroups = {}
-    if studies is not None and "encoder" in judged:
-        subgroups = _subgroups(settings, index, rows, test_label_N, scored, judged, studies)
-    return TaskResult(
-        task=task,
-        label_N=test_label_N,
-        counts={
-            "n_train": int((train_label_N >= 0).sum()),
-            "n_val": len(val_label_N),
-            "n_test": len(scored),
-        },
-        n_test_patients=len(np.unique(index.patient_ids[rows])),
-        judged=judged,
-        reason=reason,
-        group=group,
-        group_N=group_N,
-        n_groups=n_groups,
-        subgroups=subgroups,
+    counts = {"n_train": len(train_N), "n_val": len(val_N), "n_test": len(rows)}
+    counts["n_test_patients"] = len(np.unique(index.patient_ids[rows]))
+    return TaskResult(task, test_N, counts, by_source, reason, group, n_groups, subgroups)
+
+
+def _judge_probe(
+    source: Source,
+    task: str,
+    val_N: np.ndarray,
+    test_N: np.ndarray,
+    group_N: np.ndarray,
+    weights_RG: np.ndarray,
+) -> ProbeResult:
+    """Figures of one probe, by the labels of val and test (-1: left out)."""
+    choice, logit_NK = source.choices[task], source.test_logits[task]
+    probe, scored = choice.probe, test_N >= 0
+    prob_NK, val_prob_NK = probe.probabilities(logit_NK), probe.probabilities(choice.logit_NK)
+    decided_N, label_N = probe.decide(prob_NK), test_N[scored]
+    raw_NK = probe.raw_probabilities(logit_NK[scored])
+    before = metrics.evaluate(label_N, raw_NK, decided_N[scored], group_N)
+    return ProbeResult(
+        features=source.features,
+        probe=probe,
+        val_score=choice.score,
+        val=metrics.evaluate(val_N, val_prob_NK, probe.decide(val_prob_NK)),
+        test=metrics.evaluate(label_N, prob_NK[scored], decided_N[scored], group_N, weights_RG),
+        prob_NK=prob_NK,
+        decided_N=decided_N,
+        before={name: before.figures[name] for name in ("brier", "ece")},
     )
 
 
-def _mean_score(chosen: Mapping[str, Chosen]) -> float:
-    scores = [one.val_score for one in chosen.values() if one.val_score is not None]
-    return float(np.mean(scores)) if scores else -np.inf
-
-
-def _score_row(source: str, name: str, table: FeatureTable, chosen: Mapping[str, Chosen]) -> dict:
-    row = {"source": source, "features": name, "n_features": table.n_features}
-    row |= {task: one.val_score for task, one in chosen.items()}
-    mean = _mean_score(chosen)
-    return row | {"mean": mean if np.isfinite(mean) else None}
-
-
-def _subgroups(settings, index, rows, test_label_N, scored, judged, studies) -> dict:
-    """The encoder's test figures within each age band and sex."""
+def _subgroups(held_out: HeldOut, test_N: np.ndarray, result: ProbeResult) -> dict:
+    """The encoder's test figures within each age band and sex, where studies.csv has them."""
+    if held_out.studies is None:
+        return {}
+    index, scored = held_out.index, np.flatnonzero(test_N >= 0)
+    rows = held_out.positions[scored]
     nights = pd.MultiIndex.from_arrays([index.patient_ids[rows], index.study_ids[rows]])
-    known = studies.reindex(nights)
+    known = held_out.studies.reindex(nights)
     bands = np.array([age_band(float(a)) for a in known["age_days"].fillna(np.nan)], object)
     sexes = known["sex"].astype(object).where(known["sex"].notna(), None).to_numpy()
-    one, result = judged["encoder"], {}
-    orders = {"age": [name for name, _ in AGE_BANDS], "sex": sorted({s for s in sexes if s})}
-    for kind, values in (("age", bands), ("sex", sexes)):
-        result[kind] = {}
-        for name in orders[kind]:
-            here = np.flatnonzero(values == name)
+    found = {"age": {}, "sex": {}}
+    for kind, values, order in (
+        ("age", bands, [name for name, _ in AGE_BANDS]),
+        ("sex", sexes, sorted({sex for sex in sexes if sex})),
+    ):
+        for name in order:
+            here = scored[values == name]
             if not len(here):
                 continue
-            part = rows[here]
-            patients, group_N = np.unique(index.patient_ids[part], return_inverse=True)
-            weights_RG = None  # one patient says nothing of the group's others
-            if len(patients) > 1:
-                weights_RG = metrics.draw_weights(
-                    len(patients), settings.bootstrap_draws, settings.seed
-                )
-            label_N = test_label_N[scored[here]]
+            patient_N = index.patient_ids[held_out.positions[here]]
+            patients, group_N = np.unique(patient_N, return_inverse=True)
+            # One patient says nothing of the group's others.
+            weights_RG = held_out.draw_weights(len(patients)) if len(patients) > 1 else None
+            label_N, prob_NK = test_N[here], result.prob_NK[here]
             evaluation = metrics.evaluate(
-                label_N,
-                one.prob_NK[scored[here]],
-                one.decided_N[scored[here]],
-                group_N,
-                weights_RG,
+                label_N, prob_NK, result.decided_N[here], group_N, weights_RG
             )
-            result[kind][name] = {
+            found[kind][name] = {
                 "n": len(here),
                 "n_patients": len(patients),
-                "prevalence": prevalence(label_N, one.prob_NK.shape[1]),
+                "prevalence": prevalence(label_N, prob_NK.shape[1]),
                 **evaluation.as_dict(),
             }
-    return {kind: groups for kind, groups in result.items() if groups}
+    return {kind: groups for kind, groups in found.items() if groups}
 
 
 def prevalence(label_N: np.ndarray, n_classes: int) -> float | dict[str, float] | None:
@@ -403,3 +384,8 @@ def prevalence(label_N: np.ndarray, n_classes: int) -> float | dict[str, float] 
     if n_classes == 2:
         return float(share_K[1])
     return {stage: float(share) for stage, share in zip(STAGES, share_K, strict=True)}
+
+
+def auroc_name(task: str) -> str:
+    """The figure that tells how well a task is ranked."""
+    return "weighted_auroc" if task == "sleep" else "auroc"

@@ -12,7 +12,7 @@ from pedsleepmae import store
 from pedsleepmae.checkpoints import check_sum, forget_sum, list_sums
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.probe.density import TrainingDensity
-from pedsleepmae.probe.linear import Chosen, LinearProbe
+from pedsleepmae.probe.linear import LinearProbe, TaskProbe
 from pedsleepmae.tasks import N_CLASSES
 
 PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
@@ -22,7 +22,7 @@ PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
 class Basis:
     """What probes rest on: ``facts`` for those who read their scores, and the training density.
 
-    ``facts`` (plain values, see evaluation.probe_basis) name the encoder, how many patients chose
+    ``facts`` (plain values, see report.probe_basis) name the encoder, how many patients chose
     and judged what, whether these were simulated, and the figures on val and test.
     """
 
@@ -30,27 +30,25 @@ class Basis:
     density: TrainingDensity
 
 
-def save_probes(path: Path, pooling: str, chosen: Mapping[str, Chosen], basis: Basis) -> None:
+def save_probes(path: Path, pooling: str, probes: Mapping[str, TaskProbe], basis: Basis) -> None:
     """Write probes as plain arrays (.npz, no pickle), so that a recording can be scored later."""
-    facts = json.dumps(basis.facts, sort_keys=True, allow_nan=False)
     arrays = {
         "version": np.array(PROBE_FILE_VERSION),
         "pooling": np.array(pooling),
-        "facts": np.array(facts),
+        "facts": np.array(json.dumps(basis.facts, sort_keys=True, allow_nan=False)),
     }
     arrays |= {f"density/{name}": values for name, values in basis.density.as_arrays().items()}
-    for task, one in chosen.items():
-        threshold = np.nan if one.threshold is None else one.threshold
+    for task, probe in probes.items():
         arrays |= {
-            f"{task}/classes": one.probe.classes,
-            f"{task}/mean": one.probe.mean_F,
-            f"{task}/scale": one.probe.scale_F,
-            f"{task}/weight": one.probe.weight_FK,
-            f"{task}/bias": one.probe.bias_K,
-            f"{task}/slope": np.array(one.slope),
-            f"{task}/shift": one.shift_K,
-            f"{task}/threshold": np.array(threshold),
-            f"{task}/strength": np.array(one.strength),
+            f"{task}/classes": probe.classes,
+            f"{task}/mean": probe.linear.mean_F,
+            f"{task}/scale": probe.linear.scale_F,
+            f"{task}/weight": probe.linear.weight_FK,
+            f"{task}/bias": probe.linear.bias_K,
+            f"{task}/slope": np.array(probe.slope),
+            f"{task}/shift": probe.shift_K,
+            f"{task}/threshold": np.array(np.nan if probe.threshold is None else probe.threshold),
+            f"{task}/strength": np.array(probe.strength),
         }
     with store.write_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
@@ -65,35 +63,31 @@ def publish(source: Path, target: Path) -> Path:
     return target
 
 
-def load_probes(path: Path) -> tuple[str, dict[str, Chosen]]:
+def load_probes(path: Path) -> tuple[str, dict[str, TaskProbe]]:
     """Pooling and probes by task from :func:`save_probes`; ProbeError names a file that is none,
     CheckpointError one that was changed since it was published.
 
-    With ``x = model.embed(...)``: ``probe.probabilities(probe.probe.logits(x))``, then ``decide``.
+    With ``x = model.embed(...)``: ``probe.probabilities(probe.linear.logits(x))``, then ``decide``.
     """
     arrays = _read_arrays(path)
     try:
-        pooling = str(arrays["pooling"])
-        chosen = {}
+        probes = {}
         for task in [name for name in N_CLASSES if f"{name}/weight" in arrays]:
             names = ("classes", "mean", "scale", "weight", "bias")
-            probe = LinearProbe(*(arrays[f"{task}/{name}"] for name in names))
+            linear = LinearProbe(*(arrays[f"{task}/{name}"] for name in names))
             threshold = float(arrays[f"{task}/threshold"])
-            chosen[task] = Chosen(
+            probes[task] = TaskProbe(
                 task=task,
-                features=pooling,
                 strength=float(arrays[f"{task}/strength"]),
-                probe=probe,
-                classes=probe.classes,
+                linear=linear,
+                classes=linear.classes,
                 slope=float(arrays[f"{task}/slope"]),
                 shift_K=arrays[f"{task}/shift"],
                 threshold=None if np.isnan(threshold) else threshold,
-                val_score=None,
-                val_logit_NK=np.zeros((0, len(probe.classes))),
             )
+        return str(arrays["pooling"]), probes
     except (KeyError, ValueError, TypeError) as error:
         raise ProbeError(f"{path}: no probes of script 3 ({error}); run script 3 again") from error
-    return pooling, chosen
 
 
 def load_basis(path: Path) -> Basis:

@@ -8,38 +8,33 @@ and the threshold; the test patients are read once, for what has been chosen.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import joblib
 import numpy as np
-import sklearn
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from pedsleepmae import metrics, store
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.probe import solvers
 from pedsleepmae.probe.embeddings import FeatureTable, column_moments, scale_features
+from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import N_CLASSES
 
+CPU = torch.device("cpu")
 MAX_STEPS = 1000
 COPIES_IN_MEMORY = 3  # features as read, scaled, and the solver's work (or the next chunk)
 
 
 def check_index(index: store.ExampleIndex) -> None:
-    """ProbeError when a split is empty, or patients stand in two splits of a claimed clean one."""
-    shared = store.count_patients_in_two_splits(index.patient_ids, index.split)
-    if shared and index.patient_disjoint:
-        raise ProbeError(
-            f"{shared} patients stand in more than one of train, val and test; run script 1 again"
-        )
-    for split in ("train", "val", "test"):
+    """ProbeError when a split is empty."""
+    for split in SPLITS:
         if not len(index.rows(split)):
             raise ProbeError(
                 f"paths.batches_dir holds no {split} examples; run script 1 with more patients or "
@@ -73,22 +68,15 @@ class LinearProbe:
         return np.concatenate([np.zeros_like(output_NK), output_NK], axis=1)
 
 
+# ------------------------------------------------------------------ fitting
 @dataclass(frozen=True)
 class FitSettings:
-    """How probes are fitted: strengths C to try, memory bound (GB), threads, device.
-
-    ``array_api``: scikit-learn computes on torch tensors on ``device``; worth it on a GPU, and
-    needs SCIPY_ARRAY_API=1 in the environment before SciPy is loaded.
-    """
+    """How probes are fitted: strengths C to try, memory bound (GB), threads, device."""
 
     strengths: Sequence[float]
     memory_gb: float = 4.0
     n_workers: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    array_api: bool = False
-
-    def fits_in_memory(self, n_rows: int, n_features: int) -> bool:
-        return n_rows * n_features * 4 * COPIES_IN_MEMORY <= self.memory_gb * 1e9
+    device: torch.device = CPU
 
     def chunk_rows(self, n_features: int) -> int:
         """Rows of features that are held at a time when they do not all fit."""
@@ -96,54 +84,55 @@ class FitSettings:
 
 
 def fit_probes(
-    table: FeatureTable, rows: np.ndarray, targets: Mapping[str, np.ndarray], how: FitSettings
+    table: FeatureTable, rows: np.ndarray, targets: Mapping[str, np.ndarray], fitting: FitSettings
 ) -> tuple[dict[str, dict[float, LinearProbe]], int]:
     """Probes by task and strength, and the number of rows with features that are not finite.
 
     ``rows`` are positions of the train epochs, ``targets`` for each task their classes (-1: left
-    out), in that order. Tasks with one class only are left out. In memory with scikit-learn where
-    the features fit ``how.memory_gb`` (on a GPU by its array API); else by passes over the disk.
+    out), in that order. Tasks with one class only are left out. With scikit-learn on a CPU where
+    the features fit ``fitting.memory_gb``; on a GPU, or where they do not fit, by passes.
     """
     targets = {t: y for t, y in targets.items() if len(np.unique(y[y >= 0])) > 1}
-    if how.fits_in_memory(len(rows), table.n_features):
-        return _fit_in_memory(table.read(rows), targets, how)
-    return _fit_by_passes(table, rows, targets, how)
+    fits = len(rows) <= fitting.chunk_rows(table.n_features)
+    if fits and fitting.device.type == "cpu":
+        return _fit_in_memory(table.read(rows), targets, fitting)
+    return _fit_by_passes(table, rows, targets, fitting)
 
 
-def _fit_in_memory(x_NF: np.ndarray, targets: Mapping[str, np.ndarray], how: FitSettings):
+def _fit_in_memory(x_NF: np.ndarray, targets: Mapping[str, np.ndarray], fitting: FitSettings):
     n_bad = int((~np.isfinite(x_NF).all(1)).sum())
     x_NF[:, ~np.isfinite(x_NF).any(0)] = 0  # StandardScaler warns of features that nobody has
     x_NF[np.isinf(x_NF)] = np.nan  # … and passes over NaN alone
-    with sklearn.config_context(array_api_dispatch=how.array_api):
-        if how.array_api:
-            x_NF = torch.from_numpy(x_NF).to(how.device)
-        scaler = make_pipeline(StandardScaler(), FunctionTransformer(_fill_unknown))
-        x_NF = scaler.fit_transform(x_NF)
-    mean_F, scale_F = (_to_numpy(a) for a in (scaler[0].mean_, scaler[0].scale_))
+    scaler = StandardScaler()
+    x_NF = np.nan_to_num(scaler.fit_transform(x_NF), copy=False, nan=0)
     basis_FD = None
-    if x_NF.shape[0] < x_NF.shape[1] and not how.array_api:
+    if x_NF.shape[0] < x_NF.shape[1]:
         x_NF, basis_FD = rotate(x_NF)
 
     def fit_task(target_N: np.ndarray) -> dict[float, LinearProbe]:
         used = np.flatnonzero(target_N >= 0)
         x, y = (x_NF, target_N) if len(used) == len(target_N) else (x_NF[used], target_N[used])
-        y = torch.from_numpy(y).to(how.device) if how.array_api else y
         regression = LogisticRegression(
             class_weight="balanced", tol=solvers.TOLERANCE, max_iter=MAX_STEPS, warm_start=True
         )
         fitted = {}
-        for strength in sorted(how.strengths):  # each start is the solution before
+        for strength in sorted(fitting.strengths):  # each start is the solution before
             regression.set_params(C=strength).fit(x, y)
-            weight_KF, bias_K = _to_numpy(regression.coef_), _to_numpy(regression.intercept_)
-            weight_FK = weight_KF.T.copy() if basis_FD is None else basis_FD @ weight_KF.T
-            classes = _to_numpy(regression.classes_)
-            fitted[strength] = LinearProbe(classes, mean_F, scale_F, weight_FK, bias_K.copy())
+            weight_FK = regression.coef_.T
+            fitted[strength] = LinearProbe(
+                classes=regression.classes_,
+                mean_F=scaler.mean_,
+                scale_F=scaler.scale_,
+                weight_FK=weight_FK.copy() if basis_FD is None else basis_FD @ weight_FK,
+                bias_K=regression.intercept_.copy(),
+            )
         return fitted
 
-    jobs = (joblib.delayed(_in_context)(how.array_api, fit_task, y) for y in targets.values())
     # Side by side, a thread for each task: BLAS's own threads would wait for each other.
-    with threadpool_limits(1):
-        results = joblib.Parallel(how.n_workers, prefer="threads")(jobs)
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the val patients judge what came out
+        jobs = (joblib.delayed(fit_task)(target_N) for target_N in targets.values())
+        results = joblib.Parallel(fitting.n_workers, prefer="threads")(jobs)
     return dict(zip(targets, results, strict=True)), n_bad
 
 
@@ -162,40 +151,31 @@ def rotate(x_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (left_ND * spread_D).astype(np.float32), basis_FD.astype(np.float32)
 
 
-def _in_context(array_api: bool, function: Callable, *arguments):
-    """scikit-learn's settings belong to a thread; each worker enters them anew."""
-    with sklearn.config_context(array_api_dispatch=array_api), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the val patients judge what came out
-        return function(*arguments)
-
-
-def _fill_unknown(x_NF):
-    """0, the mean, where a standardised feature is unknown; NumPy arrays and torch tensors."""
-    if isinstance(x_NF, torch.Tensor):
-        return torch.nan_to_num(x_NF, nan=0.0)
-    return np.nan_to_num(x_NF, copy=False, nan=0.0)
-
-
-def _to_numpy(values) -> np.ndarray:
-    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
 def _fit_by_passes(
-    table: FeatureTable, rows: np.ndarray, targets: Mapping[str, np.ndarray], how: FitSettings
+    table: FeatureTable,
+    rows: np.ndarray,
+    targets: Mapping[str, np.ndarray],
+    fitting: FitSettings,
 ):
-    chunk_rows = how.chunk_rows(table.n_features)
+    chunk_rows = fitting.chunk_rows(table.n_features)
     mean_F, scale_F, n_bad = column_moments(table, rows, chunk_rows)
     problems, places = [], []
     for task, target_N in targets.items():
         classes = np.unique(target_N[target_N >= 0])
         numbered_N = np.where(target_N >= 0, np.searchsorted(classes, target_N), -1)
-        for strength in how.strengths:
+        for strength in fitting.strengths:
             problems.append(solvers.Problem(numbered_N, len(classes), strength))
             places.append((task, strength, classes))
+
+    kept = None  # read once, to where the passes are computed, if it fits there
+    if len(rows) <= chunk_rows:
+        kept = torch.from_numpy(table.read(rows)).to(fitting.device)
+
+    def read_chunks() -> Iterable:
+        return table.chunks(rows, chunk_rows) if kept is None else [(slice(None), kept)]
+
     title = f"probes on {table.name}"
-    solutions = solvers.fit_by_passes(
-        lambda: table.chunks(rows, chunk_rows), problems, mean_F, scale_F, how.device, title
-    )
+    solutions = solvers.fit_by_passes(read_chunks, problems, mean_F, scale_F, fitting.device, title)
     probes = {task: {} for task in targets}
     for (task, strength, classes), solution in zip(places, solutions, strict=True):
         weight_FK = solution[:-1].astype(np.float32)
@@ -204,58 +184,46 @@ def _fit_by_passes(
 
 
 def predict(
-    table: FeatureTable, rows: np.ndarray, probes: Mapping, how: FitSettings
+    table: FeatureTable, rows: np.ndarray, probes: Mapping, fitting: FitSettings
 ) -> dict[object, np.ndarray]:
     """Logits (n, classes) of every probe at these positions, by the probes' keys; one reading."""
     if not probes:
         return {}
-    weight_FK = _all_weights(probes)
-    output_NK = np.empty((len(rows), weight_FK.shape[1]))
-    for piece, x_NF in table.chunks(rows, how.chunk_rows(table.n_features)):
-        output_NK[piece] = _scaled(x_NF, probes) @ weight_FK
-    return _logits_by_key(output_NK, probes)
+    chunks = table.chunks(rows, fitting.chunk_rows(table.n_features))
+    pieces = [predict_features(x_NF, probes) for _, x_NF in chunks]
+    return {key: np.concatenate([piece[key] for piece in pieces]) for key in probes}
 
 
 def predict_features(x_NF: np.ndarray, probes: Mapping) -> dict[object, np.ndarray]:
     """Logits (N, classes) of every probe on features in memory, as :func:`predict` has them."""
-    if not probes:
-        return {}
-    output_NK = (_scaled(x_NF, probes) @ _all_weights(probes)).astype(np.float64)
-    return _logits_by_key(output_NK, probes)
-
-
-def _all_weights(probes: Mapping) -> np.ndarray:
-    return np.concatenate([probe.weight_FK for probe in probes.values()], axis=1)
-
-
-def _scaled(x_NF: np.ndarray, probes: Mapping) -> np.ndarray:
     first = next(iter(probes.values()))  # probes on one table share its standardisation
-    return scale_features(x_NF, first.mean_F, first.scale_F)
-
-
-def _logits_by_key(output_NK: np.ndarray, probes: Mapping) -> dict[object, np.ndarray]:
-    outputs, column = {}, 0
-    for key, probe in probes.items():
-        columns = slice(column, column := column + probe.weight_FK.shape[1])
-        outputs[key] = probe.complete(output_NK[:, columns] + probe.bias_K)
-    return outputs
+    weights = [probe.weight_FK for probe in probes.values()]
+    scaled_NF = scale_features(x_NF, first.mean_F, first.scale_F)
+    output_NK = (scaled_NF @ np.concatenate(weights, axis=1)).astype(np.float64)
+    ends = np.cumsum([weight_FK.shape[1] for weight_FK in weights])[:-1]
+    return {
+        key: probe.complete(columns_NK + probe.bias_K)
+        for (key, probe), columns_NK in zip(
+            probes.items(), np.split(output_NK, ends, axis=1), strict=True
+        )
+    }
 
 
 # ------------------------------------------------------------------ choosing on val
 @dataclass(frozen=True)
-class Chosen:
-    """A probe with all that the val patients decide, and the score that chose it."""
+class TaskProbe:
+    """A task's probe with what val decided: strength C, recalibration, threshold of an event.
+
+    ``linear`` is None for the baseline that has no features.
+    """
 
     task: str
-    features: str
     strength: float | None
-    probe: LinearProbe | None
+    linear: LinearProbe | None
     classes: np.ndarray
     slope: float
     shift_K: np.ndarray
     threshold: float | None
-    val_score: float | None
-    val_logit_NK: np.ndarray
 
     def probabilities(self, logit_NK: np.ndarray) -> np.ndarray:
         """Recalibrated probabilities of all classes of the task, (N, K)."""
@@ -278,6 +246,15 @@ class Chosen:
         return full_NK
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A probe and what speaks for it on val: its score, None where undefined, and its logits."""
+
+    probe: TaskProbe
+    score: float | None
+    logit_NK: np.ndarray
+
+
 def score(
     task: str, label_N: np.ndarray, logit_NK: np.ndarray, classes: np.ndarray
 ) -> float | None:
@@ -293,21 +270,19 @@ def score(
 
 def choose(
     task: str,
-    features: str,
     label_N: np.ndarray,
-    candidates: Mapping[float | None, tuple[LinearProbe | None, np.ndarray, np.ndarray]],
-) -> Chosen:
+    classes: np.ndarray,
+    candidates: Mapping[float | None, tuple[LinearProbe | None, np.ndarray]],
+) -> Choice:
     """The best candidate on val, recalibrated and with its threshold.
 
-    ``candidates``: strength -> (probe, its classes, its logits at the val epochs). Without a
-    defined score (val shows one class) the middle strength is taken, with threshold 0.5.
+    ``candidates``: strength -> (probe, its logits at the val epochs). Without a defined score (val
+    shows one class) the middle strength is taken, with threshold 0.5.
     """
-    scores = {
-        c: score(task, label_N, logit, classes) for c, (_, classes, logit) in candidates.items()
-    }
+    scores = {c: score(task, label_N, logit, classes) for c, (_, logit) in candidates.items()}
     defined = [c for c, value in scores.items() if value is not None]
     strength = max(defined, key=scores.get) if defined else list(scores)[len(scores) // 2]
-    probe, classes, logit_NK = candidates[strength]
+    linear, logit_NK = candidates[strength]
     slope, shift_K, threshold = 1.0, np.zeros(len(classes)), None
     known = np.isin(label_N, classes)  # a stage that train lacks cannot be calibrated
     if len(np.unique(label_N[known])) > 1:
@@ -316,15 +291,5 @@ def choose(
     if N_CLASSES[task] == 2:
         prob_N = metrics.calibrated(logit_NK, slope, shift_K)[:, 1]
         threshold = metrics.best_f1_threshold(label_N, prob_N)
-    return Chosen(
-        task,
-        features,
-        strength,
-        probe,
-        classes,
-        slope,
-        shift_K,
-        threshold,
-        scores[strength],
-        logit_NK,
-    )
+    probe = TaskProbe(task, strength, linear, classes, slope, shift_K, threshold)
+    return Choice(probe, scores[strength], logit_NK)

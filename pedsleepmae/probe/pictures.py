@@ -21,11 +21,9 @@ from pedsleepmae.pages.plots import (
     draw_epoch,
     draw_stage_line,
     draw_stage_probabilities,
-    scatter_coloured,
     write_title,
 )
-from pedsleepmae.probe.evaluation import Results, TaskResult
-from pedsleepmae.probe.maps import EmbeddingMap
+from pedsleepmae.probe.evaluation import Results, TaskResult, auroc_name
 from pedsleepmae.tasks import STAGES, TASKS
 
 MAX_CURVE_POINTS = 1000
@@ -34,16 +32,16 @@ MAX_CURVE_POINTS = 1000
 # ------------------------------------------------------------------ all tasks
 def draw_overview(results: Results) -> Figure:
     """AUROC with interval of every task and source, as in a meta-analysis."""
-    tasks = [result for result in results.tasks.values() if result.judged]
-    sources = [name for name in COLOURS if any(name in t.judged for t in tasks)]
+    tasks = [results.tasks[task] for task in results.fitted]
+    sources = [name for name in COLOURS if any(name in t.by_source for t in tasks)]
     sources = [name for name in sources if name != "prevalence"]  # always at the dotted line
     step = 1 / (len(sources) + 1.5)
     figure = Figure(figsize=(8.4, 0.9 + 0.22 * len(sources) * len(tasks)), layout="constrained")
     ax = clean_axes(figure)[0, 0]
     for row, result in enumerate(tasks):
-        name = "weighted_auroc" if result.task == "sleep" else "auroc"
-        for k, source in enumerate(s for s in sources if s in result.judged):
-            test, y = result.judged[source].test, row + (k + 1) * step
+        name = auroc_name(result.task)
+        for k, source in enumerate(s for s in sources if s in result.by_source):
+            test, y = result.by_source[source].test, row + (k + 1) * step
             if test.figures[name] is None:
                 continue
             if test.ci95[name] is not None:
@@ -67,10 +65,11 @@ def draw_event(result: TaskResult) -> Figure:
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
     roc, recall, calibration = clean_axes(figure, 1, 3)[0]
     if 0 < label_N.sum() < len(label_N):
-        for source in reversed([name for name in COLOURS if name in result.judged]):
-            prob_N, figures = result.judged[source].prob_NK[known, 1], result.judged[source].test
+        for source in reversed([name for name in COLOURS if name in result.by_source]):
+            found = result.by_source[source]
+            prob_N = found.prob_NK[known, 1]
             style = {"color": COLOURS[source], "lw": 2.2 if source == "encoder" else 1.3}
-            areas = "{auroc:.3f}, {auprc:.3f}".format(**figures.figures)
+            areas = "{auroc:.3f}, {auprc:.3f}".format(**found.test.figures)
             x, y, _ = roc_curve(label_N, prob_N)
             roc.plot(*_thinned(x, y), label=f"{NAMES[source]} ({areas})", **style)
             precision, sensitivity, _ = precision_recall_curve(label_N, prob_N)
@@ -78,27 +77,41 @@ def draw_event(result: TaskResult) -> Figure:
             recall.plot(*_thinned(sensitivity[:-1], precision[:-1]), **style)
         handles, labels = roc.get_legend_handles_labels()
         title = "area under the ROC curve, under the precision-recall curve:"
-        figure.legend(
-            handles[::-1],
-            labels[::-1],
-            title=title,
-            loc="outside lower left",
-            ncols=3,
-            fontsize=7.5,
-            title_fontsize=7.5,
-            frameon=False,
-            alignment="left",
-        )
-    roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
-    roc.set_xlabel("1 - specificity", fontsize=9)
-    roc.set_ylabel("sensitivity", fontsize=9)
-    write_title(roc, "ROC curve")
+        place = {"loc": "outside lower left", "ncols": 3, "alignment": "left", "frameon": False}
+        small = {"fontsize": 7.5, "title_fontsize": 7.5}
+        figure.legend(handles[::-1], labels[::-1], title=title, **place, **small)
+    _finish_roc(roc, "ROC curve")
     recall.axhline(label_N.mean(), color=SOFT, lw=0.8, ls=":")
-    recall.set_xlabel("sensitivity (recall)", fontsize=9)
-    recall.set_ylabel("precision", fontsize=9)
     recall.set_ylim(0, 1.02)
-    write_title(recall, "Precision-recall curve")
-    _draw_reliability(calibration, label_N, result.judged["encoder"].prob_NK[known, 1])
+    _label(recall, "sensitivity (recall)", "precision", "Precision-recall curve")
+    _draw_reliability(calibration, label_N, result.by_source["encoder"].prob_NK[known, 1])
+    return figure
+
+
+def draw_stages(result: TaskResult) -> Figure:
+    """Confusion matrix, ROC curve of each stage, reliability of the most probable stage."""
+    known = result.label_N >= 0
+    label_N, found = result.label_N[known], result.by_source["encoder"]
+    prob_NK, counts = found.prob_NK[known], found.test.confusion
+    figure = Figure(figsize=(10.5, 3.5), layout="constrained")
+    matrix, roc, calibration = clean_axes(figure, 1, 3)[0]
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    matrix.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.ndindex(share.shape):
+        colour = "white" if share[i, j] > 0.5 else INK
+        text = f"{share[i, j]:.0%}\n{counts[i, j]:,}"
+        matrix.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+    matrix.set_xticks(range(5), STAGES)
+    matrix.set_yticks(range(5), STAGES)
+    _label(matrix, "predicted", "scored", "Confusion (share of the scored stage)")
+    for k, stage in enumerate(STAGES):
+        if 0 < (label_N == k).sum() < len(label_N):
+            x, y, _ = roc_curve(label_N == k, prob_NK[:, k])
+            area = roc_auc_score(label_N == k, prob_NK[:, k])
+            roc.plot(*_thinned(x, y), color=STAGE_COLOURS[k], lw=1.8, label=f"{stage} {area:.3f}")
+    roc.legend(loc="lower right", fontsize=7, frameon=False)
+    _finish_roc(roc, "One stage against the rest (AUROC)")
+    _draw_reliability(calibration, label_N == prob_NK.argmax(1), prob_NK.max(1))
     return figure
 
 
@@ -107,56 +120,30 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[keep], y[keep]
 
 
+def _label(ax: Axes, x: str, y: str, title: str) -> None:
+    ax.set_xlabel(x, fontsize=9)
+    ax.set_ylabel(y, fontsize=9)
+    write_title(ax, title)
+
+
+def _finish_roc(ax: Axes, title: str) -> None:
+    ax.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+    _label(ax, "1 - specificity", "sensitivity", title)
+
+
 def _draw_reliability(ax: Axes, is_true_N: np.ndarray, prob_N: np.ndarray) -> None:
     table = metrics.reliability(is_true_N, prob_N)
     top = max(0.02, 1.15 * float(table[:, :2].max(initial=0)))
     ax.plot([0, top], [0, top], color=SOFT, lw=0.8, ls=":")
     ax.plot(table[:, 0], table[:, 1], "o-", color=COLOURS["encoder"], lw=1.6, ms=4.5)
-    ax.set_xlim(0, top)
-    ax.set_ylim(0, top)
-    ax.set_xlabel("predicted probability (tenths of the epochs)", fontsize=9)
-    ax.set_ylabel("observed share", fontsize=9)
-    write_title(ax, "Reliability after recalibration")
-
-
-def draw_stages(result: TaskResult) -> Figure:
-    """Confusion matrix, ROC curve of each stage, reliability of the most probable stage."""
-    known = result.label_N >= 0
-    label_N, one = result.label_N[known], result.judged["encoder"]
-    prob_NK = one.prob_NK[known]
-    figure = Figure(figsize=(10.5, 3.5), layout="constrained")
-    matrix, roc, calibration = clean_axes(figure, 1, 3)[0]
-    counts = one.test.confusion
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    matrix.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i in range(len(STAGES)):
-        for j in range(len(STAGES)):
-            colour = "white" if share[i, j] > 0.5 else INK
-            text = f"{share[i, j]:.0%}\n{counts[i, j]:,}"
-            matrix.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
-    matrix.set_xticks(range(5), STAGES)
-    matrix.set_yticks(range(5), STAGES)
-    matrix.set_xlabel("predicted", fontsize=9)
-    matrix.set_ylabel("scored", fontsize=9)
-    write_title(matrix, "Confusion (share of the scored stage)")
-    for k, stage in enumerate(STAGES):
-        if 0 < (label_N == k).sum() < len(label_N):
-            x, y, _ = roc_curve(label_N == k, prob_NK[:, k])
-            area = roc_auc_score(label_N == k, prob_NK[:, k])
-            label = f"{stage} {area:.3f}"
-            roc.plot(*_thinned(x, y), color=STAGE_COLOURS[k], lw=1.8, label=label)
-    roc.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
-    roc.set_xlabel("1 - specificity", fontsize=9)
-    roc.set_ylabel("sensitivity", fontsize=9)
-    roc.legend(loc="lower right", fontsize=7, frameon=False)
-    write_title(roc, "One stage against the rest (AUROC)")
-    _draw_reliability(calibration, label_N == prob_NK.argmax(1), prob_NK.max(1))
-    return figure
+    ax.set(xlim=(0, top), ylim=(0, top))
+    x = "predicted probability (tenths of the epochs)"
+    _label(ax, x, "observed share", "Reliability after recalibration")
 
 
 def draw_subgroups(result: TaskResult) -> Figure:
     """AUROC within each age band and sex, with its interval."""
-    name = "weighted_auroc" if result.task == "sleep" else "auroc"
+    name = auroc_name(result.task)
     rows = [
         (f"{'age ' if kind == 'age' else 'sex '}{label}", entry)
         for kind, groups in result.subgroups.items()
@@ -164,7 +151,7 @@ def draw_subgroups(result: TaskResult) -> Figure:
     ]
     figure = Figure(figsize=(6.5, 0.8 + 0.26 * len(rows)), layout="constrained")
     ax = clean_axes(figure)[0, 0]
-    whole = result.judged["encoder"].test.figures[name]
+    whole = result.by_source["encoder"].test.figures[name]
     if whole is not None:
         ax.axvline(whole, color=COLOURS["encoder"], lw=0.9, ls=":")
     for y, (_, entry) in enumerate(rows):
@@ -181,53 +168,48 @@ def draw_subgroups(result: TaskResult) -> Figure:
 
 
 # ------------------------------------------------------------------ where it fails
-def draw_failures(results: Results, positions: Sequence[tuple[int, str]]) -> Figure:
+def draw_failures(index: store.ExampleIndex, failures: Sequence[tuple[int, str]]) -> Figure:
     """Signals of epochs that the probe is surest of and wrong; (position, caption) of each."""
-    columns = len(positions)
-    figure = Figure(figsize=(3.6 * columns, 5.2), layout="constrained")
-    axes = clean_axes(figure, 1, columns)[0]
-    index = results.index
-    signals = store.read_signals(index, np.array([position for position, _ in positions]))
-    for ax, (position, caption), x_CT in zip(axes, positions, signals, strict=True):
+    figure = Figure(figsize=(3.6 * len(failures), 5.2), layout="constrained")
+    axes = clean_axes(figure, 1, len(failures))[0]
+    signals = store.read_signals(index, np.array([position for position, _ in failures]))
+    for ax, (position, caption), x_CT in zip(axes, failures, signals, strict=True):
         draw_epoch(ax, x_CT, index.present[position], caption, named=ax is axes[0])
     return figure
 
 
 # ------------------------------------------------------------------ whole nights
-def draw_hypnogram(results: Results, night: int, title: str) -> Figure:
+def draw_night(results: Results, night: int, title: str) -> Figure:
     """One night: scored and predicted stages, probabilities of the stages and of the events.
 
     ``night`` is a number of index.nights().
     """
-    index, test = results.index, results.test
+    index, test, tasks = results.index, results.test, results.tasks
     here = np.flatnonzero(index.nights()[test] == night)
     onsets_s = index.onsets_s[test[here]]
     if np.isnan(onsets_s).any():
         onsets_s = np.arange(len(here)) * EPOCH_S
     hours = (onsets_s - onsets_s[0]) / 3600
-    sleep = results.tasks.get("sleep")
-    events = [t for name, t in results.tasks.items() if name != "sleep" and "encoder" in t.judged]
-    has_sleep = sleep is not None and "encoder" in sleep.judged
-    heights = [1.3, 1.3, 1.0] * has_sleep + [0.5] * len(events)
+    sleep = results.fitted.get("sleep")
+    events = {task: found for task, found in results.fitted.items() if task != "sleep"}
+    heights = [1.3, 1.3, 1.0] * (sleep is not None) + [0.5] * len(events)
     figure = Figure(figsize=(10.5, 0.5 + 0.85 * sum(heights)), layout="constrained")
     axes = list(clean_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
     write_title(axes[0], title)
-    if has_sleep:
-        one = sleep.judged["encoder"]
-        draw_stage_line(axes.pop(0), hours, sleep.label_N[here], "scored", INK)
-        draw_stage_line(axes.pop(0), hours, one.decided_N[here], "predicted", COLOURS["encoder"])
-        draw_stage_probabilities(axes.pop(0), hours, one.prob_NK[here])
-    for ax, result in zip(axes, events, strict=True):
-        prob_N = result.judged["encoder"].prob_NK[here, 1]
-        threshold = result.judged["encoder"].chosen.threshold
+    if sleep is not None:
+        draw_stage_line(axes.pop(0), hours, tasks["sleep"].label_N[here], "scored", INK)
+        draw_stage_line(axes.pop(0), hours, sleep.decided_N[here], "predicted", COLOURS["encoder"])
+        draw_stage_probabilities(axes.pop(0), hours, sleep.prob_NK[here])
+    for ax, (task, found) in zip(axes, events.items(), strict=True):
+        prob_N, threshold = found.prob_NK[here, 1], found.probe.threshold
         ax.vlines(hours, 0, prob_N, color=COLOURS["encoder"], lw=0.7)
         if threshold is not None:
             ax.axhline(threshold, color=SOFT, lw=0.7, ls=":")
         top = max(float(prob_N.max(initial=0)), threshold or 0, 1e-3) * 1.35
-        marked = hours[result.label_N[here] == 1]
+        marked = hours[tasks[task].label_N[here] == 1]
         ax.plot(marked, np.full(len(marked), 0.94 * top), "|", color="#b3261e", ms=6, mew=0.9)
         ax.set_ylim(0, top)
-        ax.set_ylabel(TASKS[result.task], rotation=0, ha="right", va="center", fontsize=8)
+        ax.set_ylabel(TASKS[task], rotation=0, ha="right", va="center", fontsize=8)
         ax.set_yticks([])
     figure.axes[-1].set_xlabel("hours", fontsize=9)
     return figure
@@ -264,21 +246,3 @@ def quantity_in_words(name: str, per_epoch: Mapping[str, float]) -> str:
         return "total sleep, min" if what == "sleep" else f"stage {what}, min"
     unit = "events/h" if name in per_epoch else "epochs/h"
     return f"{name.replace('_', ' ').replace('apnea hypopnea', 'apnea-hypopnea')}, {unit}"
-
-
-# ------------------------------------------------------------------ the embedding space
-def draw_map(result: EmbeddingMap) -> Figure:
-    """The same map, coloured by all that EmbeddingMap knows of its epochs."""
-    n_columns = 3 if len(result.colourings) > 4 else 2
-    n_rows = -(-len(result.colourings) // n_columns)
-    figure = Figure(figsize=(5.25 * n_columns, 4.3 * n_rows), layout="constrained")
-    axes = iter(clean_axes(figure, n_rows, n_columns).flat)
-    for (name, value_N), ax in zip(result.colourings.items(), axes, strict=False):
-        ax.set_xticks([])
-        ax.set_yticks([])
-        scatter_coloured(ax, result.xy, name, value_N)
-        words = {"hours": "time of night", "channels": "channels recorded"}
-        write_title(ax, words.get(name, name))
-    for ax in axes:  # what zip has left
-        ax.set_visible(False)
-    return figure

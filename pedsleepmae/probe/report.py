@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pedsleepmae import metrics, splits, store
-from pedsleepmae.metrics import EVENT_FIGURES, STAGE_FIGURES
+from pedsleepmae import metrics, store
+from pedsleepmae.metrics import figure_names
 from pedsleepmae.pages.page import (
     counted,
+    data_cautions,
+    few_patients_caution,
     in_digits,
     interval_in_words,
     page_template,
@@ -18,20 +20,25 @@ from pedsleepmae.pages.page import (
 )
 from pedsleepmae.pages.plots import NAMES
 from pedsleepmae.probe.density import fit_density
-from pedsleepmae.probe.evaluation import Judged, Results, TaskResult, prevalence
+from pedsleepmae.probe.evaluation import (
+    ProbeResult,
+    Results,
+    TaskResult,
+    auroc_name,
+    prevalence,
+)
 from pedsleepmae.probe.files import Basis
-from pedsleepmae.probe.maps import EmbeddingMap, map_embeddings
 from pedsleepmae.probe.pictures import (
     draw_agreement,
     draw_event,
     draw_failures,
-    draw_hypnogram,
-    draw_map,
+    draw_night,
     draw_overview,
     draw_stages,
     draw_subgroups,
     quantity_in_words,
 )
+from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import N_CLASSES, STAGES, TASKS
 
 TEMPLATE = "probe_report.html.j2"
@@ -50,59 +57,48 @@ FIGURE_NAMES = {
 
 N_NIGHTS = 3
 N_FAILURES = 2  # of each kind: called although absent, missed although scored
-FEW_PATIENTS = 20
 
 
 # ------------------------------------------------------------------ the page
-def write_report(
-    output_dir: Path, results: Results, content: Mapping, wanted_map: str, seed: int
-) -> Path:
+def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
     """Write tables/*.csv, pictures/*.png and report.html, which holds both; its path.
 
-    ``content`` is metrics.json; ``wanted_map`` "auto", "umap" or "pca".
+    ``content`` is metrics.json. All pictures are inside the page, nothing is fetched.
     """
-    output_dir = Path(output_dir)
-    space = map_embeddings(results.best_table, results.index, results.test, wanted_map, seed)
-    for name, table in make_tables(results, content, space).items():
+    for name, table in make_tables(results, content).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    pictures = write_pictures(output_dir / "pictures", make_pictures(results, space))
-    page = render(results, content, space, pictures)
-    with store.write_whole(output_dir / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return output_dir / "report.html"
-
-
-def render(
-    results: Results, content: Mapping, space: EmbeddingMap, pictures: Mapping[str, str]
-) -> str:
-    """The page, with all pictures inside and nothing fetched from anywhere."""
-    index = results.index
-    return page_template(TEMPLATE).render(
+    page = page_template(TEMPLATE).render(
         content=content,
         tasks=content["tasks"],
         events=[task for task in content["tasks"] if task != "sleep"],
         task_names=TASKS,
         source_names=NAMES,
-        figure_names=lambda name: FIGURE_NAMES.get(name, name.replace("_", " ")),
-        event_figures=EVENT_FIGURES,
-        stage_figures=STAGE_FIGURES,
+        in_words=lambda name: FIGURE_NAMES.get(name, name.replace("_", " ")),
+        figures_of=lambda task: figure_names(N_CLASSES[task]),
         stages=STAGES,
         headlines=headlines(content),
         cautions=cautions(results, content),
-        pictures=pictures,
-        space=space,
+        pictures=write_pictures(output_dir / "pictures", make_pictures(results)),
         pooling_scores=content["pooling_scores_val"],
         quantity=quantity_in_words,
         counted=counted,
-        counts={
-            split: {
-                "epochs": len(index.rows(split)),
-                "patients": len(np.unique(index.patient_ids[index.rows(split)])),
-                "nights": len(np.unique(index.nights()[index.rows(split)])),
-            }
-            for split in ("train", "val", "test")
-        },
+        counts=count(results.index),
     )
+    store.write_text(output_dir / "report.html", page)
+    return output_dir / "report.html"
+
+
+def count(index: store.ExampleIndex) -> dict[str, dict[str, int]]:
+    """Epochs, patients and nights of each split."""
+    rows = {split: index.rows(split) for split in SPLITS}
+    return {
+        split: {
+            "epochs": len(here),
+            "patients": len(np.unique(index.patient_ids[here])),
+            "nights": len(np.unique(index.nights()[here])),
+        }
+        for split, here in rows.items()
+    }
 
 
 def headlines(content: Mapping) -> list[str]:
@@ -147,10 +143,10 @@ def headlines(content: Mapping) -> list[str]:
 
 
 def _verdict(task: str, entry: Mapping, baseline: str) -> str | None:
+    """Whether the encoder is told apart from a baseline; None where there is no interval."""
     if baseline not in entry["baselines"]:
         return None
-    name = "weighted_auroc" if task == "sleep" else "auroc"
-    edges = entry["baselines"][baseline]["difference"][name]["ci95"]
+    edges = entry["baselines"][baseline]["difference"][auroc_name(task)]["ci95"]
     if edges is None:
         return None
     return "better" if edges[0] > 0 else "worse" if edges[1] < 0 else "unclear"
@@ -158,35 +154,10 @@ def _verdict(task: str, entry: Mapping, baseline: str) -> str | None:
 
 def cautions(results: Results, content: Mapping) -> list[str]:
     """What must be known before a figure is quoted, gravest first."""
-    lines = []
-    if content["simulated"]:
-        lines.append(
-            "The recordings are simulated: the figures show that the machinery works, not how "
-            "well it does on children."
-        )
-    elif content["checkpoint_simulated"]:
-        lines.append("The encoder was pretrained on simulated recordings.")
-    if not content["patient_disjoint"]:
-        lines.append(
-            "The nights are split in time: train, val and test hold the same people, which "
-            "flatters every fitted row."
-        )
-    seen = content["seen_patients"]
-    if seen is None:
-        lines.append(
-            "Which patients the checkpoint saw in pretraining is unknown; some may stand in test."
-        )
-    elif seen and content["patient_disjoint"]:
-        lines.append(
-            f"Pretraining saw {seen} of the val and test patients (asked for with "
-            "allow_seen_patients); their signals, not their labels, have been learnt from."
-        )
-    n_patients = len(np.unique(results.index.patient_ids[results.test]))
-    if n_patients < FEW_PATIENTS and content["patient_disjoint"]:
-        lines.append(
-            f"Test holds {counted(n_patients, 'patient')}, so intervals are wide and, where a "
-            "class occurs in one of them alone, missing."
-        )
+    lines = data_cautions(content, "the val and test patients")
+    if content["patient_disjoint"]:
+        n_patients = len(np.unique(results.index.patient_ids[results.test]))
+        lines += few_patients_caution(n_patients, "Test")
     groups = {task.group for task in results.tasks.values()} - {"patient"}
     if groups:
         lines.append(
@@ -196,9 +167,8 @@ def cautions(results: Results, content: Mapping) -> list[str]:
     for task, entry in content["tasks"].items():
         if "reason" in entry:
             lines.append(f"No probe for {TASKS[task]}: {entry['reason']}.")
-    bad = {name: n for name, n in content["non_finite_train_rows"].items() if n}
-    for name, n in bad.items():
-        if not name.startswith("handmade"):  # there, NaN marks channels that were not recorded
+    for name, n in content["non_finite_train_rows"].items():
+        if n and not name.startswith("handmade"):  # there, NaN: channels that were not recorded
             lines.append(f"{n} train epochs have features that are not finite ({name}).")
     return lines
 
@@ -208,20 +178,19 @@ def text_table(content: Mapping) -> str:
     rows = []
     baselines = ["untrained", "handmade"] + ["compared"] * ("compared_with" in content)
     for task, entry in content["tasks"].items():
-        test = entry["test"]
-        name = "weighted_auroc" if task == "sleep" else "auroc"
+        test, name = entry["test"], auroc_name(task)
         second = ("kappa", "kappa") if task == "sleep" else ("auprc", "AUPRC")
         row = {
             "task": TASKS[task],
             "test epochs": f"{entry['n_test']:,}",
-            "prevalence": "" if task == "sleep" else _percent(entry["prevalence"]),
+            "prevalence": "" if task == "sleep" else in_percent(entry["prevalence"]),
             "AUROC": f"{in_digits(test[name])} {interval_in_words(test['ci95'][name])}",
             "AUPRC or kappa": f"{in_digits(test[second[0]])} {second[1]}",
             "F1": in_digits(test["weighted_f1" if task == "sleep" else "f1"]),
         }
         for baseline in baselines:
-            one = entry["baselines"].get(baseline)
-            row[f"{baseline} AUROC"] = in_digits(one[name]) if one else "–"
+            figures = entry["baselines"].get(baseline)
+            row[f"{baseline} AUROC"] = in_digits(figures[name]) if figures else "–"
         rows.append(row)
     title = "simulated data" if content["simulated"] else "test"
     title += "" if content["patient_disjoint"] else ", split in time (patient_disjoint: false)"
@@ -229,55 +198,50 @@ def text_table(content: Mapping) -> str:
     return f"{title}, pooling {content['pooling']}\n{table}"
 
 
-def _percent(share: float | None) -> str:
+def in_percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.2%}"
 
 
 # ------------------------------------------------------------------ pictures and tables
-def make_pictures(results: Results, space: EmbeddingMap) -> Iterator[tuple[str, Figure]]:
+def make_pictures(results: Results) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of every picture, drawn one at a time."""
-    if results.chosen:
+    if results.fitted:
         yield "overview", draw_overview(results)
-    for task, result in results.tasks.items():
-        if "encoder" not in result.judged:
-            continue
-        draw = draw_stages if task == "sleep" else draw_event
+    for task in results.fitted:
+        result, draw = results.tasks[task], draw_stages if task == "sleep" else draw_event
         if (result.label_N >= 0).any():
             yield f"{task}_curves", draw(result)
         failures = find_failures(results, result)
         if failures:
-            yield f"{task}_failures", draw_failures(results, failures)
+            yield f"{task}_failures", draw_failures(results.index, failures)
         if result.subgroups:
             yield f"{task}_subgroups", draw_subgroups(result)
-    if results.chosen:
+    if results.fitted:
         part = "" if results.index.patient_disjoint else ", its test blocks"
         for number, night in enumerate(longest_nights(results), start=1):
-            title = f"night {number}{part}"
-            yield f"night_{number}", draw_hypnogram(results, night, title)
+            yield f"night_{number}", draw_night(results, night, f"night {number}{part}")
     if any(figures["n"] for figures in results.agreement.values()):
         yield "agreement", draw_agreement(results)
-    yield "map", draw_map(space)
 
 
 def find_failures(results: Results, result: TaskResult) -> list[tuple[int, str]]:
     """(position, caption) of the test epochs where the probe is surest and wrong."""
-    one, label_N = result.judged["encoder"], result.label_N
-    wrong = (label_N >= 0) & (one.decided_N != label_N)
+    found, label_N = result.by_source["encoder"], result.label_N
+    wrong_N = (label_N >= 0) & (found.decided_N != label_N)
     if result.task == "sleep":
-        sure_N = one.prob_NK[np.arange(len(label_N)), one.decided_N]
-        found = _surest(wrong, sure_N, 2 * N_FAILURES)
-        captions = [
-            f"scored {STAGES[label_N[i]]}, called {STAGES[one.decided_N[i]]} ({sure_N[i]:.0%})"
-            for i in found
+        called_N = found.decided_N
+        sure_N = found.prob_NK[np.arange(len(label_N)), called_N]
+        failures = [
+            (i, f"scored {STAGES[label_N[i]]}, called {STAGES[called_N[i]]} ({sure_N[i]:.0%})")
+            for i in _surest(wrong_N, sure_N, 2 * N_FAILURES)
         ]
     else:
-        prob_N = one.prob_NK[:, 1]
-        called = _surest(wrong & (label_N == 0), prob_N, N_FAILURES)
-        missed = _surest(wrong & (label_N == 1), -prob_N, N_FAILURES)
-        found = [*called, *missed]
-        captions = [f"called, not scored ({prob_N[i]:.0%})" for i in called]
-        captions += [f"scored, missed ({prob_N[i]:.1%})" for i in missed]
-    return [(int(results.test[i]), text) for i, text in zip(found, captions, strict=True)]
+        prob_N = found.prob_NK[:, 1]
+        called = _surest(wrong_N & (label_N == 0), prob_N, N_FAILURES)
+        missed = _surest(wrong_N & (label_N == 1), -prob_N, N_FAILURES)
+        failures = [(i, f"called, not scored ({prob_N[i]:.0%})") for i in called]
+        failures += [(i, f"scored, missed ({prob_N[i]:.1%})") for i in missed]
+    return [(int(results.test[i]), caption) for i, caption in failures]
 
 
 def _surest(candidates: np.ndarray, sure_N: np.ndarray, n: int) -> list[int]:
@@ -289,68 +253,43 @@ def longest_nights(results: Results) -> list[int]:
     """The test nights with most epochs (numbers of index.nights()), one of each patient."""
     index, test = results.index, results.test
     nights, first, counts = np.unique(index.nights()[test], return_index=True, return_counts=True)
-    order, taken, patients = np.argsort(-counts, kind="stable"), [], set()
-    for i in order:
-        patient = int(index.patient_ids[test[first[i]]])
-        if patient not in patients and len(taken) < N_NIGHTS:
-            taken.append(int(nights[i]))
-            patients.add(patient)
-    return taken
+    order = np.argsort(-counts, kind="stable")
+    of_patient = np.unique(index.patient_ids[test[first[order]]], return_index=True)[1]
+    return nights[order[np.sort(of_patient)[:N_NIGHTS]]].tolist()
 
 
-def make_tables(results: Results, content: Mapping, space: EmbeddingMap) -> dict[str, pd.DataFrame]:
+def make_tables(results: Results, content: Mapping) -> dict[str, pd.DataFrame]:
     """The tables of the report for a spreadsheet; long form where sources are compared."""
     figures, differences, subgroups = [], [], []
     for task, entry in content["tasks"].items():
         sources = {"encoder": entry["test"], **entry["baselines"]}
         if entry.get("context"):
             sources["context"] = entry["context"]
-        names = STAGE_FIGURES if task == "sleep" else EVENT_FIGURES
+        names = figure_names(N_CLASSES[task])
         for source, values in sources.items():
             for name in names:
-                low, high = values["ci95"].get(name) or (None, None)
-                figures.append(
-                    {
-                        "task": task,
-                        "source": source,
-                        "figure": name,
-                        "value": values[name],
-                        "ci95_low": low,
-                        "ci95_high": high,
-                        "undefined": values["undefined"].get(name),
-                    }
-                )
+                row = {"task": task, "source": source, "figure": name, "value": values[name]}
+                row |= _edges(values["ci95"].get(name))
+                figures.append(row | {"undefined": values["undefined"].get(name)})
+            against = "single epoch" if source == "context" else source
             for name, gap in values.get("difference", {}).items():
-                low, high = gap["ci95"] or (None, None)
-                differences.append(
-                    {
-                        "task": task,
-                        "against": "single epoch" if source == "context" else source,
-                        "figure": name,
-                        "difference": gap["value"],
-                        "ci95_low": low,
-                        "ci95_high": high,
-                    }
-                )
+                row = {"task": task, "against": against, "figure": name}
+                differences.append(row | {"difference": gap["value"]} | _edges(gap["ci95"]))
         for kind, groups in entry.get("subgroups", {}).items():
             for label, values in groups.items():
                 for name in names:
-                    low, high = values["ci95"].get(name) or (None, None)
                     row = {"task": task, "by": kind, "group": label, "figure": name}
                     row |= {"n_epochs": values["n"], "n_patients": values["n_patients"]}
-                    row |= {"value": values[name], "ci95_low": low, "ci95_high": high}
-                    subgroups.append(row)
+                    subgroups.append(
+                        row | {"value": values[name]} | _edges(values["ci95"].get(name))
+                    )
+    agreement = [{"quantity": name, **values} for name, values in results.agreement.items()]
     tables = {
         "figures": pd.DataFrame(figures),
         "differences": pd.DataFrame(differences),
         "poolings_val": results.pooling_scores,
         "nights": results.nights,
-        "agreement": pd.DataFrame(
-            [{"quantity": name, **values} for name, values in results.agreement.items()]
-        ),
-        "separation": pd.DataFrame(
-            [{"labels": name, **values} for name, values in space.separation.items()]
-        ),
+        "agreement": pd.DataFrame(agreement),
     }
     if subgroups:
         tables["subgroups"] = pd.DataFrame(subgroups)
@@ -360,46 +299,41 @@ def make_tables(results: Results, content: Mapping, space: EmbeddingMap) -> dict
     return tables
 
 
+def _edges(ci95: list[float] | None) -> dict[str, float | None]:
+    low, high = ci95 or (None, None)
+    return {"ci95_low": low, "ci95_high": high}
+
+
+# ------------------------------------------------------------------ probes.npz and metrics.json
 def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: int) -> Basis:
     """What stands with the saved probes: facts about them and the density of their train features.
 
-    ``content`` is that of metrics.json.
+    The facts (of ``content``, that of metrics.json): whose encoder, which patients, figures.
     """
-    index = results.index
-    density = fit_density(results.best_table, index.rows("train"), index.rows("val"), seed)
-    return Basis(_probe_facts(results, content, encoder_sha256), density)
-
-
-def _probe_facts(results: Results, content: Mapping, encoder_sha256: str) -> dict:
-    """Whose encoder, which patients, figures on val and test."""
-    index = results.index
+    index, tasks = results.index, content["tasks"]
     copied = ["checkpoint", "checkpoint_sha256", "checkpoint_simulated", "precision", "simulated"]
-    copied += ["split_hash", "patient_disjoint"]
-    return {
-        "encoder_sha256": encoder_sha256,
-        "n_features": results.best_table.n_features,
-        **{name: content[name] for name in copied},
-        "n_patients": {
-            split: len(np.unique(index.patient_ids[index.rows(split)])) for split in splits.SPLITS
-        },
-        "tasks": {
-            task: {
-                "calibration_slope": one.slope,
-                "n_val": content["tasks"][task]["n_val"],
-                "val": content["tasks"][task]["val"],
-                "test": {
-                    name: content["tasks"][task]["test"][name]
-                    for name in (*_headline_figures(task), "ci95")
-                },
-            }
-            for task, one in results.chosen.items()
-        },
-        "nights": content["nights"],
+    copied += ["split_hash", "patient_disjoint", "nights"]
+    facts = {name: content[name] for name in copied}
+    facts["encoder_sha256"] = encoder_sha256
+    facts["n_features"] = results.best_table.n_features
+    facts["n_patients"] = {split: counts["patients"] for split, counts in count(index).items()}
+    facts["tasks"] = {
+        task: {
+            "calibration_slope": result.probe.slope,
+            "n_val": tasks[task]["n_val"],
+            "val": tasks[task]["val"],
+            "test": {
+                name: tasks[task]["test"][name] for name in (*_headline_figures(task), "ci95")
+            },
+        }
+        for task, result in results.fitted.items()
     }
+    density = fit_density(results.best_table, index.rows("train"), index.rows("val"), seed)
+    return Basis(facts, density)
 
 
 def _headline_figures(task: str) -> tuple[str, str]:
-    return ("kappa", "weighted_auroc") if task == "sleep" else ("auroc", "auprc")
+    return auroc_name(task), "kappa" if task == "sleep" else "auprc"
 
 
 def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
@@ -408,7 +342,7 @@ def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
     return {
         "tasks": tasks,
         **facts,
-        "pooling": results.pooling,
+        "pooling": results.best_table.name,
         "pooling_scores_val": results.pooling_scores.astype(object)
         .where(results.pooling_scores.notna(), None)
         .to_dict("records"),
@@ -429,52 +363,47 @@ def _task_metrics(result: TaskResult) -> dict:
     label_N = result.label_N[result.label_N >= 0]
     entry = {
         **result.counts,
-        "n_test_patients": result.n_test_patients,
         "prevalence": prevalence(label_N, n_classes),
         "prevalence_of": "test epochs",
         "bootstrap_over": result.group,
         "n_bootstrap_groups": result.n_groups,
     }
     if result.reason:
-        names = metrics.EVENT_FIGURES if n_classes == 2 else metrics.STAGE_FIGURES
-        nothing = dict.fromkeys(names)
-        empty = {**nothing, "ci95": nothing, "undefined": dict.fromkeys(names, result.reason)}
-        return entry | {
-            "reason": result.reason,
-            "threshold": None,
-            "val": empty,
-            "test": empty,
-            "baselines": {},
-        }
-    model = result.judged["encoder"]
-    others = {name: one for name, one in result.judged.items() if name != "encoder"}
-    compared = {
-        name: _probe_metrics(one, n_classes)
-        | {"difference": metrics.difference(model.test, one.test, result.n_groups)}
-        for name, one in others.items()
-    }
-    context = compared.pop("context", None)
-    if context is not None:  # what the neighbours add: context minus the single epoch
-        both = (others["context"].test, model.test)
-        context["difference"] = metrics.difference(*both, result.n_groups)
-    entry |= {
-        "threshold": model.chosen.threshold,
-        "C": model.chosen.strength,
-        "val": {k: v for k, v in model.val.as_dict().items() if k != "ci95"},
-        "test": _test_figures(model, n_classes),
+        names = figure_names(n_classes)
+        nothing, why = dict.fromkeys(names), dict.fromkeys(names, result.reason)
+        empty = {**nothing, "ci95": nothing, "undefined": why}
+        entry |= {"reason": result.reason, "threshold": None, "val": empty, "test": empty}
+        return entry | {"baselines": {}}
+    encoder, compared = result.by_source["encoder"], {}
+    for source, found in result.by_source.items():
+        if source != "encoder":
+            # What the encoder gains over a baseline; what the neighbours add to a single epoch.
+            pair = (encoder.test, found.test) if source != "context" else (found.test, encoder.test)
+            compared[source] = {
+                "features": found.features,
+                "C": found.probe.strength,
+                "threshold": found.probe.threshold,
+                "val_score": found.val_score,
+                **_test_figures(found, n_classes),
+                "difference": metrics.difference(*pair, result.n_groups),
+            }
+    return entry | {
+        "threshold": encoder.probe.threshold,
+        "C": encoder.probe.strength,
+        "val": {k: v for k, v in encoder.val.as_dict().items() if k != "ci95"},
+        "test": _test_figures(encoder, n_classes),
+        "context": compared.pop("context", None),
         "baselines": compared,
-        "context": context,
         "subgroups": result.subgroups,
     }
-    return entry
 
 
-def _test_figures(one: Judged, n_classes: int) -> dict:
-    figures = one.test.as_dict()
-    figures |= {f"{name}_before_recalibration": value for name, value in one.before.items()}
+def _test_figures(found: ProbeResult, n_classes: int) -> dict:
+    figures = found.test.as_dict()
+    figures |= {f"{name}_before_recalibration": value for name, value in found.before.items()}
     if n_classes > 2:
-        figures["f1_by_stage"] = _f1_by_stage(one.test.confusion)
-        figures["confusion_matrix"] = one.test.confusion.tolist()
+        figures["f1_by_stage"] = _f1_by_stage(found.test.confusion)
+        figures["confusion_matrix"] = found.test.confusion.tolist()
         figures["confusion_matrix_order"] = list(STAGES)
     return figures
 
@@ -485,15 +414,4 @@ def _f1_by_stage(confusion_KK: np.ndarray) -> dict[str, float | None]:
     return {
         stage: float(2 * confusion_KK[k, k] / (scored_K[k] + called_K[k])) if scored_K[k] else None
         for k, stage in enumerate(STAGES)
-    }
-
-
-def _probe_metrics(one: Judged, n_classes: int) -> dict:
-    """A baseline's figures on test, flat, with what was chosen for it on val."""
-    return {
-        "features": one.chosen.features,
-        "C": one.chosen.strength,
-        "threshold": one.chosen.threshold,
-        "val_score": one.chosen.val_score,
-        **_test_figures(one, n_classes),
     }
