@@ -11,16 +11,7 @@ from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
 from pedsleepmae.generate.imputation import METHODS, SLOW_CHANNELS, Trace
 from pedsleepmae.generate.means import ClassMean
 from pedsleepmae.generate.space import Neighbours, Outliers
-from pedsleepmae.pages.plots import (
-    COLOURS,
-    INK,
-    LINE,
-    SOFT,
-    channel_heights,
-    clean_axes,
-    draw_epoch,
-    write_title,
-)
+from pedsleepmae.pages import plots
 from pedsleepmae.tasks import CLASSES, class_members
 
 METHOD_NAMES = {
@@ -30,10 +21,10 @@ METHOD_NAMES = {
     "nearest_channel": "nearest other channel",
 }
 METHOD_COLOURS = {
-    "model": COLOURS["encoder"],
-    "nearest_channel": COLOURS["handmade"],
-    "recording_mean": COLOURS["untrained"],
-    "zero": COLOURS["prevalence"],
+    "model": plots.COLOURS["encoder"],
+    "nearest_channel": plots.COLOURS["handmade"],
+    "recording_mean": plots.COLOURS["untrained"],
+    "zero": plots.COLOURS["prevalence"],
 }
 FIGURE_NAMES = {
     "correlation": "correlation with the truth",
@@ -64,7 +55,7 @@ def draw_overview(imputation: Mapping[str, Mapping]) -> Figure:
     """The three figures of every hidden channel over all epochs: model and baselines."""
     rows = rows_of(imputation)
     figure = Figure(figsize=(11, 1.1 + 0.27 * len(rows)), layout="constrained")
-    axes = clean_axes(figure, 1, 3, sharey=True)[0]
+    axes = plots.clean_axes(figure, 1, 3, sharey=True)[0]
     for ax, (name, words) in zip(axes, FIGURE_NAMES.items(), strict=True):
         top = WORST_NMSE if name == "nmse" else np.inf
         for y, (_, by_class) in enumerate(rows):
@@ -79,12 +70,12 @@ def draw_overview(imputation: Mapping[str, Mapping]) -> Figure:
                 size = 5 if method == "model" else 3.6
                 label = METHOD_NAMES[method] if y == 0 and name == "nmse" else None
                 ax.plot(min(value, top), height, "o", color=colour, ms=size, label=label)
-            ax.axhline(y + 0.5, color=LINE, lw=0.5)
+            ax.axhline(y + 0.5, color=plots.LINE, lw=0.5)
         ax.set_xlabel(words, fontsize=9)
     axes[0].set_yticks(range(len(rows)), [label for label, _ in rows])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    axes[0].axvline(0, color=SOFT, lw=0.8, ls=":")
-    axes[2].axvline(1, color=SOFT, lw=0.8, ls=":")
+    axes[0].axvline(0, color=plots.SOFT, lw=0.8, ls=":")
+    axes[2].axvline(1, color=plots.SOFT, lw=0.8, ls=":")
     axes[2].set_xlim(0, WORST_NMSE + 0.03)
     handles, labels = axes[2].get_legend_handles_labels()
     style = {"ncols": 4, "fontsize": 8, "frameon": False}
@@ -105,7 +96,7 @@ def draw_classes(imputation: Mapping[str, Mapping]) -> Figure:
                 edges = gap["ci95"]
                 sure[r, c] = edges is not None and (edges[0] > 0 or edges[1] < 0)
     figure = Figure(figsize=(12, 1.4 + 0.25 * len(rows)), layout="constrained")
-    axes = clean_axes(figure, 1, 2, sharey=True)[0]
+    axes = plots.clean_axes(figure, 1, 2, sharey=True)[0]
     titles = ("Correlation of the model's imputation", "Gain over the nearest channel")
     ranges = (("Blues", 0), ("RdBu", -1))
     for ax, map_RC, title, (colours, low) in zip(axes, value, titles, ranges, strict=True):
@@ -113,14 +104,14 @@ def draw_classes(imputation: Mapping[str, Mapping]) -> Figure:
         for (r, c), number in np.ndenumerate(map_RC):
             if np.isfinite(number):
                 text = f"{number:.2f}" if low == 0 else f"{number:+.2f}"
-                colour = "white" if abs(number) > 0.6 else INK
+                colour = "white" if abs(number) > 0.6 else plots.INK
                 weight = "bold" if low < 0 and sure[r, c] else "normal"
                 style = {"ha": "center", "va": "center", "fontsize": 6.5}
                 ax.text(c, r, text, color=colour, weight=weight, **style)
         ax.set_xticks(range(len(CLASSES)), CLASSES, rotation=35, ha="right")
         ax.set_yticks(range(len(rows)), [label for label, _ in rows])
         ax.tick_params(length=0)
-        write_title(ax, title)
+        plots.write_title(ax, title)
     return figure
 
 
@@ -132,12 +123,12 @@ def draw_imputed(index: store.ExampleIndex, traces: Sequence[Trace]) -> Figure:
     spans = [(0.0, EPOCH_S), DETAIL_S] if fast else [(0.0, EPOCH_S)]
     figure = Figure(figsize=(12, 0.7 + 1.25 * len(traces)), layout="constrained")
     options = {"width_ratios": [1.7, 1]} if fast else {}
-    axes = clean_axes(figure, len(traces), len(spans), gridspec_kw=options, sharex="col")
+    axes = plots.clean_axes(figure, len(traces), len(spans), gridspec_kw=options, sharex="col")
     nearest, model = METHODS.index("nearest_channel"), METHODS.index("model")
     for trace, pair in zip(traces, axes, strict=True):
         for ax, (first_s, last_s) in zip(pair, spans, strict=True):
             here = (time_s >= first_s) & (time_s < last_s)
-            ax.plot(time_s[here], trace.true_T[here], color=INK, lw=0.8, label="recorded")
+            ax.plot(time_s[here], trace.true_T[here], color=plots.INK, lw=0.8, label="recorded")
             for m, width in ((nearest, 0.8), (model, 1.1)):
                 style = {"color": METHOD_COLOURS[METHODS[m]], "label": METHOD_NAMES[METHODS[m]]}
                 ax.plot(time_s[here], trace.pred_MT[m][here], lw=width, **style)
@@ -148,7 +139,7 @@ def draw_imputed(index: store.ExampleIndex, traces: Sequence[Trace]) -> Figure:
             words = describe_epochs(index, [trace.position])[0]
         r_model, r_nearest = trace.correlation_M[[model, nearest]]
         caption = f"{words}: correlation {r_model:.2f}, nearest channel {r_nearest:.2f}"
-        pair[0].set_title(caption, fontsize=8, color=INK, loc="left")
+        pair[0].set_title(caption, fontsize=8, color=plots.INK, loc="left")
         pair[0].set_ylabel(CHANNEL_NAMES[trace.channel], fontsize=7)
     for ax in axes[-1]:
         ax.set_xlabel("seconds", fontsize=8)
@@ -187,7 +178,7 @@ def draw_class_mean(index: store.ExampleIndex, mean: ClassMean) -> Figure:
         captions += [f"{side} {rank}: {d:.1f}" for rank, d in enumerate(distances, start=1)]
         signals += list(store.read_signals(index, rows))
     present = [mean.present_C] * len(signals)
-    return _draw_columns(captions, signals, present, height_C=channel_heights(signals[1]))
+    return _draw_columns(captions, signals, present, height_C=plots.channel_heights(signals[1]))
 
 
 def draw_neighbours(index: store.ExampleIndex, near: Neighbours) -> Figure:
@@ -196,7 +187,7 @@ def draw_neighbours(index: store.ExampleIndex, near: Neighbours) -> Figure:
     signals, words = store.read_signals(index, positions), describe_epochs(index, positions)
     captions = [f"query: {words[0]}"]
     captions += [f"{d:.1f}: {text}" for d, text in zip(near.distance, words[1:], strict=True)]
-    heights = channel_heights(signals[0])
+    heights = plots.channel_heights(signals[0])
     return _draw_columns(captions, signals, index.present[positions], height_C=heights)
 
 
@@ -208,27 +199,27 @@ def _draw_columns(
 ) -> Figure:
     """Epochs beside each other; the first one, which the others are held against, in blue."""
     figure = Figure(figsize=(1 + 2.6 * len(signals), 5.2), layout="constrained")
-    axes = clean_axes(figure, 1, len(signals))[0]
+    axes = plots.clean_axes(figure, 1, len(signals))[0]
     for k, (ax, caption, x_CT, present_C) in enumerate(
         zip(axes, captions, signals, present, strict=True)
     ):
-        colour = INK if k else COLOURS["encoder"]
+        colour = plots.INK if k else plots.COLOURS["encoder"]
         style = {"named": k == 0, "height_C": height_C, "colour": colour}
-        draw_epoch(ax, x_CT, present_C, textwrap.fill(caption, 32), **style)
+        plots.draw_epoch(ax, x_CT, present_C, textwrap.fill(caption, 32), **style)
     return figure
 
 
 def draw_agreement(agreement: Mapping[str, Mapping]) -> Figure:
     """Share of neighbours of the same class against drawing at random."""
     figure = Figure(figsize=(7.5, 0.8 + 0.33 * len(agreement)), layout="constrained")
-    ax = clean_axes(figure)[0, 0]
+    ax = plots.clean_axes(figure)[0, 0]
     for y, entry in enumerate(agreement.values()):
-        ax.barh(y, entry["share"], color=COLOURS["encoder"], height=0.55, alpha=0.85)
+        ax.barh(y, entry["share"], color=plots.COLOURS["encoder"], height=0.55, alpha=0.85)
         if entry["ci95"] is not None:
-            ax.plot(entry["ci95"], [y, y], color=INK, lw=1.4)
+            ax.plot(entry["ci95"], [y, y], color=plots.INK, lw=1.4)
         chance, edges = [entry["by_chance"]] * 2, [y - 0.36, y + 0.36]
         label = "drawing at random" if y == 0 else None
-        ax.plot(chance, edges, color=COLOURS["handmade"], lw=2.2, label=label)
+        ax.plot(chance, edges, color=plots.COLOURS["handmade"], lw=2.2, label=label)
     labels = [f"{name}  ({entry['n']})" for name, entry in agreement.items()]
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.4, -0.6)
@@ -244,14 +235,14 @@ def draw_outliers(index: store.ExampleIndex, outliers: Outliers, rows: np.ndarra
     n_columns = min(4, len(rows))
     n_rows = -(-len(rows) // n_columns)
     figure = Figure(figsize=(1 + 3.2 * n_columns, 5.6 * n_rows), layout="constrained")
-    axes = clean_axes(figure, n_rows, n_columns)
+    axes = plots.clean_axes(figure, n_rows, n_columns)
     every, words = range(len(CHANNEL_NAMES)), describe_epochs(index, rows)
     for i, (ax, at, x_CT) in enumerate(zip(axes.flat, rows, signals, strict=False)):
         channel = outliers.channel_N[at]
         caption = f"{i + 1}. score {outliers.score_N[at]:.2f}: {words[i]}\n"
         caption += f"stands out: {CHANNEL_NAMES[channel]}"
         named = i % n_columns == 0
-        draw_epoch(ax, x_CT, index.present[at], caption, named=named, channels=every)
+        plots.draw_epoch(ax, x_CT, index.present[at], caption, named=named, channels=every)
         ax.axhspan(-channel - 0.5, -channel + 0.5, color="#fff1d6", zorder=0)
     for ax in axes.flat[len(rows) :]:
         ax.set_visible(False)
@@ -261,14 +252,14 @@ def draw_outliers(index: store.ExampleIndex, outliers: Outliers, rows: np.ndarra
 def draw_scores(index: store.ExampleIndex, outliers: Outliers, drawn: np.ndarray) -> Figure:
     """How outlier scores are spread in each split, and where the drawn ones lie."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    ax = clean_axes(figure)[0, 0]
+    ax = plots.clean_axes(figure)[0, 0]
     known = outliers.score_N[np.isfinite(outliers.score_N)]
     bins = np.linspace(known.min(), known.max() * 1.001 + 1e-6, 70)
     for split, source in (("train", "untrained"), ("val", "context"), ("test", "encoder")):
         score_n = outliers.score_N[index.rows(split)]
         score_n = score_n[np.isfinite(score_n)]
         if len(score_n):
-            style = {"histtype": "step", "color": COLOURS[source], "lw": 1.5, "label": split}
+            style = {"histtype": "step", "color": plots.COLOURS[source], "lw": 1.5, "label": split}
             ax.hist(score_n, bins, weights=np.full(len(score_n), 1 / len(score_n)), **style)
     for at in drawn:
         ax.axvline(outliers.score_N[at], ymax=0.06, color="#b3261e", lw=1)
