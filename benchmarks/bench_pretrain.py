@@ -23,14 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pedsleepmae import data, machine
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
-from pedsleepmae.machine import World, keep_freed_memory
+from pedsleepmae.machine import Compute, World, keep_freed_memory
 from pedsleepmae.model import (
     MaskedAutoencoder,
     ModelSettings,
     flops_per_example,
-    from_tokens,
     patchify,
-    to_tokens,
 )
 from pedsleepmae.pretrain.trainer import OptimSettings, PretrainSettings, Trainer
 from pedsleepmae.store import ExampleIndex
@@ -41,8 +39,8 @@ NCH_EXAMPLES = 2_332_544
 
 def main() -> None:
     options = read_options()
-    device = machine.choose_device(options.device)
-    dtype = machine.choose_dtype(options.precision, device)
+    compute = Compute.choose(options.device, options.precision)
+    device, dtype = compute.device, compute.dtype
     if device.type == "cpu":
         keep_freed_memory()
     values = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))["model"]
@@ -57,14 +55,12 @@ def main() -> None:
     )
     batch = random_batch(options.batch_size)
     rate = machine.matmul_rate(device, dtype)
-    trainer = Trainer(
-        settings, empty_index(options.batch_size), device=device, dtype=dtype, world=World()
-    )
+    trainer = Trainer(settings, empty_index(options.batch_size), compute, World())
     step_s = seconds(lambda: trainer.train_step(batch), options.steps, device)
     rate = max(rate, machine.matmul_rate(device, dtype))  # other work may have slowed the first
     examples_per_s = options.batch_size / step_s
     achieved = examples_per_s * flops_per_example(trainer.model)
-    precision = str(dtype).removeprefix("torch.")
+    precision = compute.precision
     print(
         f"machine              {machine.describe(device)}, torch {torch.__version__}, {precision}"
     )
@@ -160,7 +156,7 @@ def naive_step(settings: PretrainSettings, batch: data.Batch, device: torch.devi
 
 
 def naive_loss(model: MaskedAutoencoder, x_BCSP: Tensor) -> Tensor:
-    encoder, decoder, layout = model.encoder, model.decoder, model.token_layout
+    encoder, decoder, layout = model.encoder, model.decoder, model.layout
     n_batch, n_patches = len(x_BCSP), model.n_patches
     z = encoder.patch_projection(x_BCSP) + encoder.pos_embedding[:, :, 1:]
     keep = [
@@ -174,13 +170,13 @@ def naive_loss(model: MaskedAutoencoder, x_BCSP: Tensor) -> Tensor:
         [torch.stack([z[b, c, keep[b][c]] for c in range(N_CHANNELS)]) for b in range(n_batch)]
     )
     cls = (encoder.cls_token + encoder.pos_embedding[:, :, :1])[:, :, 0].expand(n_batch, -1, -1)
-    tokens = to_tokens(cls, z, layout)
+    tokens = layout.to_tokens(cls, z)
     for block in encoder.transformer:
         tokens = naive_block(block, tokens)
     tokens = encoder.layer_norm(tokens)
     if decoder.bridge is not None:
         tokens = decoder.bridge(tokens)
-    cls, z = from_tokens(tokens, layout)
+    cls, z = layout.from_tokens(tokens)
     full = []
     for b in range(n_batch):
         channels = []
@@ -190,10 +186,10 @@ def naive_loss(model: MaskedAutoencoder, x_BCSP: Tensor) -> Tensor:
             channels.append(slots)
         full.append(torch.stack(channels))
     z = torch.stack(full) + decoder.pos_embedding[:, :, 1:]
-    tokens = to_tokens(cls + decoder.pos_embedding[:, :, 0], z, layout)
+    tokens = layout.to_tokens(cls + decoder.pos_embedding[:, :, 0], z)
     for block in decoder.transformer:
         tokens = naive_block(block, tokens)
-    pred = decoder.head(from_tokens(tokens, layout)[1])
+    pred = decoder.head(layout.from_tokens(tokens)[1])
     loss = pred.new_zeros(())
     for b in range(n_batch):
         for c in range(N_CHANNELS):

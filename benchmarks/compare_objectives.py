@@ -13,6 +13,7 @@ train blocks of the night and scored on its val blocks, by encoders that never s
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -37,7 +38,6 @@ sys.path.insert(0, str(ROOT))
 
 from pedsleepmae import data, machine, metrics
 from pedsleepmae.checkpoints import load_model
-from pedsleepmae.errors import as_plain_dict
 from pedsleepmae.model import (
     POOLINGS,
     MaskedAutoencoder,
@@ -45,11 +45,10 @@ from pedsleepmae.model import (
     flops_per_example,
     hidden_patches,
     masked_mse,
-    n_kept_patches,
     random_mask,
 )
 from pedsleepmae.pretrain import monitor, trainer
-from pedsleepmae.pretrain.run import pretrain
+from pedsleepmae.pretrain.run import open_trainer, pretrain
 from pedsleepmae.store import ExampleIndex, load_index, write_whole
 from pedsleepmae.tasks import N_CLASSES, task_labels
 
@@ -138,7 +137,8 @@ def measure(name: str, seed: int, options) -> None:
     index, night = load_index(options.batches_dir), load_index(options.night_dir)
     with tempfile.TemporaryDirectory() as run_dir:
         settings = pretrain_settings(name, seed, run_dir, options)
-        pretrain(settings, index, as_plain_dict(settings), say=lambda _: None)
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            pretrain(open_trainer(settings, index))
         model = load_model(Path(run_dir) / monitor.LAST)
     figures = {"steps": settings.max_steps}
     train, val = (
@@ -167,9 +167,9 @@ def masked_error(
         keep_BCK = random_mask(
             len(x_BCT),
             model.n_patches,
-            n_kept_patches(model.n_patches, ratio, model.token_layout),
+            model.layout.n_keep(model.n_patches, ratio),
             generator=generator,
-            n_channels=1 if model.token_layout == "moment" else 16,
+            n_channels=model.layout.n_masks,
             span=span,
         ).expand(-1, 16, -1)
         with machine.autocast(torch.device("cpu"), torch.bfloat16):

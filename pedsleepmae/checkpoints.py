@@ -193,17 +193,6 @@ def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Che
     return Checkpoint(path, sha256, device, **facts)
 
 
-def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The content as a dict; it goes when its last caller has gone."""
-    checkpoint = read_checkpoint(path, device)
-    names = ("state_dict", *PUBLISHED, "original")
-    return {name: getattr(checkpoint, name) for name in names} | checkpoint.resume
-
-
-def architecture(path: Path | str) -> dict[str, Any]:
-    return read_checkpoint(path).architecture
-
-
 def check_sum(path: Path) -> str:
     """A file's SHA-256; CheckpointError when SHA256SUMS beside it lists it with another."""
     sums, sha256 = path.with_name(SUMS_NAME), file_sha256(path)
@@ -285,7 +274,7 @@ def hash_encoder(model: MaskedAutoencoder) -> str:
     Two checkpoint files with the same encoder (with and without optimiser, say) have the same one.
     """
     heads = [block.attn.num_head for block in model.encoder.transformer]
-    digest = hashlib.sha256(repr((model.token_layout, model.patch_size, heads)).encode())
+    digest = hashlib.sha256(repr((model.settings.token_layout, model.patch_size, heads)).encode())
     for name, weight in sorted(model.encoder.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())

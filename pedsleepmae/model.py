@@ -8,37 +8,39 @@ Names in the state dict are those of the original PedSleepMAE, so that its check
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_SAMPLES, N_CHANNELS
-from pedsleepmae.errors import ProbeError, SettingsError
+from pedsleepmae.errors import ProbeError, SettingsError, bounded, check_bounds
+
+PATCHES_PER_TOKEN = N_CHANNELS  # a token is 16 patch embeddings wide in every layout
 
 
 @dataclass
 class ModelSettings:
     """The masked autoencoder; the defaults are m15p8's, 76,547,272 parameters."""
 
-    patch_size: int = 8
+    patch_size: int = bounded(8, 1)
     """Samples in a patch; must divide 3,840."""
-    emb_dim: int = 64
+    emb_dim: int = bounded(64, 1)
     """Width of one channel's patch embedding; a token is 16 times as wide."""
-    num_layer: int = 3
+    num_layer: int = bounded(3, 1)
     """Transformer blocks in the encoder."""
-    num_head: int = 4
+    num_head: int = bounded(4, 1)
     """Attention heads; must divide 16 x emb_dim."""
-    decoder_emb_dim: int | None = None
+    decoder_emb_dim: int | None = bounded(None, 1)
     """Width of the decoder's patch embedding; none: as the encoder."""
-    decoder_num_layer: int | None = None
+    decoder_num_layer: int | None = bounded(None, 1)
     """Transformer blocks in the decoder; none: as the encoder."""
-    mask_ratio: float = 0.5
+    mask_ratio: float = bounded(0.5, above=0, below=1)
     """Share of each channel's patches hidden from the encoder, 0 to 1."""
-    mask_span: int = 1
+    mask_span: int = bounded(1, 1)
     """Patches hidden together, in runs of this length (16 patches of 8 samples are a second)."""
-    mask_channels: float = 0.0
+    mask_channels: float = bounded(0.0, 0, 1)
     """Share of training examples, 0 to 1, in which a random group of channels, or one channel of
     it, is hidden whole as if absent, and asked for in the loss; script 6 imputes only what a model
     has been asked for so. Validation hides no whole channels."""
@@ -48,59 +50,44 @@ class ModelSettings:
     loss_on: Literal["masked", "all"] = "masked"
     """Patches that count in the loss, of present channels: the masked ones, or all."""
 
+    @property
+    def n_patches(self) -> int:
+        """Patches of a channel."""
+        return EPOCH_SAMPLES // self.patch_size
 
-def _check_model(model: ModelSettings) -> None:
-    """Raise SettingsError when the model's settings do not fit each other."""
-    sizes = ["patch_size", "emb_dim", "num_layer", "num_head", "mask_span"]
-    sizes += [f"decoder_{name}" for name in ("emb_dim", "num_layer")]
-    for name in sizes:
-        value = getattr(model, name)
-        if value is not None and value < 1:
-            raise SettingsError(f"model.{name} is {value}; give 1 or more")
-    if 3840 % model.patch_size:
-        raise SettingsError(
-            f"model.patch_size is {model.patch_size}, which does not divide the 3,840 samples of "
-            "an example; give a divisor such as 4, 8, 16 or 20"
-        )
-    n_patches = 3840 // model.patch_size
-    for name, emb_dim in {"": model.emb_dim, "decoder_": model.decoder_emb_dim}.items():
-        if emb_dim is not None and 16 * emb_dim % model.num_head:
+    def check(self) -> None:
+        """Raise SettingsError when these settings do not fit each other or an example."""
+        if self.token_layout not in TOKEN_LAYOUTS or self.loss_on not in ("masked", "all"):
             raise SettingsError(
-                f"model.num_head is {model.num_head}, which does not divide the token width "
-                f"16 x {name}emb_dim = {16 * emb_dim}; give a divisor of it"
+                f"unknown model.token_layout {self.token_layout!r} or loss_on {self.loss_on!r}"
             )
-    if not 0 < model.mask_ratio < 1:
-        raise SettingsError(
-            f"model.mask_ratio is {model.mask_ratio}; it is the fraction of patches hidden, give "
-            "a number between 0 and 1 such as 0.5"
-        )
-    if not 0 <= model.mask_channels <= 1:
-        raise SettingsError(
-            f"model.mask_channels is {model.mask_channels}; it is the share of examples that lose "
-            "whole channels, give a number from 0 to 1 such as 0.3"
-        )
-    if model.mask_span > n_patches:
-        raise SettingsError(
-            f"model.mask_span is {model.mask_span}, but a channel has {n_patches} patches; "
-            "give fewer"
-        )
-    if model.token_layout == "channel" and (n_patches % 16 or n_patches < 32):
-        raise SettingsError(
-            f"model.patch_size {model.patch_size} makes {n_patches} patches a channel, and "
-            "model.token_layout channel takes them 16 at a time; give 4, 8, 10, 15, 16 or 20, or "
-            "another layout"
-        )
+        if EPOCH_SAMPLES % self.patch_size:
+            raise SettingsError(
+                f"model.patch_size is {self.patch_size}, which does not divide the "
+                f"{EPOCH_SAMPLES:,} samples of an example; give a divisor such as 4, 8, 16 or 20"
+            )
+        for name in ("emb_dim", "decoder_emb_dim"):
+            emb_dim = getattr(self, name)
+            if emb_dim is not None and PATCHES_PER_TOKEN * emb_dim % self.num_head:
+                raise SettingsError(
+                    f"model.num_head is {self.num_head}, which does not divide the token width "
+                    f"{PATCHES_PER_TOKEN} x {name} = {PATCHES_PER_TOKEN * emb_dim}; give a "
+                    "divisor of it"
+                )
+        if self.mask_span > self.n_patches:
+            raise SettingsError(
+                f"model.mask_span is {self.mask_span}, but a channel has {self.n_patches} "
+                "patches; give fewer"
+            )
+        unit = TOKEN_LAYOUTS[self.token_layout].unit
+        if self.n_patches % unit or self.n_patches < 2 * unit:
+            raise SettingsError(
+                f"model.patch_size {self.patch_size} makes {self.n_patches} patches a channel, and "
+                f"model.token_layout {self.token_layout} takes them {unit} at a time, twice or "
+                "more; give 4, 8, 10, 15, 16 or 20, or another layout"
+            )
 
 
-# What one of the 1 + K tokens is made of; token 0 holds the 16 class tokens except in "reference".
-TOKEN_LAYOUTS = {
-    "reference": "the original's: the (B, 16, 1+K, E) tensor viewed as (B, 1+K, 16 E) with no axis "
-    "moved: 16 consecutive entries, about a second of one channel, drifting by one entry a channel",
-    "moment": "the k-th kept patch of all 16 channels; one mask for all channels",
-    "channel": "16 consecutive kept patches of exactly one channel",
-}
-PATCHES_PER_TOKEN = N_CHANNELS  # a token is 16 patch embeddings wide in every layout
-POOLINGS = ("mean", "max", "time_mean", "time_abs", "class")
 MLP_RATIO = 4
 LAYER_NORM_EPS = 1e-5
 INIT_SD = 0.02  # of positions and learned tokens, as in ViT and MAE
@@ -186,29 +173,79 @@ def mean_over_present(error_BC: Tensor, present_BC: Tensor, n_present: int) -> T
 
 
 # ------------------------------------------------------------------ tokens
-def to_tokens(class_BCE: Tensor, z_BCKE: Tensor, layout: str) -> Tensor:
-    """Class tokens and patch embeddings -> ``tokens_BND``, as TOKEN_LAYOUTS describes."""
-    if layout == "channel":
+class TokenLayout:
+    """What the tokens are made of; token 0 holds the 16 class tokens, but in the original's."""
+
+    unit = 1  # patches of a channel that are kept or hidden together
+    n_masks = N_CHANNELS  # masks drawn for an example; 1: the same for all channels
+    has_absent_token = True  # an absent channel is a learned token, not a signal of zeros
+
+    def to_tokens(self, class_BCE: Tensor, z_BCKE: Tensor) -> Tensor:
+        """Class tokens and patch embeddings -> ``tokens_BND``."""
+        raise NotImplementedError
+
+    def from_tokens(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """``class_BCE`` and ``z_BCKE`` again, as views."""
+        raise NotImplementedError
+
+    def n_keep(self, n_patches: int, mask_ratio: float) -> int:
+        """Patches of a channel that stay visible: whole units, one at least, and one hidden."""
+        n_keep = self.unit * round(n_patches * (1 - mask_ratio) / self.unit)
+        return min(max(n_keep, self.unit), n_patches - self.unit)
+
+
+class ReferenceLayout(TokenLayout):
+    """The original's: the (B, 16, 1+K, E) tensor viewed as (B, 1+K, 16 E) with no axis moved.
+
+    A token is 16 consecutive entries, about a second of one channel, drifting by one a channel.
+    """
+
+    has_absent_token = False
+
+    def to_tokens(self, class_BCE: Tensor, z_BCKE: Tensor) -> Tensor:
+        z_BCNE = torch.cat([class_BCE[:, :, None], z_BCKE], dim=2)
+        return z_BCNE.view(len(z_BCNE), z_BCNE.shape[2], -1)
+
+    def from_tokens(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
+        n_batch, n_tokens, _ = tokens_BND.shape
+        z_BCNE = tokens_BND.reshape(n_batch, N_CHANNELS, n_tokens, -1)
+        return z_BCNE[:, :, 0], z_BCNE[:, :, 1:]
+
+
+class MomentLayout(TokenLayout):
+    """A token is the k-th kept patch of all 16 channels; one mask for all channels."""
+
+    n_masks = 1
+
+    def to_tokens(self, class_BCE: Tensor, z_BCKE: Tensor) -> Tensor:
+        z_BCNE = torch.cat([class_BCE[:, :, None], z_BCKE], dim=2)
+        return z_BCNE.transpose(1, 2).flatten(2)
+
+    def from_tokens(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
+        z_BCNE = tokens_BND.unflatten(2, (N_CHANNELS, -1)).transpose(1, 2)
+        return z_BCNE[:, :, 0], z_BCNE[:, :, 1:]
+
+
+class ChannelLayout(TokenLayout):
+    """A token is 16 consecutive kept patches of exactly one channel."""
+
+    unit = PATCHES_PER_TOKEN
+
+    def to_tokens(self, class_BCE: Tensor, z_BCKE: Tensor) -> Tensor:
         class_B1D = class_BCE.flatten(1)[:, None]
         return torch.cat([class_B1D, z_BCKE.reshape(len(z_BCKE), -1, class_B1D.shape[2])], dim=1)
-    z_BCNE = torch.cat([class_BCE[:, :, None], z_BCKE], dim=2)
-    if layout == "moment":
-        return z_BCNE.transpose(1, 2).flatten(2)
-    return z_BCNE.view(len(z_BCNE), z_BCNE.shape[2], -1)
 
-
-def from_tokens(tokens_BND: Tensor, layout: str) -> tuple[Tensor, Tensor]:
-    """Undo :func:`to_tokens`: ``class_BCE`` and ``z_BCKE``, as views."""
-    n_batch, n_tokens, _ = tokens_BND.shape
-    if layout == "channel":
+    def from_tokens(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
         class_BCE = tokens_BND[:, 0].unflatten(1, (N_CHANNELS, -1))
         patches = tokens_BND[:, 1:].unflatten(1, (N_CHANNELS, -1))
         return class_BCE, patches.unflatten(3, (PATCHES_PER_TOKEN, -1)).flatten(2, 3)
-    if layout == "moment":
-        z_BCNE = tokens_BND.unflatten(2, (N_CHANNELS, -1)).transpose(1, 2)
-    else:
-        z_BCNE = tokens_BND.reshape(n_batch, N_CHANNELS, n_tokens, -1)
-    return z_BCNE[:, :, 0], z_BCNE[:, :, 1:]
+
+
+TOKEN_LAYOUTS = {
+    "reference": ReferenceLayout(),
+    "moment": MomentLayout(),
+    "channel": ChannelLayout(),
+}
 
 
 # ------------------------------------------------------------------ transformer
@@ -279,19 +316,23 @@ class PatchProjection(nn.Module):
 class Encoder(nn.Module):
     """Visible patches -> tokens of width D."""
 
-    def __init__(self, n_patches: int, patch_size: int, emb_dim: int, n_layers: int, num_head: int):
+    def __init__(self, settings: ModelSettings):
         super().__init__()
-        width = PATCHES_PER_TOKEN * emb_dim
+        self.layout = TOKEN_LAYOUTS[settings.token_layout]
+        emb_dim = settings.emb_dim
+        width, n_slots = PATCHES_PER_TOKEN * emb_dim, 1 + settings.n_patches
         self.cls_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
-        self.pos_embedding = nn.Parameter(torch.empty(1, N_CHANNELS, 1 + n_patches, emb_dim))
-        self.patch_projection = PatchProjection(patch_size, emb_dim)
-        self.transformer = nn.ModuleList(Block(width, num_head) for _ in range(n_layers))
+        self.pos_embedding = nn.Parameter(torch.empty(1, N_CHANNELS, n_slots, emb_dim))
+        self.patch_projection = PatchProjection(settings.patch_size, emb_dim)
+        self.transformer = nn.ModuleList(
+            Block(width, settings.num_head) for _ in range(settings.num_layer)
+        )
         self.layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.register_parameter("absent_token", None)
+        self.absent_token = None
+        if self.layout.has_absent_token:
+            self.absent_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
 
-    def forward(
-        self, x_BCSP: Tensor, present_BC: Tensor, keep_BCK: Tensor | None, layout: str
-    ) -> Tensor:
+    def forward(self, x_BCSP: Tensor, present_BC: Tensor, keep_BCK: Tensor | None) -> Tensor:
         positions = self.pos_embedding[:, :, 1:]
         if keep_BCK is not None:
             x_BCSP = x_BCSP.gather(2, keep_BCK[..., None].expand(-1, -1, -1, x_BCSP.shape[3]))
@@ -303,7 +344,7 @@ class Encoder(nn.Module):
             z_BCKE = torch.where(present_BC[:, :, None, None], z_BCKE, self.absent_token)
         class_CE = (self.cls_token + self.pos_embedding[:, :, :1])[0, :, 0]
         class_BCE = class_CE.expand(len(z_BCKE), -1, -1)
-        tokens_BND = to_tokens(class_BCE, z_BCKE + positions, layout)
+        tokens_BND = self.layout.to_tokens(class_BCE, z_BCKE + positions)
         for block in self.transformer:
             tokens_BND = block(tokens_BND)
         return self.layer_norm(tokens_BND)
@@ -312,36 +353,31 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Tokens of the visible patches -> all patches of all channels."""
 
-    def __init__(
-        self,
-        n_patches: int,
-        patch_size: int,
-        emb_dim: int,
-        n_layers: int,
-        num_head: int,
-        encoder_emb_dim: int,
-    ):
+    def __init__(self, settings: ModelSettings):
         super().__init__()
-        width = PATCHES_PER_TOKEN * emb_dim
+        self.layout = TOKEN_LAYOUTS[settings.token_layout]
+        emb_dim = settings.decoder_emb_dim or settings.emb_dim
+        n_layers = settings.decoder_num_layer or settings.num_layer
+        width, n_slots = PATCHES_PER_TOKEN * emb_dim, 1 + settings.n_patches
         self.mask_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
-        self.pos_embedding = nn.Parameter(torch.empty(1, N_CHANNELS, 1 + n_patches, emb_dim))
-        self.transformer = nn.ModuleList(Block(width, num_head) for _ in range(n_layers))
-        self.head = nn.Linear(emb_dim, patch_size)
+        self.pos_embedding = nn.Parameter(torch.empty(1, N_CHANNELS, n_slots, emb_dim))
+        self.transformer = nn.ModuleList(Block(width, settings.num_head) for _ in range(n_layers))
+        self.head = nn.Linear(emb_dim, settings.patch_size)
         self.bridge = None  # acts on whole tokens, so that it mixes the patches of a token
-        if emb_dim != encoder_emb_dim:
-            self.bridge = nn.Linear(PATCHES_PER_TOKEN * encoder_emb_dim, width)
+        if emb_dim != settings.emb_dim:
+            self.bridge = nn.Linear(PATCHES_PER_TOKEN * settings.emb_dim, width)
 
-    def forward(self, tokens_BND: Tensor, keep_BCK: Tensor | None, layout: str) -> Tensor:
+    def forward(self, tokens_BND: Tensor, keep_BCK: Tensor | None) -> Tensor:
         if self.bridge is not None:
             tokens_BND = self.bridge(tokens_BND)
-        class_BCE, z_BCSE = from_tokens(tokens_BND, layout)
+        class_BCE, z_BCSE = self.layout.from_tokens(tokens_BND)
         if keep_BCK is not None:
             z_BCSE = self._fill_hidden(z_BCSE, keep_BCK)
         class_BCE = class_BCE + self.pos_embedding[:, :, 0]
-        tokens_BND = to_tokens(class_BCE, z_BCSE + self.pos_embedding[:, :, 1:], layout)
+        tokens_BND = self.layout.to_tokens(class_BCE, z_BCSE + self.pos_embedding[:, :, 1:])
         for block in self.transformer:
             tokens_BND = block(tokens_BND)
-        _, z_BCSE = from_tokens(tokens_BND, layout)
+        _, z_BCSE = self.layout.from_tokens(tokens_BND)
         return self.head(z_BCSE)
 
     def _fill_hidden(self, z_BCKE: Tensor, keep_BCK: Tensor) -> Tensor:
@@ -355,53 +391,20 @@ class Decoder(nn.Module):
 
 # ------------------------------------------------------------------ the model
 class MaskedAutoencoder(nn.Module):
-    """Masked autoencoder; the arguments are the settings of the same names.
+    """Masked autoencoder; the arguments are those of :class:`ModelSettings`.
 
-    ValueError when they do not fit each other. Weights come from :meth:`reset_parameters`.
+    SettingsError when they do not fit. Weights come from :meth:`reset_parameters`.
     """
 
-    def __init__(
-        self,
-        patch_size: int = 8,
-        emb_dim: int = 64,
-        num_layer: int = 3,
-        num_head: int = 4,
-        decoder_emb_dim: int | None = None,
-        decoder_num_layer: int | None = None,
-        mask_ratio: float = 0.5,
-        mask_span: int = 1,
-        mask_channels: float = 0.0,
-        token_layout: str = "channel",
-        loss_on: str = "masked",
-    ):
+    def __init__(self, **settings: Any):
         super().__init__()
-        decoder_emb_dim = emb_dim if decoder_emb_dim is None else decoder_emb_dim
-        decoder_num_layer = num_layer if decoder_num_layer is None else decoder_num_layer
-        if EPOCH_SAMPLES % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide {EPOCH_SAMPLES} samples")
-        for width in (PATCHES_PER_TOKEN * emb_dim, PATCHES_PER_TOKEN * decoder_emb_dim):
-            if width % num_head:
-                raise ValueError(f"num_head {num_head} does not divide the token width {width}")
-        if token_layout not in TOKEN_LAYOUTS or loss_on not in ("masked", "all"):
-            raise ValueError(f"unknown token_layout {token_layout!r} or loss_on {loss_on!r}")
-        self.patch_size = patch_size
-        self.n_patches = EPOCH_SAMPLES // patch_size
-        if token_layout == "channel" and self.n_patches % PATCHES_PER_TOKEN:
-            raise ValueError(
-                f"patch_size {patch_size} makes {self.n_patches} patches a channel, which is not a "
-                f"multiple of {PATCHES_PER_TOKEN} as token_layout channel needs"
-            )
-        self.n_keep = n_kept_patches(self.n_patches, mask_ratio, token_layout)
-        self.mask_span = mask_span
-        self.mask_channels = mask_channels
-        self.token_layout = token_layout
-        self.loss_on = loss_on
-        self.encoder = Encoder(self.n_patches, patch_size, emb_dim, num_layer, num_head)
-        if token_layout != "reference":
-            self.encoder.absent_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
-        self.decoder = Decoder(
-            self.n_patches, patch_size, decoder_emb_dim, decoder_num_layer, num_head, emb_dim
-        )
+        self.settings = ModelSettings(**settings)
+        check_bounds(self.settings, "model.")
+        self.settings.check()
+        self.layout = TOKEN_LAYOUTS[self.settings.token_layout]
+        self.patch_size, self.n_patches = self.settings.patch_size, self.settings.n_patches
+        self.n_keep = self.layout.n_keep(self.n_patches, self.settings.mask_ratio)
+        self.encoder, self.decoder = Encoder(self.settings), Decoder(self.settings)
         self.reset_parameters()
 
     def drop_decoder(self, why: str) -> None:
@@ -436,8 +439,8 @@ class MaskedAutoencoder(nn.Module):
             self.n_patches,
             self.n_keep,
             generator=generator,
-            n_channels=1 if self.token_layout == "moment" else N_CHANNELS,
-            span=self.mask_span,
+            n_channels=self.layout.n_masks,
+            span=self.settings.mask_span,
             rows=rows,
         )
         return keep_BCK.expand(-1, N_CHANNELS, -1)
@@ -448,10 +451,11 @@ class MaskedAutoencoder(nn.Module):
         Where the loss is on masked patches, only there has the decoder learnt what to say.
         """
         n_hide = self.n_patches - self.n_keep
-        n_channels = 1 if self.token_layout == "moment" else N_CHANNELS
-        n_runs = -(-self.n_patches // self.mask_span)
-        noise_CR = torch.rand(n_channels, n_runs, generator=generator, device=generator.device)
-        noise_CS = noise_CR.repeat_interleave(self.mask_span, dim=1)[:, : self.n_patches]
+        n_runs = -(-self.n_patches // self.settings.mask_span)
+        noise_CR = torch.rand(
+            self.layout.n_masks, n_runs, generator=generator, device=generator.device
+        )
+        noise_CS = noise_CR.repeat_interleave(self.settings.mask_span, dim=1)[:, : self.n_patches]
         order_CS = noise_CS.argsort(dim=1, stable=True)  # run by run, in time order within a run
         masks = []
         for start in range(0, self.n_patches, n_hide):
@@ -463,9 +467,11 @@ class MaskedAutoencoder(nn.Module):
         self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
     ) -> Tensor | None:
         """``hidden_BC`` for a training batch (see random_channels); None where there are none."""
-        if not self.mask_channels:
+        if not self.settings.mask_channels:
             return None
-        return random_channels(n_examples, self.mask_channels, generator=generator, rows=rows)
+        return random_channels(
+            n_examples, self.settings.mask_channels, generator=generator, rows=rows
+        )
 
     def forward(
         self,
@@ -485,9 +491,9 @@ class MaskedAutoencoder(nn.Module):
             shown_BC = present_BC & ~hidden_BC
             shown_BCSP = x_BCSP.masked_fill(hidden_BC[:, :, None, None], 0)
             hidden_BCS = hidden_BCS | hidden_BC[:, :, None]
-        tokens_BND = self.encoder(shown_BCSP, shown_BC, keep_BCK, self.token_layout)
-        pred_BCSP = self.decoder(tokens_BND, keep_BCK, self.token_layout)
-        if self.loss_on == "all":
+        tokens_BND = self.encoder(shown_BCSP, shown_BC, keep_BCK)
+        pred_BCSP = self.decoder(tokens_BND, keep_BCK)
+        if self.settings.loss_on == "all":
             hidden_BCS = torch.ones_like(hidden_BCS)
         return masked_mse(pred_BCSP, x_BCSP, hidden_BCS)
 
@@ -497,15 +503,15 @@ class MaskedAutoencoder(nn.Module):
         """Encoder features: ``class_BCE`` and ``z_BCKE`` (K = S when nothing is hidden)."""
         x_BCT, present_BC = self._checked(x_BCT, present)
         x_BCSP = self._patches(x_BCT, present_BC)
-        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, self.token_layout)
-        return from_tokens(tokens_BND.float(), self.token_layout)
+        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK)
+        return self.layout.from_tokens(tokens_BND.float())
 
     @torch.no_grad()
     def decode(self, class_BCE: Tensor, z_BCKE: Tensor, keep_BCK: Tensor | None = None) -> Tensor:
         """All samples (B, 16, 3840) float32 from features that :meth:`encode` gave with the same
         ``keep_BCK``, or from a mean of such features."""
-        tokens_BND = to_tokens(class_BCE, z_BCKE, self.token_layout)
-        return self.decoder(tokens_BND, keep_BCK, self.token_layout).float().flatten(2)
+        tokens_BND = self.layout.to_tokens(class_BCE, z_BCKE)
+        return self.decoder(tokens_BND, keep_BCK).float().flatten(2)
 
     def embed(self, x_BCT: Tensor, pooling: str = "mean", present: Tensor | None = None) -> Tensor:
         """Features of examples (B, 16, 3840) with nothing hidden: (B, F) float32.
@@ -556,8 +562,8 @@ class MaskedAutoencoder(nn.Module):
         x_BCT, present_BC = self._checked(x_BCT, present)
         keep_BCK = self._checked_indices(visible_indices, x_BCT)
         x_BCSP = self._patches(x_BCT, present_BC)
-        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, self.token_layout)
-        return self.decoder(tokens_BND, keep_BCK, self.token_layout).float().flatten(2)
+        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK)
+        return self.decoder(tokens_BND, keep_BCK).float().flatten(2)
 
     def _patches(self, x_BCT: Tensor, present_BC: Tensor) -> Tensor:
         """``x_BCSP`` float32, zeros where a channel is absent, whatever stood there."""
@@ -587,10 +593,10 @@ class MaskedAutoencoder(nn.Module):
                 f"visible_indices has the shape {tuple(keep_BCK.shape)}; give "
                 f"({len(x_BCT)}, {N_CHANNELS}, K)"
             )
-        if self.token_layout == "channel" and keep_BCK.shape[2] % PATCHES_PER_TOKEN:
+        if keep_BCK.shape[2] % self.layout.unit:
             raise ValueError(
                 f"visible_indices keeps {keep_BCK.shape[2]} patches a channel; with token_layout "
-                f"channel keep a multiple of {PATCHES_PER_TOKEN}"
+                f"{self.settings.token_layout} keep a multiple of {self.layout.unit}"
             )
         in_range = (keep_BCK >= 0) & (keep_BCK < self.n_patches)
         if not (in_range.all() and (keep_BCK.diff(dim=2) > 0).all()):
@@ -601,30 +607,35 @@ class MaskedAutoencoder(nn.Module):
         return keep_BCK
 
 
-def n_kept_patches(n_patches: int, mask_ratio: float, token_layout: str) -> int:
-    """Patches of a channel that stay visible.
-
-    The layout "channel" fills tokens with 16 patches of one channel, so there the number is
-    rounded to a multiple of 16. At least one patch (token) stays and at least one is hidden.
-    """
-    unit = PATCHES_PER_TOKEN if token_layout == "channel" else 1
-    n_keep = unit * round(n_patches * (1 - mask_ratio) / unit)
-    return min(max(n_keep, unit), n_patches - unit)
+# ------------------------------------------------------------------ features
+# By name: features of each channel, (B, C, F / 16), from class tokens and patch features.
+POOLINGS = {
+    "mean": lambda class_BCE, z_BCSE: z_BCSE.mean(dim=3),
+    "max": lambda class_BCE, z_BCSE: z_BCSE.amax(dim=3),
+    "time_mean": lambda class_BCE, z_BCSE: z_BCSE.mean(dim=2),
+    "time_abs": lambda class_BCE, z_BCSE: z_BCSE.abs().mean(dim=2),
+    "class": lambda class_BCE, z_BCSE: class_BCE,
+}
 
 
 def pool(class_BCE: Tensor, z_BCSE: Tensor, pooling: str) -> Tensor:
     """Features (B, F) from the encoder's class tokens and patch features, by one of POOLINGS."""
-    if pooling == "mean":
-        return z_BCSE.mean(dim=3).flatten(1)
-    if pooling == "max":
-        return z_BCSE.amax(dim=3).flatten(1)
-    if pooling == "time_mean":
-        return z_BCSE.mean(dim=2).flatten(1)
-    if pooling == "time_abs":
-        return z_BCSE.abs().mean(dim=2).flatten(1)
-    if pooling == "class":
-        return class_BCE.flatten(1)
-    raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}, joined by +")
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}, joined by +")
+    return POOLINGS[pooling](class_BCE, z_BCSE).flatten(1)
+
+
+def check_poolings(pooling: str, candidates: Sequence[str]) -> list[str]:
+    """The poolings to compute: the candidates for "best", else the one; ProbeError names a bad."""
+    wanted = list(dict.fromkeys(candidates)) if pooling == "best" else [pooling]
+    for name in wanted:
+        for part in name.split("+"):
+            if part not in POOLINGS:
+                raise ProbeError(
+                    f"pooling: there is no {part!r}; give best, one of {', '.join(POOLINGS)}, or "
+                    "several of them joined by +"
+                )
+    return wanted
 
 
 # ------------------------------------------------------------------ arithmetic
@@ -647,16 +658,3 @@ def flops_per_example(model: MaskedAutoencoder, *, training: bool = True) -> flo
     if model.decoder.bridge is not None:
         forward += 2 * (1 + model.n_keep) * encoder_width * decoder_width
     return forward * (3 if training else 1)
-
-
-def check_poolings(pooling: str, candidates: Sequence[str]) -> list[str]:
-    """The poolings to compute: the candidates for "best", else the one; ProbeError names a bad."""
-    wanted = list(dict.fromkeys(candidates)) if pooling == "best" else [pooling]
-    for name in wanted:
-        for part in name.split("+"):
-            if part not in POOLINGS:
-                raise ProbeError(
-                    f"pooling: there is no {part!r}; give best, one of {', '.join(POOLINGS)}, or "
-                    "several of them joined by +"
-                )
-    return wanted

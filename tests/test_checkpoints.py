@@ -13,10 +13,10 @@ from pedsleepmae.checkpoints import (
     hash_patient,
     hash_patients,
     list_sums,
-    load_checkpoint,
     load_model,
     other_scaling,
     publish,
+    read_checkpoint,
     save_checkpoint,
 )
 from pedsleepmae.model import MaskedAutoencoder
@@ -62,7 +62,8 @@ def test_a_checkpoint_rebuilds_its_model_without_any_setting_retyped(tmp_path):
     same.load_state_dict(content()["state_dict"])
     x = torch.randn(2, 16, 3840, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model.reconstruct(x), same.reconstruct(x))
-    assert (model.token_layout, model.loss_on, model.mask_span) == ("moment", "all", 4)
+    of_model = model.settings
+    assert (of_model.token_layout, of_model.loss_on, of_model.mask_span) == ("moment", "all", 4)
     assert model.n_keep == 48
 
 
@@ -71,10 +72,11 @@ def test_a_checkpoint_loads_without_pickle_and_says_where_it_comes_from(tmp_path
     save_checkpoint(path, content())
     raw = torch.load(path, weights_only=True)
     assert {"state_dict", "settings", "step", "split_hash", "patients_seen"} <= set(raw)
-    loaded = load_checkpoint(path)
-    assert loaded["step"] == 7
-    assert loaded["simulated"] is True
-    assert loaded["original"] is False
+    loaded = read_checkpoint(path)
+    assert loaded.step == 7
+    assert loaded.simulated is True
+    assert loaded.original is False
+    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_load_model_is_offered_by_the_package():
@@ -104,7 +106,7 @@ def published(tmp_path: Path, largest_file: int) -> Path:
 def test_a_published_checkpoint_is_the_same_model_in_bfloat16(tmp_path, largest_file, n_files):
     path = published(tmp_path, largest_file)
     assert len(list(path.parent.glob("*.pt"))) == n_files
-    assert "optimizer" not in load_checkpoint(path)
+    assert not read_checkpoint(path).resume
     rounded = {name: value.bfloat16().float() for name, value in content()["state_dict"].items()}
     same = MaskedAutoencoder(**SETTINGS).eval()
     same.load_state_dict(rounded)
@@ -160,7 +162,7 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoints.torch, "save", half_written)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, content(step=2))
-    assert load_checkpoint(path)["step"] == 1
+    assert read_checkpoint(path).step == 1
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
@@ -201,7 +203,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     path = tmp_path / "checkpoint.pt"
     torch.save({"state_dict": {}, "extra": Malicious()}, path)
     with pytest.raises(CheckpointError, match="does not load safely"):
-        load_checkpoint(path)
+        read_checkpoint(path)
     assert not (tmp_path / "made").exists()
 
 
@@ -236,12 +238,12 @@ def original():
 
 def test_an_original_checkpoint_is_recognised_and_its_sizes_inferred(original):
     model = load_model(original)
-    loaded = load_checkpoint(original)
-    assert loaded["original"] is True
-    assert loaded["patients_seen"] is None
-    assert loaded["model"]["emb_dim"] == 8
-    assert loaded["model"]["num_layer"] == loaded["model"]["decoder_num_layer"] == 2
-    assert model.token_layout == "reference"
+    loaded = read_checkpoint(original)
+    assert loaded.original is True
+    assert loaded.patients_seen is None
+    assert loaded.model["emb_dim"] == 8
+    assert loaded.model["num_layer"] == loaded.model["decoder_num_layer"] == 2
+    assert model.settings.token_layout == "reference"
     assert model.encoder.transformer[0].attn.num_head == 4
     weights = torch.load(original, weights_only=True)["state_dict"]
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())

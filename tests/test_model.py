@@ -15,14 +15,12 @@ from pedsleepmae.model import (
     MaskedAutoencoder,
     attend,
     flops_per_example,
-    from_tokens,
     hidden_patches,
     masked_mse,
     mean_over_present,
     patchify,
     random_channels,
     random_mask,
-    to_tokens,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,9 +233,10 @@ def test_at_least_one_patch_is_kept_and_one_hidden(mask_ratio, n_keep):
 @pytest.mark.parametrize("layout", TOKEN_LAYOUTS)
 def test_tokens_can_be_taken_apart_again(layout):
     class_BCE, z_BCKE = noise(2, 16, 3), noise(2, 16, 32, 3, seed=1)
-    tokens_BND = to_tokens(class_BCE, z_BCKE, layout)
+    layout = TOKEN_LAYOUTS[layout]
+    tokens_BND = layout.to_tokens(class_BCE, z_BCKE)
     assert tokens_BND.shape == (2, 33, 48)
-    back = from_tokens(tokens_BND, layout)
+    back = layout.from_tokens(tokens_BND)
     assert torch.equal(back[0], class_BCE)
     assert torch.equal(back[1], z_BCKE)
 
@@ -249,7 +248,7 @@ def numbered() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_channel_layout_has_16_patches_of_one_channel_in_a_token():
-    tokens_ND = to_tokens(*numbered(), "channel")[0]
+    tokens_ND = TOKEN_LAYOUTS["channel"].to_tokens(*numbered())[0]
     assert (tokens_ND[0] == -1).all()
     assert torch.equal(tokens_ND[1], torch.arange(16.0))
     assert torch.equal(tokens_ND[2], torch.arange(16.0, 32))
@@ -258,13 +257,13 @@ def test_channel_layout_has_16_patches_of_one_channel_in_a_token():
 
 
 def test_moment_layout_has_one_patch_of_every_channel_in_a_token():
-    tokens_ND = to_tokens(*numbered(), "moment")[0]
+    tokens_ND = TOKEN_LAYOUTS["moment"].to_tokens(*numbered())[0]
     assert (tokens_ND[0] == -1).all()
     assert torch.equal(tokens_ND[5], 100 * torch.arange(16.0) + 4)
 
 
 def test_reference_layout_is_a_view_that_drifts_by_one_entry_a_channel():
-    tokens_ND = to_tokens(*numbered(), "reference")[0]
+    tokens_ND = TOKEN_LAYOUTS["reference"].to_tokens(*numbered())[0]
     assert tokens_ND[0].tolist() == [-1, *range(15)]
     assert tokens_ND[2].tolist() == [31, -1, *range(100, 114)]
 
@@ -502,12 +501,19 @@ def test_lean_configuration_needs_at_least_three_times_fewer_operations():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"patch_size": 7}, "patch_size 7 does not divide 3840"),
-        ({"num_head": 3}, "num_head 3 does not divide the token width 32"),
-        ({"decoder_emb_dim": 3, "num_head": 32}, "does not divide the token width 48"),
+        ({"patch_size": 7}, "patch_size is 7, which does not divide the 3,840"),
+        (
+            {"num_head": 3},
+            r"num_head is 3, which does not divide the token width 16 x emb_dim = 32",
+        ),
+        (
+            {"decoder_emb_dim": 3, "num_head": 32},
+            "does not divide the token width 16 x decoder_emb_dim = 48",
+        ),
         ({"patch_size": 32}, "120 patches a channel"),
-        ({"token_layout": "time"}, "unknown token_layout 'time'"),
+        ({"token_layout": "time"}, r"unknown model\.token_layout 'time'"),
         ({"loss_on": "half"}, "loss_on 'half'"),
+        ({"mask_ratio": 50.0}, r"model\.mask_ratio is 50; give more than 0 and less than 1"),
     ],
 )
 def test_sizes_that_do_not_fit_each_other_are_refused(settings, message):

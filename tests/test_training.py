@@ -19,16 +19,16 @@ from pedsleepmae.channels import CHANNEL_GROUPS
 from pedsleepmae.checkpoints import (
     CheckpointError,
     hash_patients,
-    load_checkpoint,
     load_model,
+    read_checkpoint,
     save_checkpoint,
 )
-from pedsleepmae.errors import SettingsError, as_plain_dict
-from pedsleepmae.machine import World
+from pedsleepmae.errors import SettingsError, as_plain_dict, check_bounds
+from pedsleepmae.machine import Compute, World
 from pedsleepmae.model import ModelSettings
 from pedsleepmae.pretrain import monitor
 from pedsleepmae.pretrain.monitor import Logbook, probe_sleep_stage, read_metrics
-from pedsleepmae.pretrain.run import pretrain, stop_on_signal
+from pedsleepmae.pretrain.run import Outcome, open_trainer, pretrain, stop_on_signal
 from pedsleepmae.pretrain.trainer import (
     DivergedError,
     OptimSettings,
@@ -43,6 +43,7 @@ from pedsleepmae.store import load_index
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ModelSettings(patch_size=20, emb_dim=2, num_layer=1, num_head=2)
+ON_CPU = Compute(torch.device("cpu"), torch.float32)
 DRAW_RECONSTRUCTION = monitor.draw_reconstruction  # replaced in most tests, for it takes a second
 
 
@@ -75,16 +76,20 @@ def settings_for(batches_dir: Path, run_dir: Path, **other) -> PretrainSettings:
     return PretrainSettings(**defaults | other)
 
 
-def train(settings: PretrainSettings, say=None):
-    index = load_index(settings.paths.batches_dir)
-    lines = []
-    return pretrain(settings, index, as_plain_dict(settings), say or lines.append)
+def train(settings: PretrainSettings, **changes) -> Outcome:
+    """Train by these settings; ``changes``: what differs in the index of the batch files."""
+    index = replace(load_index(settings.paths.batches_dir), **changes)
+    start = None if settings.init_from is None else read_checkpoint(settings.init_from)
+    return pretrain(open_trainer(settings, index, start))
 
 
 def make_trainer(settings: PretrainSettings) -> Trainer:
-    index = load_index(settings.paths.batches_dir)
-    device = torch.device("cpu")
-    return Trainer(settings, index, device=device, dtype=torch.float32, world=World())
+    return Trainer(settings, load_index(settings.paths.batches_dir), ON_CPU, World())
+
+
+def read_content(path: Path) -> dict:
+    """What stands in a checkpoint file, to compare it or to write it again with changes."""
+    return torch.load(path, weights_only=True)
 
 
 def some_batch(n: int = 4, seed: int = 0) -> data.Batch:
@@ -203,7 +208,7 @@ def test_an_average_that_begins_with_a_resumed_run_begins_at_its_weights(batches
     train(settings_for(batches_dir, tmp_path, max_steps=8, stop_at_step=4))
     settings = settings_for(batches_dir, tmp_path, optim={"ema_decay": 0.9}, max_steps=8)
     run = make_trainer(settings)
-    run.resume(tmp_path / "checkpoint_last.pt")
+    run.resume(read_checkpoint(tmp_path / "checkpoint_last.pt"))
     assert_same(dict(run.averaged.state_dict()), dict(run.model.state_dict()))
 
 
@@ -212,21 +217,21 @@ def test_a_resumed_run_takes_decay_and_memory_from_the_settings(batches_dir, tmp
     run = make_trainer(
         settings_for(batches_dir, tmp_path, optim={"weight_decay": 0.3, "beta2": 0.5})
     )
-    run.resume(tmp_path / "checkpoint_last.pt")
+    run.resume(read_checkpoint(tmp_path / "checkpoint_last.pt"))
     groups = run.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert all(group["betas"][1] == 0.5 for group in groups)
     other = make_trainer(settings_for(batches_dir, tmp_path, optim={"balance_channels": False}))
     with pytest.raises(PretrainError, match=r"its optim\.balance_channels is True"):
-        other.resume(tmp_path / "checkpoint_last.pt")
+        other.resume(read_checkpoint(tmp_path / "checkpoint_last.pt"))
 
 
 def test_signals_under_another_scaling_are_no_way_to_go_on(batches_dir, tmp_path):
     train(settings_for(batches_dir, tmp_path, max_steps=8, stop_at_step=4))
     run = make_trainer(settings_for(batches_dir, tmp_path))
     run.index = replace(run.index, scaling="original")
-    with pytest.raises(PretrainError, match="under scaling policy, these stand under original"):
-        run.resume(tmp_path / "checkpoint_last.pt")
+    with pytest.raises(PretrainError, match="scaling of signals is policy, here it is original"):
+        run.resume(read_checkpoint(tmp_path / "checkpoint_last.pt"))
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for(batches_dir, tmp_path, monkeypatch):
@@ -288,11 +293,12 @@ def test_training_lowers_the_validation_loss(batches_dir, tmp_path):
 
 
 # ------------------------------------------------------------------ what a run writes
-def test_a_run_writes_checkpoints_metrics_settings_and_pictures(batches_dir, tmp_path, monkeypatch):
+def test_a_run_writes_checkpoints_metrics_settings_and_pictures(
+    batches_dir, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(monitor, "draw_reconstruction", DRAW_RECONSTRUCTION)
     settings = settings_for(batches_dir, tmp_path, max_steps=4, val_every=4, probe_every=4)
-    lines = []
-    outcome = train(settings, lines.append)
+    outcome = train(settings)
     assert (outcome.step, outcome.finished, outcome.stopped_by_signal) == (4, True, False)
     assert yaml.safe_load((tmp_path / "settings.yaml").read_text()) == as_plain_dict(settings)
     picture = (tmp_path / "pictures" / "step_00000004.png").read_bytes()
@@ -309,7 +315,7 @@ def test_a_run_writes_checkpoints_metrics_settings_and_pictures(batches_dir, tmp
         assert metrics[-3][name] > 0
     assert metrics[3]["epoch"] == 16 / 13
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
-        content = load_checkpoint(tmp_path / name)
+        content = read_content(tmp_path / name)
         assert content["settings"] == as_plain_dict(settings)
         assert content["patients_seen"] == hash_patients([1, 2])
         assert (content["step"], content["simulated"]) == (4, True)
@@ -317,7 +323,7 @@ def test_a_run_writes_checkpoints_metrics_settings_and_pictures(batches_dir, tmp
         assert content["scaling"] == "policy"
         assert content["data"]["n_examples"] == 13
         load_model(tmp_path / name).embed(torch.zeros(1, 16, 3840), "class")
-    said = "\n".join(lines)
+    said = capsys.readouterr().out
     assert "13 training examples of 2 patient(s) (simulated data)" in said
     assert "validation loss" in said
 
@@ -326,18 +332,17 @@ def test_best_checkpoint_is_that_of_the_lowest_validation_loss(batches_dir, tmp_
     losses = iter([0.5, 0.3, 0.4])
     monkeypatch.setattr(Trainer, "validate", lambda *_: {"loss": next(losses)})
     train(settings_for(batches_dir, tmp_path, max_steps=9))
-    best = load_checkpoint(tmp_path / "checkpoint_best.pt")
+    best = read_content(tmp_path / "checkpoint_best.pt")
     assert (best["step"], best["val_loss"]) == (6, 0.3)
-    assert load_checkpoint(tmp_path / "checkpoint_last.pt")["step"] == 9
+    assert read_content(tmp_path / "checkpoint_last.pt")["step"] == 9
 
 
-def test_without_validation_examples_the_last_checkpoint_is_the_best(tmp_path):
+def test_without_validation_examples_the_last_checkpoint_is_the_best(tmp_path, capsys):
     folder = write_folder(tmp_path / "batches", train=[5])
     run_dir = tmp_path / "run"
-    lines = []
-    train(settings_for(folder, run_dir, max_steps=4), lines.append)
-    assert any("without validation" in line for line in lines)
-    last, best = (load_checkpoint(run_dir / f"checkpoint_{name}.pt") for name in ("last", "best"))
+    train(settings_for(folder, run_dir, max_steps=4))
+    assert "without validation" in capsys.readouterr().out
+    last, best = (read_content(run_dir / f"checkpoint_{name}.pt") for name in ("last", "best"))
     assert_same(dict(last["state_dict"]), dict(best["state_dict"]))
     assert not figures(run_dir, "val")
 
@@ -391,7 +396,7 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
     assert (outcome.step, outcome.finished) == (stop, False)
     train(parts)
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
-        whole, resumed = (load_checkpoint(tmp_path / run / name) for run in ("whole", "parts"))
+        whole, resumed = (read_content(tmp_path / run / name) for run in ("whole", "parts"))
         for key in STATE:
             assert_same(whole.get(key), resumed.get(key))
     for split in ("train", "val"):
@@ -399,20 +404,24 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
         assert whole == resumed
 
 
-def test_a_signal_writes_a_checkpoint_first_and_the_run_goes_on_from_it(batches_dir, tmp_path):
+def terminate_at_step_3(_trainer, line: str) -> None:
+    if line.startswith("step 3"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_writes_a_checkpoint_first_and_the_run_goes_on_from_it(
+    batches_dir, tmp_path, monkeypatch
+):
     train(settings_for(batches_dir, tmp_path / "whole"))
-
-    def say(line: str) -> None:
-        if line.startswith("step 3"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    monkeypatch.setattr(monitor, "say", terminate_at_step_3)
     parts = settings_for(batches_dir, tmp_path / "parts", save_every=100)
-    outcome = train(parts, say)
+    outcome = train(parts)
     assert (outcome.step, outcome.stopped_by_signal) == (3, True)
-    assert load_checkpoint(tmp_path / "parts" / "checkpoint_last.pt")["step"] == 3
+    monkeypatch.undo()
+    assert read_content(tmp_path / "parts" / "checkpoint_last.pt")["step"] == 3
     train(parts)
     whole, resumed = (
-        load_checkpoint(tmp_path / run / "checkpoint_last.pt") for run in ("whole", "parts")
+        read_content(tmp_path / run / "checkpoint_last.pt") for run in ("whole", "parts")
     )
     for key in STATE:
         assert_same(whole[key], resumed[key])
@@ -465,21 +474,20 @@ def test_a_finished_run_is_left_as_it_is(batches_dir, tmp_path):
 def test_resume_false_starts_anew(batches_dir, tmp_path):
     train(settings_for(batches_dir, tmp_path, max_steps=3))
     train(settings_for(batches_dir, tmp_path, max_steps=2, resume=False))
-    assert load_checkpoint(tmp_path / "checkpoint_last.pt")["step"] == 2
+    assert read_content(tmp_path / "checkpoint_last.pt")["step"] == 2
     assert [step for (step,) in figures(tmp_path, "train")] == [1, 2]
 
 
 def test_a_checkpoint_older_than_a_setting_is_resumed_with_its_default(batches_dir, tmp_path):
     settings = settings_for(batches_dir, tmp_path, max_steps=3)
     train(replace(settings, stop_at_step=2))
-    content = load_checkpoint(tmp_path / "checkpoint_last.pt")
+    content = read_content(tmp_path / "checkpoint_last.pt")
     content["model"].pop("mask_channels")
-    content.pop("original")
     save_checkpoint(tmp_path / "checkpoint_last.pt", content)
     assert train(settings).step == 3
     other = replace(settings, model=replace(TINY, mask_channels=0.2))
     save_checkpoint(tmp_path / "checkpoint_last.pt", content)
-    with pytest.raises(PretrainError, match=r"model\.mask_channels is 0\.0, the settings say 0\.2"):
+    with pytest.raises(PretrainError, match=r"model\.mask_channels is 0\.0, here it is 0\.2"):
         train(other)
 
 
@@ -487,23 +495,21 @@ def test_a_run_of_another_model_or_split_is_not_resumed(batches_dir, tmp_path):
     settings = settings_for(batches_dir, tmp_path, max_steps=2)
     train(settings)
     other = replace(settings, model=replace(TINY, emb_dim=4))
-    with pytest.raises(PretrainError, match=r"model\.emb_dim is 2, the settings say 4"):
+    with pytest.raises(PretrainError, match=r"model\.emb_dim is 2, here it is 4"):
         train(other)
-    index = replace(load_index(batches_dir), split_hash="another")
-    with pytest.raises(PretrainError, match="another split"):
-        pretrain(settings, index, as_plain_dict(settings), lambda _: None)
+    with pytest.raises(PretrainError, match="split is 0123456789abcdef, here it is another"):
+        train(settings, split_hash="another")
 
 
 def test_weights_of_another_run_are_a_start_and_its_patients_are_remembered(batches_dir, tmp_path):
     first = settings_for(batches_dir, tmp_path / "first", max_steps=2)
     train(first)
     path = tmp_path / "first" / "checkpoint_last.pt"
-    content = load_checkpoint(path)
-    content.pop("original")
+    content = read_content(path)
     save_checkpoint(path, content | {"patients_seen": hash_patients([77])})
     second = settings_for(batches_dir, tmp_path / "second")
     run = make_trainer(second)
-    run.start_from(path)
+    run.start_from(read_checkpoint(path))
     assert_same(dict(run.model.state_dict()), dict(content["state_dict"]))
     assert run.patients_seen == hash_patients([1, 2, 77])
     assert run.progress.step == 0
@@ -512,20 +518,18 @@ def test_weights_of_another_run_are_a_start_and_its_patients_are_remembered(batc
 def test_what_is_unknown_of_a_start_stays_unknown(batches_dir, tmp_path):
     """An original checkpoint lists no patients; a simulated one leaves its mark on what follows."""
     train(settings_for(batches_dir, tmp_path / "first", max_steps=2))
-    content = load_checkpoint(tmp_path / "first" / "checkpoint_last.pt")
-    content.pop("original")
+    content = read_content(tmp_path / "first" / "checkpoint_last.pt")
     path = tmp_path / "start.pt"
     save_checkpoint(path, content | {"patients_seen": None, "simulated": True})
-    real = replace(load_index(batches_dir), simulated=False)
     settings = settings_for(batches_dir, tmp_path / "second", init_from=path, max_steps=4)
-    pretrain(settings, real, as_plain_dict(settings), lambda _: None)
+    train(settings, simulated=False)
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
-        trained = load_checkpoint(tmp_path / "second" / name)
+        trained = read_content(tmp_path / "second" / name)
         assert trained["patients_seen"] is None
         assert trained["simulated"]
     settings.max_steps = 5
-    pretrain(settings, real, as_plain_dict(settings), lambda _: None)  # resumed
-    assert load_checkpoint(tmp_path / "second" / "checkpoint_last.pt")["patients_seen"] is None
+    train(settings, simulated=False)  # resumed
+    assert read_content(tmp_path / "second" / "checkpoint_last.pt")["patients_seen"] is None
 
 
 @pytest.mark.parametrize(
@@ -555,15 +559,14 @@ def test_one_flag_goes_on_from_a_published_checkpoint_of_another_shape(
     arguments += ["--max_steps", "1", "--optim.batch_size", "4", "--precision", "float32"]
     arguments += ["--optim.lr", "0", "--optim.warmup_steps", "0", "--probe_every", "0"]
     assert script.main([*arguments, "--init_from", str(shipped)]) == 0
-    trained = load_checkpoint(tmp_path / "run" / "checkpoint_last.pt")
-    assert trained["model"] == load_checkpoint(shipped)["model"] | {"mask_span": 1}
-    assert_same(trained["state_dict"], load_checkpoint(shipped)["state_dict"])
+    trained = read_content(tmp_path / "run" / "checkpoint_last.pt")
+    assert trained["model"] == read_content(shipped)["model"] | {"mask_span": 1}
+    assert_same(trained["state_dict"], read_content(shipped)["state_dict"])
 
 
 def test_a_start_under_another_scaling_is_told(script, batches_dir, tmp_path, monkeypatch, capsys):
     train(settings_for(batches_dir, tmp_path / "first", max_steps=1))
-    content = load_checkpoint(tmp_path / "first" / "checkpoint_last.pt")
-    content.pop("original")
+    content = read_content(tmp_path / "first" / "checkpoint_last.pt")
     save_checkpoint(tmp_path / "start.pt", content | {"scaling": "original"})
     monkeypatch.chdir(ROOT)
     arguments = ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "run")]
@@ -593,20 +596,25 @@ def test_online_probe_of_one_patient_says_why_there_is_no_figure():
 
 
 # ------------------------------------------------------------------ settings that do not fit
+def check_settings(settings: PretrainSettings) -> None:
+    check_bounds(settings)
+    settings.check()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": {"patch_size": 7}}, r"model\.patch_size is 7, which does not divide the 3,840"),
         ({"model": {"num_head": 3}}, r"model\.num_head is 3, which does not divide .* = 1024"),
         ({"model": {"decoder_emb_dim": 3, "num_head": 32}}, "16 x decoder_emb_dim = 48"),
-        ({"model": {"mask_ratio": 50.0}}, r"mask_ratio is 50\.0; it is the fraction"),
-        ({"model": {"mask_ratio": 0.0}}, "between 0 and 1"),
+        ({"model": {"mask_ratio": 50.0}}, r"model\.mask_ratio is 50; give more than 0 and less"),
+        ({"model": {"mask_ratio": 0.0}}, "less than 1"),
         ({"model": {"emb_dim": 0}}, r"model\.emb_dim is 0; give 1 or more"),
         ({"model": {"decoder_num_layer": 0}}, r"model\.decoder_num_layer is 0"),
         ({"model": {"mask_span": 481}}, "a channel has 480 patches"),
         ({"model": {"patch_size": 32}}, "16 at a time"),
         ({"optim": {"accumulate": 33}}, "no more pieces than examples"),
-        ({"optim": {"lr": -1.0}}, r"optim\.lr is -1\.0; give 0 or more"),
+        ({"optim": {"lr": -1.0}}, r"optim\.lr is -1; give 0 or more"),
         ({"optim": {"lr": math.nan}}, r"optim\.lr is nan"),
         ({"optim": {"ema_decay": 1.0}}, "less than 1"),
         ({"max_steps": 0}, "max_steps is 0; give 1 or more"),
@@ -621,7 +629,7 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(changes, message):
         **changes,
     )
     with pytest.raises(SettingsError, match=message):
-        settings.check()
+        check_settings(settings)
 
 
 @pytest.mark.parametrize(
@@ -629,19 +637,20 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(changes, message):
 )
 def test_published_settings_fit(name):
     values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
-    PretrainSettings(
+    settings = PretrainSettings(
         paths=PretrainPaths(**values.pop("paths")),
         model=ModelSettings(**values.pop("model")),
         optim=OptimSettings(**values.pop("optim")),
         **values,
-    ).check()
+    )
+    check_settings(settings)
 
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused(batches_dir, tmp_path):
     settings = settings_for(batches_dir, tmp_path, optim={"batch_size": 2})
-    index, device = load_index(batches_dir), torch.device("cpu")
+    index = load_index(batches_dir)
     with pytest.raises(PretrainError, match=r"optim\.batch_size is 2 for 3 processes"):
-        Trainer(settings, index, device=device, dtype=torch.float32, world=World(0, 3))
+        Trainer(settings, index, ON_CPU, World(0, 3))
 
 
 def test_a_folder_without_training_examples_is_refused(tmp_path):
@@ -659,13 +668,20 @@ def script():
     return module
 
 
+def exit_code(script, arguments: list[str]) -> int:
+    try:
+        return script.main(arguments)
+    except SystemExit as ended:
+        return ended.code
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
         (["--paths.batches_dir", "nowhere"], "paths.batches_dir: there is no folder nowhere"),
         (["--paths.batches_dir", "configs"], "no combined_<i>.hdf5"),
-        (["--model.mask_ratio", "50"], "model.mask_ratio is 50.0"),
-        (["--model.mask_channels", "30"], "model.mask_channels is 30.0"),
+        (["--model.mask_ratio", "50"], "model.mask_ratio is 50;"),
+        (["--model.mask_channels", "30"], "model.mask_channels is 30;"),
         (["--init_from", "nowhere.pt"], "init_from: there is no file nowhere.pt"),
     ],
 )
@@ -674,9 +690,7 @@ def test_bad_settings_end_the_script_with_code_2_and_one_sentence(
 ):
     monkeypatch.chdir(ROOT)
     before = ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "run")]
-    with pytest.raises(SystemExit) as ended:
-        script.main([*before, *args])
-    assert ended.value.code == 2
+    assert exit_code(script, [*before, *args]) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
@@ -689,10 +703,26 @@ def test_a_run_that_diverges_ends_the_script_with_code_1(
     def diverge(*_):
         raise DivergedError("step 20: lower optim.lr")
 
-    monkeypatch.setattr(script, "pretrain", diverge)
+    monkeypatch.setattr(script.run, "train", diverge)
     paths = ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path)]
     assert script.main(paths) == 1
     assert "lower optim.lr" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_script_with_code_1_and_stop_at_step_with_0(
+    script, batches_dir, tmp_path, capsys, monkeypatch
+):
+    settings = settings_for(batches_dir, tmp_path / "first", max_steps=4, stop_at_step=1)
+    train(settings)
+    run_dir = ["--paths.run_dir", str(tmp_path / "run")]
+    arguments = ["--config", str(tmp_path / "first" / "settings.yaml"), *run_dir]
+    assert script.main([*arguments, "--stop_at_step", "1"]) == 0
+    monkeypatch.setattr(monitor, "say", terminate_at_step_3)
+    assert script.main([*arguments, "--stop_at_step", "null"]) == 1
+    assert "Stopped by a signal; the same command goes on from" in capsys.readouterr().out
+    assert read_content(tmp_path / "run" / "checkpoint_last.pt")["step"] == 3
+    monkeypatch.undo()
+    assert script.main([*arguments, "--stop_at_step", "null"]) == 0
 
 
 def test_settings_written_by_a_run_start_the_same_run(script, batches_dir, tmp_path):
@@ -701,7 +731,7 @@ def test_settings_written_by_a_run_start_the_same_run(script, batches_dir, tmp_p
     again = tmp_path / "again"
     config = ["--config", str(tmp_path / "run" / "settings.yaml")]
     assert script.main([*config, "--paths.run_dir", str(again)]) == 0
-    one, other = (load_checkpoint(run / "checkpoint_last.pt") for run in (tmp_path / "run", again))
+    one, other = (read_content(run / "checkpoint_last.pt") for run in (tmp_path / "run", again))
     for key in STATE:
         assert_same(one[key], other[key])
 
@@ -743,7 +773,7 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
         )
         assert alone.shape == (n_lines, 2)
         np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
-    one, both = (load_checkpoint(tmp_path / run / "checkpoint_last.pt") for run in ("one", "two"))
+    one, both = (read_content(tmp_path / run / "checkpoint_last.pt") for run in ("one", "two"))
     assert one["progress"]["position"] == both["progress"]["position"] == 30
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(both["state_dict"][name], value, rtol=0, atol=1e-4)
@@ -762,7 +792,7 @@ def test_compiled_model_trains_as_the_plain_one(batches_dir, tmp_path, monkeypat
     plain, compiled = (figures(tmp_path / run, "train", "loss") for run in ("plain", "compiled"))
     np.testing.assert_allclose(compiled, plain, rtol=1e-5)
     one, other = (
-        load_checkpoint(tmp_path / run / "checkpoint_last.pt")["state_dict"]
+        read_content(tmp_path / run / "checkpoint_last.pt")["state_dict"]
         for run in ("plain", "compiled")
     )
     assert list(one) == list(other)

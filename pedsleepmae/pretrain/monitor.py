@@ -15,8 +15,9 @@ from sklearn.metrics import cohen_kappa_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
-from pedsleepmae import data, machine
+from pedsleepmae import data
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_SAMPLES, RATE_HZ
 from pedsleepmae.model import hidden_patches
 from pedsleepmae.pretrain.trainer import VAL_BATCH, Trainer
@@ -113,15 +114,11 @@ def draw_reconstruction(
 
 
 def look_at_model(
-    trainer: Trainer,
-    settings_dict: dict[str, Any],
-    logbook: Logbook | None,
-    stop_wanted: Callable[[], bool],
-    say: Callable[[str], None],
+    trainer: Trainer, logbook: Logbook | None, stop_wanted: Callable[[], bool]
 ) -> None:
     """Validate, draw and probe when it is time; a wanted stop puts that off to the next run."""
     settings, progress, step = trainer.settings, trainer.progress, trainer.progress.step
-    run_dir = Path(settings.paths.run_dir)
+    run_dir = settings.paths.run_dir
     is_time = step > 0 and (step % settings.val_every == 0 or step == settings.max_steps)
     if is_time and progress.validated_step < step:
         figures = trainer.validate(stop_wanted) if len(trainer.val_positions) else {}
@@ -134,22 +131,23 @@ def look_at_model(
             if is_best:
                 progress.best_val_loss, progress.best_step = progress.val_loss, step
             say(
-                f"step {step:,}: validation loss {in_words(progress.val_loss)}"
-                f"{' (best so far)' if is_best else ''}{is_simulated(trainer)}"
+                trainer,
+                f"step {step:,}: validation loss {loss_in_words(progress.val_loss)}"
+                f"{' (best so far)' if is_best else ''}{simulated_in_words(trainer)}",
             )
         if logbook:
             draw_picture(trainer, run_dir / "pictures" / f"step_{step:08d}.png")
             if figures:
                 logbook.write(step, "val", figures)
                 if is_best:
-                    trainer.save(run_dir / BEST, settings_dict, to_resume=False)
+                    trainer.save(run_dir / BEST, to_resume=False)
     is_time = step > 0 and settings.probe_every and step % settings.probe_every == 0
     if is_time and progress.probed_step < step and len(trainer.val_positions):
         progress.probed_step = step
         if logbook:
             figures = probe(trainer)
             logbook.write(step, "probe", figures)
-            say(f"step {step:,}: {probe_in_words(figures)}{is_simulated(trainer)}")
+            say(trainer, f"step {step:,}: {probe_in_words(figures)}{simulated_in_words(trainer)}")
 
 
 def draw_picture(trainer: Trainer, path: Path) -> None:
@@ -160,7 +158,7 @@ def draw_picture(trainer: Trainer, path: Path) -> None:
     best = sample[np.argmax(trainer.index.present[sample].sum(axis=1))]
     ((x_BCT, present_BC),) = data.sample_batches(trainer.index, np.array([best]), 1)
     keep_BCK = trainer.val_mask(0, 1)
-    with machine.autocast(trainer.device, trainer.dtype):
+    with trainer.compute.autocast():
         pred_BCT = trainer.saved_model.reconstruct(x_BCT.to(trainer.device), keep_BCK, present_BC)
     draw_reconstruction(
         path,
@@ -178,7 +176,7 @@ def probe(trainer: Trainer) -> dict[str, Any]:
     features = []
     batches = data.sample_batches(trainer.index, trainer.val_positions, VAL_BATCH)
     for x_BCT, present_BC in batches:
-        with machine.autocast(trainer.device, trainer.dtype):
+        with trainer.compute.autocast():
             pooled = trainer.saved_model.embed(x_BCT.to(trainer.device), PROBE_POOLING, present_BC)
         features.append(pooled.cpu().numpy())
     return probe_sleep_stage(
@@ -188,11 +186,19 @@ def probe(trainer: Trainer) -> dict[str, Any]:
     )
 
 
-def is_simulated(trainer: Trainer) -> str:
+# ------------------------------------------------------------------ words
+def say(trainer: Trainer, *lines: str) -> None:
+    """Print lines for the user above the progress bar, in one process only."""
+    if trainer.world.is_first:
+        for line in lines:
+            tqdm.write(line)
+
+
+def simulated_in_words(trainer: Trainer) -> str:
     return " (simulated data)" if trainer.index.simulated else ""
 
 
-def in_words(loss: float | None) -> str:
+def loss_in_words(loss: float | None) -> str:
     return "undefined" if loss is None else f"{loss:.4f}"
 
 

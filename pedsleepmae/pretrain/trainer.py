@@ -20,14 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pedsleepmae import checkpoints, data, machine
 from pedsleepmae.channels import CHANNEL_GROUPS, N_CHANNELS
-from pedsleepmae.checkpoints import CheckpointError
+from pedsleepmae.checkpoints import Checkpoint, CheckpointError
 from pedsleepmae.data import VARIANCE_SAMPLE, channel_variances
-from pedsleepmae.errors import SettingsError, UserError
-from pedsleepmae.machine import World
+from pedsleepmae.errors import SettingsError, UserError, as_plain_dict, bounded
+from pedsleepmae.machine import Compute, World
 from pedsleepmae.model import (
     MaskedAutoencoder,
     ModelSettings,
-    _check_model,
     flops_per_example,
     mean_over_present,
 )
@@ -51,26 +50,26 @@ class PretrainPaths:
 class OptimSettings:
     """Optimiser and schedule."""
 
-    batch_size: int = 32
+    batch_size: int = bounded(32, 1)
     """Examples in one optimiser step, over all processes and accumulation steps."""
-    accumulate: int = 1
+    accumulate: int = bounded(1, 1)
     """Gradient accumulation: the batch is computed in this many pieces."""
-    lr: float = 1e-4
+    lr: float = bounded(1e-4, 0)
     """Peak learning rate."""
-    weight_decay: float = 5e-4
+    weight_decay: float = bounded(5e-4, 0)
     """AdamW weight decay; not on biases, norms, positions and learned tokens."""
-    beta2: float = 0.95
+    beta2: float = bounded(0.95, 0, below=1)
     """AdamW's memory of squared gradients, 0 to 1; 0.95 as MAE, 0.999 as the original."""
-    warmup_steps: int = 200
+    warmup_steps: int = bounded(200, 0)
     """Steps of linear warm-up, then a cosine down to lr x final_lr_ratio."""
-    final_lr_ratio: float = 0.05
+    final_lr_ratio: float = bounded(0.05, 0)
     """Learning rate at the end over the peak; 1 without warm-up: constant, as the original."""
     balance_channels: bool = True
     """true: divide each channel's error by its variance in the training data, so that all channels
     count alike (a loss of 1: no better than the mean); false: plain squared error."""
-    grad_clip: float = 1.0
+    grad_clip: float = bounded(1.0, 0)
     """Largest gradient norm; 0: no clipping."""
-    ema_decay: float = 0.0
+    ema_decay: float = bounded(0.0, 0, below=1)
     """Decay of the averaged weights that are validated and saved as state_dict; 0: none."""
 
 
@@ -85,13 +84,13 @@ class PretrainSettings:
     """Checkpoint whose weights to start from, such as checkpoint/m15p8_checkpoint.pt. The shape of
     the model (patch_size to decoder_num_layer, token_layout) is the checkpoint's; masks, loss and
     optimiser are those of these settings, and the optimiser starts anew."""
-    max_steps: int = 100_000
+    max_steps: int = bounded(100_000, 1)
     """Length of the schedule, optimiser steps."""
-    stop_at_step: int | None = None
+    stop_at_step: int | None = bounded(None, 1)
     """End at this step with a checkpoint, as when time is up; none: at max_steps."""
     resume: bool = True
     """Go on from checkpoint_last.pt in run_dir when it is there."""
-    seed: int = 0
+    seed: int = bounded(0, 0)
     """Draws weights, masks and the order of the examples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
@@ -99,44 +98,20 @@ class PretrainSettings:
     """auto: bfloat16 autocast where the machine computes it in hardware, else float32."""
     compile: bool = False
     """torch.compile the model: minutes at the start, faster steps on a GPU."""
-    log_every: int = 10
+    log_every: int = bounded(10, 1)
     """Steps between lines of metrics.jsonl."""
-    val_every: int = 1000
+    val_every: int = bounded(1000, 1)
     """Steps between validations, each with a picture of reconstructions."""
-    val_examples: int = 2048
+    val_examples: int = bounded(2048, 1)
     """Validation examples used each time, the same ones with the same masks."""
-    save_every: int = 500
+    save_every: int = bounded(500, 1)
     """Steps between checkpoints."""
-    probe_every: int = 0
+    probe_every: int = bounded(0, 0)
     """Steps between quick linear probes on the validation sample; 0: never."""
 
     def check(self) -> None:
-        model, optim = self.model, self.optim
-        _check_model(model)
-        at_least = {
-            "max_steps": (self.max_steps, 1),
-            "log_every": (self.log_every, 1),
-            "val_every": (self.val_every, 1),
-            "save_every": (self.save_every, 1),
-            "val_examples": (self.val_examples, 1),
-            "probe_every": (self.probe_every, 0),
-            "seed": (self.seed, 0),
-            "optim.batch_size": (optim.batch_size, 1),
-            "optim.accumulate": (optim.accumulate, 1),
-            "optim.lr": (optim.lr, 0),
-            "optim.weight_decay": (optim.weight_decay, 0),
-            "optim.warmup_steps": (optim.warmup_steps, 0),
-            "optim.final_lr_ratio": (optim.final_lr_ratio, 0),
-            "optim.grad_clip": (optim.grad_clip, 0),
-        }
-        for key, (value, least) in at_least.items():
-            if not value >= least:
-                raise SettingsError(f"{key} is {value}; give {least} or more")
-        if self.stop_at_step is not None and self.stop_at_step < 1:
-            raise SettingsError(f"stop_at_step is {self.stop_at_step}; give 1 or more, or null")
-        for key, value in {"ema_decay": optim.ema_decay, "beta2": optim.beta2}.items():
-            if not 0 <= value < 1:
-                raise SettingsError(f"optim.{key} is {value}; give 0 or more and less than 1")
+        self.model.check()
+        optim = self.optim
         if optim.accumulate > optim.batch_size:
             raise SettingsError(
                 f"optim.accumulate is {optim.accumulate}, but a batch of {optim.batch_size} has "
@@ -226,18 +201,16 @@ class Trainer:
     """Model, optimiser and progress of a run, in one process of ``world``."""
 
     def __init__(
-        self,
-        settings: PretrainSettings,
-        index: ExampleIndex,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        world: World,
+        self, settings: PretrainSettings, index: ExampleIndex, compute: Compute, world: World
     ):
+        if settings.optim.batch_size < world.size:
+            raise PretrainError(
+                f"optim.batch_size is {settings.optim.batch_size} for {world.size} processes; it "
+                "is the batch of all processes together, give at least one example to each"
+            )
         self.settings, self.index, self.world = settings, index, world
-        self.device, self.dtype = device, dtype
+        self.compute, self.device = compute, compute.device
         self.train_positions = index.rows("train")
-        self._check_batch_size()
         self.val_positions = data.fixed_sample(
             index.rows("val"), settings.val_examples, derived_seed(settings.seed, VAL_SAMPLE)
         )
@@ -245,40 +218,27 @@ class Trainer:
             np.unique(index.patient_ids[self.train_positions])
         )
         self.simulated = bool(index.simulated)  # this or, with init_from, its start
-        self.weight_C = self._weigh_channels().to(device)
+        self.weight_C = self._weigh_channels().to(self.device)
         self.progress = Progress()
         self.model = MaskedAutoencoder(**asdict(settings.model))
         self.model.reset_parameters(
             torch.Generator().manual_seed(derived_seed(settings.seed, WEIGHTS))
         )
-        self.model.to(device)
+        self.model.to(self.device)
         self.averaged = None
         if settings.optim.ema_decay:
             self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, settings.optim)
-        self.generator = torch.Generator(device)
+        self.generator = torch.Generator(self.device)
         if settings.compile:
             self.model.compile()
         self.parallel = self.model
         if world.size > 1:
-            device_ids = [device.index] if device.type == "cuda" else None
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(
                 self.model, device_ids=device_ids, gradient_as_bucket_view=True
             )
         self.new_interval()
-
-    def _check_batch_size(self) -> None:
-        n_examples, batch_size = len(self.train_positions), self.settings.optim.batch_size
-        if not n_examples:
-            raise PretrainError(
-                f"{self.settings.paths.batches_dir}: no training examples in it; run script 1, or "
-                "give another paths.batches_dir"
-            )
-        if batch_size < self.world.size:
-            raise PretrainError(
-                f"optim.batch_size is {batch_size} for {self.world.size} processes; it is the "
-                "batch of all processes together, give at least one example to each"
-            )
 
     def _weigh_channels(self) -> Tensor:
         """What each channel's error is multiplied with, (16,): 1 / variance, or ones."""
@@ -346,7 +306,7 @@ class Trainer:
         for i, (x, present, *masks) in enumerate(pieces):
             wait = self.world.size > 1 and i < n_pieces - 1
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
-                with machine.autocast(self.device, self.dtype):
+                with self.compute.autocast():
                     error_BC = self.parallel(x, present, *masks) * self.weight_C
                 loss = mean_over_present(error_BC, present, batch.n_present)
                 # Parallel processes average their gradients; the loss is a sum over all of them.
@@ -406,7 +366,7 @@ class Trainer:
                 number = i * self.world.size + self.world.rank
                 keep_BCK = self.val_mask(number, len(x_BCT))
                 present_BC = present_BC.to(self.device)
-                with machine.autocast(self.device, self.dtype):
+                with self.compute.autocast():
                     error_BC = self.saved_model.forward(x_BCT.to(self.device), present_BC, keep_BCK)
                 sums_C[0] += (error_BC * self.weight_C * present_BC).sum(dim=0)
                 sums_C[1] += present_BC.sum(dim=0)
@@ -420,18 +380,16 @@ class Trainer:
         return self.model.draw_mask(n_examples, self.generator)
 
     # -------------------------------------------------------------- state
-    def save(self, path: Path, settings: dict[str, Any], *, to_resume: bool) -> None:
+    def save(self, path: Path, *, to_resume: bool) -> None:
         """Write a checkpoint; with what is needed to go on, or the model alone."""
+        settings = as_plain_dict(self.settings)
+        is_validated = self.progress.validated_step == self.progress.step
         content = {
             "state_dict": self.saved_model.state_dict(),
             "model": settings["model"],
             "settings": settings,
             "step": self.progress.step,
-            "val_loss": (
-                self.progress.val_loss
-                if self.progress.validated_step == self.progress.step
-                else None
-            ),
+            "val_loss": self.progress.val_loss if is_validated else None,
             "split_hash": self.index.split_hash,
             "patients_seen": self.patients_seen,
             "simulated": self.simulated,
@@ -446,69 +404,73 @@ class Trainer:
                 content["training_weights"] = self.model.state_dict()
         checkpoints.save_checkpoint(path, content)
 
-    def resume(self, path: Path) -> None:
-        """Go on from a checkpoint_last.pt; PretrainError when it is of another model or split."""
-        content = checkpoints.load_checkpoint(path)
-        # A setting that the checkpoint is older than had its default.
-        theirs = asdict(type(self.settings.model)()) | content["model"]
-        for key, value in asdict(self.settings.model).items():
-            if theirs[key] != value:
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint_last.pt; PretrainError when it is of another model or data."""
+        path, state = checkpoint.path, checkpoint.resume
+        if not state:
+            raise PretrainError(
+                f"{path}: holds the weights alone and cannot be resumed; give it as init_from, or "
+                "start anew with --resume false"
+            )
+        for what, theirs, ours, remedy in self._must_agree(checkpoint):
+            if theirs != ours:
                 raise PretrainError(
-                    f"{path}: its model.{key} is {theirs[key]}, the settings say "
-                    f"{value}; set it as it was, choose another paths.run_dir, or start anew with "
-                    "--resume false"
+                    f"{path}: its {what} is {theirs}, here it is {ours}; {remedy}, choose another "
+                    "paths.run_dir, or start anew with --resume false"
                 )
-        if content["split_hash"] != self.index.split_hash:
-            raise PretrainError(
-                f"{path}: it was trained on another split ({content['split_hash']}) than that of "
-                f"{self.settings.paths.batches_dir} ({self.index.split_hash}), so test patients "
-                "may have been seen; choose another paths.run_dir, or --resume false"
-            )
-        if "optimizer" not in content:
-            raise PretrainError(
-                f"{path}: holds the weights alone and cannot be resumed; give it as "
-                "init_from, or start anew with --resume false"
-            )
-        other_scaling = checkpoints.other_scaling(content["scaling"], self.index.scaling)
-        if other_scaling:
-            raise PretrainError(
-                f"{path}: {other_scaling}, choose another paths.run_dir, or --resume false"
-            )
-        balanced = content["settings"]["optim"]["balance_channels"]
-        if balanced != self.settings.optim.balance_channels:
-            raise PretrainError(
-                f"{path}: its optim.balance_channels is {balanced}; set it as it was, choose "
-                "another paths.run_dir, or start anew with --resume false"
-            )
         if self.averaged is not None:  # an average that begins now begins at these weights
-            checkpoints.load_weights(self.averaged, content["state_dict"], str(path))
-        weights = content.get("training_weights", content["state_dict"])
+            checkpoints.load_weights(self.averaged, checkpoint.state_dict, str(path))
+        weights = state.get("training_weights", checkpoint.state_dict)
         checkpoints.load_weights(self.model, weights, str(path))
         wanted = [group["weight_decay"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(content["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         for group, weight_decay in zip(self.optimizer.param_groups, wanted, strict=True):
             group["weight_decay"] = weight_decay  # as the settings say now, like the rate
             group["betas"] = (BETA1, self.settings.optim.beta2)
-        self.weight_C = content["channel_weights"].to(self.device)
-        self.progress = Progress(**content["progress"])
-        self.patients_seen = content["patients_seen"]
-        self.simulated = content["simulated"]
+        self.weight_C = state["channel_weights"].to(self.device)
+        self.progress = Progress(**state["progress"])
+        self.patients_seen = checkpoint.patients_seen
+        self.simulated = checkpoint.simulated
 
-    def start_from(self, path: Path) -> None:
+    def _must_agree(self, checkpoint: Checkpoint) -> list[tuple[str, Any, Any, str]]:
+        """What a resumed run shares with its checkpoint: (what, theirs, ours, remedy)."""
+        back, index = "set it as it was", self.index
+        balanced = checkpoint.settings["optim"]["balance_channels"]
+        return [
+            *(
+                (f"model.{name}", checkpoint.model[name], ours, back)
+                for name, ours in asdict(self.settings.model).items()
+            ),
+            ("optim.balance_channels", balanced, self.settings.optim.balance_channels, back),
+            (
+                "split",
+                checkpoint.split_hash,
+                index.split_hash,
+                "test patients may have been seen, so give the batches_dir that it was trained on",
+            ),
+            (
+                "scaling of signals",
+                checkpoint.scaling or index.scaling,  # unknown: no reason to refuse
+                index.scaling or checkpoint.scaling,
+                "give the batches_dir that it was trained on",
+            ),
+        ]
+
+    def start_from(self, checkpoint: Checkpoint) -> None:
         """Take the weights of a checkpoint, and remember whose signals are behind them."""
-        content = checkpoints.load_checkpoint(path)
-        layout = content["model"]["token_layout"]
+        where = f"init_from {checkpoint.path}"
+        layout = checkpoint.model["token_layout"]
         if layout != self.settings.model.token_layout:
             raise CheckpointError(
-                f"init_from {path}: its model.token_layout is {layout}, the settings say "
+                f"{where}: its model.token_layout is {layout}, the settings say "
                 f"{self.settings.model.token_layout}; its weights mean nothing there, set it alike"
             )
-        checkpoints.load_weights(self.model, content["state_dict"], f"init_from {path}")
+        checkpoints.load_weights(self.model, checkpoint.state_dict, where)
         if self.averaged is not None:
             self.averaged.load_state_dict(self.model.state_dict())
-        theirs = content["patients_seen"]
+        theirs = checkpoint.patients_seen
         self.patients_seen = None if theirs is None else sorted({*self.patients_seen, *theirs})
-        self.simulated = self.simulated or bool(content["simulated"])
+        self.simulated = self.simulated or checkpoint.simulated
 
 
 def describe_data(index: ExampleIndex, positions: np.ndarray) -> dict[str, Any]:
