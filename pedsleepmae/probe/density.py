@@ -8,7 +8,7 @@ model's Mahalanobis distance, and the validation patients, whom the fit has not 
 distances are usual.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -85,15 +85,10 @@ def fit_density(
         rest_variance=np.array(max(float(pca.noise_variance_), floor)),
         quantile_Q=np.empty(0),
     )
-    usual_N = np.concatenate(list(_distances(density, table, _spread(val, MAX_VAL_ROWS))))
+    chunks = table.chunks(_spread(val, MAX_VAL_ROWS), MAX_TRAIN_ROWS)
+    usual_N = np.concatenate([density.distance(x_NF) for _, x_NF in chunks])
     usual_N = usual_N[np.isfinite(usual_N)]
     return replace(density, quantile_Q=np.quantile(usual_N, np.linspace(0, 1, N_QUANTILES)))
-
-
-def _distances(
-    density: TrainingDensity, table: FeatureTable, positions: np.ndarray
-) -> Iterable[np.ndarray]:
-    return (density.distance(x_NF) for _, x_NF in table.chunks(positions, MAX_TRAIN_ROWS))
 
 
 def _spread(positions: np.ndarray, most: int) -> np.ndarray:

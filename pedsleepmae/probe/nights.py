@@ -73,8 +73,8 @@ def night_table(
     index: store.ExampleIndex,
     test: np.ndarray,
     prob_of: Mapping[str, np.ndarray],
-    studies: pd.DataFrame | None = None,
-    per_epoch: Mapping[str, float] | None = None,
+    studies: pd.DataFrame | None,
+    per_epoch: Mapping[str, float],
 ) -> pd.DataFrame:
     """One row for each test night: scored and predicted minutes of sleep, stages, and indices.
 
@@ -87,15 +87,12 @@ def night_table(
     the number of epochs on both sides, which lies near the clinical index but is not the same.
     Without the sleep task the scored sleep time serves both.
     """
-    per_epoch = per_epoch or {}
     stage_N = task_labels(index.labels, "sleep")[test]
     sleep_NK = prob_of.get("sleep")
     rows = []
     night_N = index.nights()[test]
-    for night in np.unique(night_N):
+    for night in np.unique(night_N[stage_N >= 0]):
         here = np.flatnonzero((night_N == night) & (stage_N >= 0))
-        if not len(here):
-            continue
         scored_K = np.bincount(stage_N[here], minlength=5) * EPOCH_MINUTES
         row = {
             "patient_id": int(index.patient_ids[test[here[0]]]),
