@@ -12,13 +12,7 @@ it again and it goes on. --inspect FILE.edf prints which of the 16 channels a fi
 import sys
 
 from pedsleepmae.config import load_settings
-from pedsleepmae.errors import (
-    EXIT_DONE,
-    EXIT_SKIPPED,
-    UserError,
-    require_file,
-    run_script,
-)
+from pedsleepmae.errors import EXIT_DONE, EXIT_SKIPPED, UserError, require_file, run_script
 from pedsleepmae.prepare.report import describe_outcomes, inspect_recording, write_report
 from pedsleepmae.prepare.run import PrepareSettings, open_inputs, prepare_dataset
 
