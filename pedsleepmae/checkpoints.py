@@ -1,27 +1,8 @@
 """Checkpoint files: written whole, loaded without pickle, the original authors' recognised.
 
-Ours is a dict that ``torch.load(..., weights_only=True)`` reads:
-
-=================  ==============================================================================
-format, version    FORMAT and VERSION
-state_dict         the weights (averaged ones when the run averages)
-model              the model's settings, so that nothing has to be retyped
-settings           all settings of the run
-step               optimiser steps behind these weights
-val_loss           validation loss of these weights; None when they were not validated
-split_hash         who is in which split (empty when unknown)
-patients_seen      sorted SHA-256 digests of the training patients, see :func:`hash_patient`, with
-                   those of init_from; None when these are unknown
-simulated          True when the data, or those of init_from, are simulated
-scaling            how script 1 standardised the data ("" when unknown)
-decoder            name of the file beside this one that holds the decoder's weights (published
-                   checkpoints that would be too large in one file)
-data               counts and facts about the training data, in words and numbers
-progress           what resuming needs: counters and stream position (checkpoint_last.pt alone)
-optimizer          likewise
-channel_weights    likewise, what each channel's error is multiplied with
-training_weights   likewise, the weights that are trained when state_dict holds averaged ones
-=================  ==============================================================================
+Ours is a dict that ``torch.load(..., weights_only=True)`` reads: ``format``, ``version``, the
+fields of :class:`Checkpoint` from ``state_dict`` to ``decoder``, and in checkpoint_last.pt what
+resuming needs (TO_RESUME). A published one may lie in two files, the decoder's weights beside it.
 """
 
 import hashlib
@@ -49,18 +30,16 @@ SUMS_NAME = "SHA256SUMS"  # as sha256sum writes and checks it; beside published 
 LARGEST_FILE = 90_000_000  # bytes: what plain git hosts take without complaint, with a margin
 PUBLISHED = ("model", "settings", "step", "val_loss", "split_hash", "patients_seen", "simulated")
 PUBLISHED += ("scaling", "data")
+# Counters and stream position; the optimiser's state; what each channel's error is multiplied
+# with; the weights that are trained when state_dict holds averaged ones.
 TO_RESUME = ("progress", "optimizer", "channel_weights", "training_weights")
 # What the weights' shapes and meaning depend on; the other settings of a model are of training.
-ARCHITECTURE = (
-    "patch_size",
-    "emb_dim",
-    "num_layer",
-    "num_head",
-    "decoder_emb_dim",
-    "decoder_num_layer",
-    "token_layout",
-)
+ARCHITECTURE = ("patch_size", "emb_dim", "num_layer", "num_head", "token_layout")
+ARCHITECTURE += ("decoder_emb_dim", "decoder_num_layer")
 ORIGINAL_NUM_HEAD = 4  # cannot be read off the tensors; all of the original's models have 4
+
+
+WANTED = "give a checkpoint that script 2 or the original authors wrote"
 
 
 class CheckpointError(UserError):
@@ -69,31 +48,25 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What stands in a checkpoint file, by the names atop this module.
-
-    A setting of ``model`` that the file is older than has its default. ``state_dict`` is the
-    whole also when the decoder's lies in another file, unless that is absent. ``resume`` holds
-    progress, optimizer, channel_weights and training_weights, or nothing. Of a file of the
-    ``original`` authors ``model`` is inferred from the tensors, patients_seen is None and
-    split_hash empty.
-    """
+    """What stands in a checkpoint file; of an older one or the original authors', what is known."""
 
     path: Path
     sha256: str  # of the file
-    device: torch.device | str
-    state_dict: dict[str, Tensor]
-    model: dict[str, Any]
-    settings: dict[str, Any] = field(default_factory=dict)
-    step: int | None = None
-    val_loss: float | None = None
-    split_hash: str = ""
+    device: torch.device | str  # that it was read to
+    state_dict: dict[str, Tensor]  # the weights (averaged ones when the run averages)
+    model: dict[str, Any]  # the model's settings, so that nothing has to be retyped
+    settings: dict[str, Any] = field(default_factory=dict)  # all settings of the run
+    step: int | None = None  # optimiser steps behind these weights
+    val_loss: float | None = None  # of these weights; None when they were not validated
+    split_hash: str = ""  # who is in which split; empty when unknown
+    # Sorted digests (hash_patient) of the training patients and of init_from's; None: unknown.
     patients_seen: list[str] | None = None
-    simulated: bool = False
-    scaling: str = ""
-    data: dict[str, Any] = field(default_factory=dict)
-    decoder: str | None = None
+    simulated: bool = False  # the data, or those of init_from
+    scaling: str = ""  # how script 1 standardised the data; empty when unknown
+    data: dict[str, Any] = field(default_factory=dict)  # facts about the training data
+    decoder: str | None = None  # name of the file beside this one with the decoder's weights
     original: bool = False
-    resume: dict[str, Any] = field(default_factory=dict)
+    resume: dict[str, Any] = field(default_factory=dict)  # what TO_RESUME names, or nothing
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -141,10 +114,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def load_model(path: Path | str, device: str | torch.device = "cpu") -> MaskedAutoencoder:
-    """The model of a checkpoint (ours or the original authors'), in evaluation mode on ``device``.
-
-    As :meth:`Checkpoint.build_model`.
-    """
+    """The model of a checkpoint, as :meth:`Checkpoint.build_model`."""
     return read_checkpoint(path, device).build_model()
 
 
@@ -156,26 +126,19 @@ def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Che
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; give a checkpoint of script 2")
+        raise CheckpointError(f"{path}: there is no such file; {WANTED}")
     if not zipfile.is_zipfile(path):  # what torch.save writes since 1.6 is a zip archive
-        raise CheckpointError(
-            f"{path}: not a whole checkpoint file; give one that script 2 or the original authors "
-            "wrote"
-        )
+        raise CheckpointError(f"{path}: not a whole checkpoint file; {WANTED}")
     sha256 = check_sum(path)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: does not load safely, as weights and plain values alone ({reason}); give a "
-            "checkpoint that script 2 or the original authors wrote"
+            f"{path}: does not load safely, as weights and plain values alone ({reason}); {WANTED}"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise CheckpointError(
-            f"{path}: holds no state_dict; give a checkpoint that script 2 or the original "
-            "authors wrote"
-        )
+        raise CheckpointError(f"{path}: holds no state_dict; {WANTED}")
     if "format" not in content:
         content = _content_of_original(path, content["state_dict"])
     elif content["format"] != FORMAT or content.get("version", 0) > VERSION:

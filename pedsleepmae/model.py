@@ -6,6 +6,7 @@ K kept slots, E width of one channel's patch embedding, D = 16 E width of a toke
 Names in the state dict are those of the original PedSleepMAE, so that its checkpoints load.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -275,18 +276,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.transpose(2, 3)).softmax(dim=3) @ v
 
 
-class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, MLP_RATIO * width)
-        self.fc2 = nn.Linear(MLP_RATIO * width, width)
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BND)))
-
-
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
@@ -295,22 +284,16 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.attn = Attention(width, num_head)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(width)
+        layers = {
+            "fc1": nn.Linear(width, MLP_RATIO * width),
+            "gelu": nn.GELU(),
+            "fc2": nn.Linear(MLP_RATIO * width, width),
+        }
+        self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.attn(self.norm1(x_BND))
         return x_BND + self.mlp(self.norm2(x_BND))
-
-
-class PatchProjection(nn.Module):
-    """Linear embedding of one channel's patch, P -> E."""
-
-    def __init__(self, patch_size: int, emb_dim: int):
-        super().__init__()
-        self.projection = nn.Linear(patch_size, emb_dim)
-
-    def forward(self, x_BCSP: Tensor) -> Tensor:
-        return self.projection(x_BCSP)
 
 
 class Encoder(nn.Module):
@@ -323,7 +306,8 @@ class Encoder(nn.Module):
         width, n_slots = PATCHES_PER_TOKEN * emb_dim, 1 + settings.n_patches
         self.cls_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
         self.pos_embedding = nn.Parameter(torch.empty(1, N_CHANNELS, n_slots, emb_dim))
-        self.patch_projection = PatchProjection(settings.patch_size, emb_dim)
+        projection = nn.Linear(settings.patch_size, emb_dim)  # of one channel's patch, P -> E
+        self.patch_projection = nn.Sequential(OrderedDict(projection=projection))
         self.transformer = nn.ModuleList(
             Block(width, settings.num_head) for _ in range(settings.num_layer)
         )
@@ -444,24 +428,6 @@ class MaskedAutoencoder(nn.Module):
             rows=rows,
         )
         return keep_BCK.expand(-1, N_CHANNELS, -1)
-
-    def covering_masks(self, generator: torch.Generator) -> list[Tensor]:
-        """As few ``keep_BCK`` (1, C, K) as hide every patch once or more, as training hides them.
-
-        Where the loss is on masked patches, only there has the decoder learnt what to say.
-        """
-        n_hide = self.n_patches - self.n_keep
-        n_runs = -(-self.n_patches // self.settings.mask_span)
-        noise_CR = torch.rand(
-            self.layout.n_masks, n_runs, generator=generator, device=generator.device
-        )
-        noise_CS = noise_CR.repeat_interleave(self.settings.mask_span, dim=1)[:, : self.n_patches]
-        order_CS = noise_CS.argsort(dim=1, stable=True)  # run by run, in time order within a run
-        masks = []
-        for start in range(0, self.n_patches, n_hide):
-            kept_CK = order_CS.roll(-start, dims=1)[:, n_hide:].sort(dim=1).values
-            masks.append(kept_CK.expand(N_CHANNELS, -1)[None])
-        return masks
 
     def draw_hidden_channels(
         self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)

@@ -28,7 +28,12 @@ from pedsleepmae.generate.space import (
     parse_queries,
 )
 from pedsleepmae.machine import Compute
-from pedsleepmae.model import MaskedAutoencoder, mean_over_present
+from pedsleepmae.model import (
+    TOKEN_LAYOUTS,
+    MaskedAutoencoder,
+    hidden_patches,
+    mean_over_present,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPNO, SPO2, SNORE, FLOW = (
@@ -201,6 +206,26 @@ def test_samples_are_read_where_they_were_hidden():
 
     read = imputation.read_where_hidden(model, decode)
     torch.testing.assert_close(read, torch.ones(1, 16, EPOCH_SAMPLES))
+
+
+@pytest.mark.parametrize("layout", TOKEN_LAYOUTS)
+@pytest.mark.parametrize("span", [1, 12])
+@pytest.mark.parametrize(("mask_ratio", "n_masks"), [(0.5, 2), (0.75, 2), (0.25, 4)])
+def test_covering_masks_hide_every_patch_and_keep_as_many_as_training(
+    layout, mask_ratio, n_masks, span
+):
+    sizes = {"patch_size": 20, "emb_dim": 2, "num_layer": 1, "num_head": 2}
+    model = MaskedAutoencoder(**sizes, token_layout=layout, mask_ratio=mask_ratio, mask_span=span)
+    masks = imputation.covering_masks(model, torch.Generator().manual_seed(0))
+    assert len(masks) == n_masks
+    hidden_MCS = torch.cat([hidden_patches(keep, 192) for keep in masks])
+    assert hidden_MCS.any(dim=0).all()
+    for keep in masks:
+        assert keep.shape == (1, 16, model.n_keep)
+        assert (keep.diff(dim=2) > 0).all()
+        assert (layout == "moment") == bool((keep == keep[:, :1]).all())
+        starts = hidden_patches(keep, 192).int().diff(dim=2) == 1
+        assert starts.sum(dim=2).max() <= 192 // span  # hidden in runs, as training hides them
 
 
 # ------------------------------------------------------------------ baselines and figures

@@ -163,25 +163,6 @@ def test_moment_layout_hides_the_same_patches_in_all_channels():
     assert not torch.equal(keep_BCK[0], keep_BCK[1])
 
 
-@pytest.mark.parametrize("layout", TOKEN_LAYOUTS)
-@pytest.mark.parametrize("span", [1, 12])
-@pytest.mark.parametrize(("mask_ratio", "n_masks"), [(0.5, 2), (0.75, 2), (0.25, 4)])
-def test_covering_masks_hide_every_patch_and_keep_as_many_as_training(
-    layout, mask_ratio, n_masks, span
-):
-    model = small_model(token_layout=layout, mask_ratio=mask_ratio, mask_span=span)
-    masks = model.covering_masks(torch.Generator().manual_seed(0))
-    assert len(masks) == n_masks
-    hidden_MCS = torch.cat([hidden_patches(keep, 192) for keep in masks])
-    assert hidden_MCS.any(dim=0).all()
-    for keep in masks:
-        assert keep.shape == (1, 16, model.n_keep)
-        assert (keep.diff(dim=2) > 0).all()
-        assert (layout == "moment") == bool((keep == keep[:, :1]).all())
-        starts = hidden_patches(keep, 192).int().diff(dim=2) == 1
-        assert starts.sum(dim=2).max() <= 192 // span  # hidden in runs, as training hides them
-
-
 def draw_channels(n: int, share: float, seed: int = 0, **settings) -> torch.Tensor:
     return random_channels(n, share, generator=torch.Generator().manual_seed(seed), **settings)
 

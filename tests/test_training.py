@@ -740,24 +740,14 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-        *("--master_port", port, str(ROOT / "2_pretrain_model.py")),
-        *("--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "two")),
-        *("--model.patch_size", "20", "--model.emb_dim", "2", "--model.num_layer", "1"),
-        *(
-            "--model.num_head",
-            "2",
-            "--model.mask_channels",
-            "0.5",
-            "--optim.batch_size",
-            "5",
-            "--optim.accumulate",
-            "2",
-        ),
-        *("--optim.warmup_steps", "2", "--optim.lr", "0.01", "--log_every", "1"),
-        *("--max_steps", "6", "--probe_every", "0", "--device", "cpu", "--precision", "float32"),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", port, str(ROOT / "2_pretrain_model.py")]
+    command += ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "two")]
+    command += ["--model.patch_size", "20", "--model.emb_dim", "2", "--model.num_layer", "1"]
+    command += ["--model.num_head", "2", "--model.mask_channels", "0.5"]
+    command += ["--optim.batch_size", "5", "--optim.accumulate", "2", "--optim.lr", "0.01"]
+    command += ["--optim.warmup_steps", "2", "--log_every", "1", "--max_steps", "6"]
+    command += ["--probe_every", "0", "--device", "cpu", "--precision", "float32"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     two = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False

@@ -131,13 +131,30 @@ def read_where_hidden(model: MaskedAutoencoder, decode: Callable[[Tensor], Tenso
     """
     device = next(model.parameters()).device
     total_BCT, count_1CT = 0.0, 0.0
-    for keep_1CK in model.covering_masks(torch.Generator().manual_seed(0)):
+    for keep_1CK in covering_masks(model, torch.Generator().manual_seed(0)):
         keep_1CK = keep_1CK.to(device)
         hidden_1CS = hidden_patches(keep_1CK, model.n_patches)
         hidden_1CT = hidden_1CS.repeat_interleave(model.patch_size, dim=2)
         total_BCT = total_BCT + decode(keep_1CK) * hidden_1CT
         count_1CT = count_1CT + hidden_1CT.float()
     return total_BCT / count_1CT
+
+
+def covering_masks(model: MaskedAutoencoder, generator: torch.Generator) -> list[Tensor]:
+    """As few ``keep_1CK`` as hide every patch once or more, as training hides them.
+
+    Where the loss is on masked patches, only there has the decoder learnt what to say.
+    """
+    n_patches, span = model.n_patches, model.settings.mask_span
+    n_hide, n_runs = n_patches - model.n_keep, -(-n_patches // span)
+    noise_CR = torch.rand(model.layout.n_masks, n_runs, generator=generator)
+    noise_CS = noise_CR.repeat_interleave(span, dim=1)[:, :n_patches]
+    order_CS = noise_CS.argsort(dim=1, stable=True)  # run by run, in time order within a run
+    masks = []
+    for start in range(0, n_patches, n_hide):
+        kept_CK = order_CS.roll(-start, dims=1)[:, n_hide:].sort(dim=1).values
+        masks.append(kept_CK.expand(N_CHANNELS, -1)[None])
+    return masks
 
 
 # ------------------------------------------------------------------ baselines

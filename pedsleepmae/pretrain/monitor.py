@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import cohen_kappa_score
+from sklearn.metrics import cohen_kappa_score, recall_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.utils.tensorboard import SummaryWriter
@@ -87,14 +87,8 @@ def draw_reconstruction(
         for axis, (first_s, last_s) in zip(pair, [(0.0, time_s[-1]), DETAIL_S], strict=True):
             shown = (time_s >= first_s) & (time_s <= last_s)
             hidden = hidden_CT[channel, shown]
-            axis.fill_between(
-                time_s[shown],
-                *(0, 1),
-                where=hidden,
-                transform=axis.get_xaxis_transform(),
-                color=HIDDEN_COLOUR,
-                linewidth=0,
-            )
+            look = {"color": HIDDEN_COLOUR, "transform": axis.get_xaxis_transform()}
+            axis.fill_between(time_s[shown], 0, 1, where=hidden, linewidth=0, **look)
             axis.plot(time_s[shown], x_CT[channel, shown], color=TRUE_COLOUR, linewidth=0.6)
             pred = np.where(hidden, pred_CT[channel, shown], np.nan)
             axis.plot(time_s[shown], pred, color=MODEL_COLOUR, linewidth=0.9)
@@ -118,36 +112,45 @@ def look_at_model(
 ) -> None:
     """Validate, draw and probe when it is time; a wanted stop puts that off to the next run."""
     settings, progress, step = trainer.settings, trainer.progress, trainer.progress.step
-    run_dir = settings.paths.run_dir
-    is_time = step > 0 and (step % settings.val_every == 0 or step == settings.max_steps)
-    if is_time and progress.validated_step < step:
-        figures = trainer.validate(stop_wanted) if len(trainer.val_positions) else {}
-        if figures is None:
-            return
-        progress.validated_step = step
-        if figures:
-            progress.val_loss = figures["loss"]
-            is_best = progress.best_val_loss is None or progress.val_loss < progress.best_val_loss
-            if is_best:
-                progress.best_val_loss, progress.best_step = progress.val_loss, step
-            say(
-                trainer,
-                f"step {step:,}: validation loss {loss_in_words(progress.val_loss)}"
-                f"{' (best so far)' if is_best else ''}{simulated_in_words(trainer)}",
-            )
-        if logbook:
-            draw_picture(trainer, run_dir / "pictures" / f"step_{step:08d}.png")
-            if figures:
-                logbook.write(step, "val", figures)
-                if is_best:
-                    trainer.save(run_dir / BEST, to_resume=False)
-    is_time = step > 0 and settings.probe_every and step % settings.probe_every == 0
+    if not step:
+        return
+    is_time = step % settings.val_every == 0 or step == settings.max_steps
+    if is_time and progress.validated_step < step and not validate(trainer, logbook, stop_wanted):
+        return
+    is_time = settings.probe_every and step % settings.probe_every == 0
     if is_time and progress.probed_step < step and len(trainer.val_positions):
         progress.probed_step = step
         if logbook:
             figures = probe(trainer)
             logbook.write(step, "probe", figures)
             say(trainer, f"step {step:,}: {probe_in_words(figures)}{simulated_in_words(trainer)}")
+
+
+def validate(trainer: Trainer, logbook: Logbook | None, stop_wanted: Callable[[], bool]) -> bool:
+    """Validate, draw, and save the best weights; False when a wanted stop came between."""
+    progress, step = trainer.progress, trainer.progress.step
+    run_dir, is_best = trainer.settings.paths.run_dir, False
+    figures = trainer.validate(stop_wanted) if len(trainer.val_positions) else {}
+    if figures is None:
+        return False
+    progress.validated_step = step
+    if figures:
+        progress.val_loss = figures["loss"]
+        is_best = progress.best_val_loss is None or progress.val_loss < progress.best_val_loss
+        if is_best:
+            progress.best_val_loss, progress.best_step = progress.val_loss, step
+        say(
+            trainer,
+            f"step {step:,}: validation loss {loss_in_words(progress.val_loss)}"
+            f"{' (best so far)' if is_best else ''}{simulated_in_words(trainer)}",
+        )
+    if logbook:
+        draw_picture(trainer, run_dir / "pictures" / f"step_{step:08d}.png")
+        if figures:
+            logbook.write(step, "val", figures)
+        if is_best:
+            trainer.save(run_dir / BEST, to_resume=False)
+    return True
 
 
 def draw_picture(trainer: Trainer, path: Path) -> None:
@@ -255,16 +258,12 @@ def probe_sleep_stage(
     if min(len(np.unique(stages[fit])), len(np.unique(stages[test]))) < 2:
         reason = "needs two patients, and two sleep stages in each half of the sample"
         return {"kappa": None, "balanced_accuracy": None, "reason": reason, **counts}
-    probe = make_pipeline(
-        StandardScaler(),
-        LogisticRegression(
-            C=PROBE_REGULARISATION, class_weight="balanced", max_iter=PROBE_ITERATIONS
-        ),
-    )
+    settings = {"C": PROBE_REGULARISATION, "max_iter": PROBE_ITERATIONS}
+    probe = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", **settings))
     with warnings.catch_warnings():  # quick on purpose: it may stop before it has converged
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(features[fit], stages[fit])
-    hit = probe.predict(features[test]) == stages[test]
-    recalls = [hit[stages[test] == stage].mean() for stage in np.unique(stages[test])]
-    kappa = cohen_kappa_score(stages[test], probe.predict(features[test]))
-    return {"kappa": float(kappa), "balanced_accuracy": float(np.mean(recalls)), **counts}
+    called, truth = probe.predict(features[test]), stages[test]
+    balanced = recall_score(truth, called, labels=np.unique(truth), average="macro")
+    kappa = cohen_kappa_score(truth, called)
+    return {"kappa": float(kappa), "balanced_accuracy": float(balanced), **counts}

@@ -434,26 +434,20 @@ class Trainer:
 
     def _must_agree(self, checkpoint: Checkpoint) -> list[tuple[str, Any, Any, str]]:
         """What a resumed run shares with its checkpoint: (what, theirs, ours, remedy)."""
-        back, index = "set it as it was", self.index
+        back, same_data = "set it as it was", "give the batches_dir that it was trained on"
+        theirs, ours, index = checkpoint.model, asdict(self.settings.model), self.index
         balanced = checkpoint.settings["optim"]["balance_channels"]
+        scaling = checkpoint.scaling or index.scaling  # unknown: no reason to refuse
         return [
-            *(
-                (f"model.{name}", checkpoint.model[name], ours, back)
-                for name, ours in asdict(self.settings.model).items()
-            ),
+            *((f"model.{name}", theirs[name], ours[name], back) for name in ours),
             ("optim.balance_channels", balanced, self.settings.optim.balance_channels, back),
             (
                 "split",
                 checkpoint.split_hash,
                 index.split_hash,
-                "test patients may have been seen, so give the batches_dir that it was trained on",
+                f"test patients may be seen: {same_data}",
             ),
-            (
-                "scaling of signals",
-                checkpoint.scaling or index.scaling,  # unknown: no reason to refuse
-                index.scaling or checkpoint.scaling,
-                "give the batches_dir that it was trained on",
-            ),
+            ("scaling of signals", scaling, index.scaling or scaling, same_data),
         ]
 
     def start_from(self, checkpoint: Checkpoint) -> None:
