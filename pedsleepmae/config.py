@@ -63,10 +63,6 @@ def load_settings(
     return settings
 
 
-def exit_bad_settings(sentence: str):
-    raise SystemExit(tell(sentence, EXIT_BAD_SETTINGS))
-
-
 def setting_types(settings_class: type, prefix: str = "") -> Types:
     """Dotted name -> type of every setting of a class, nested classes included."""
     types = {}
