@@ -14,10 +14,9 @@ from sklearn.metrics import silhouette_score
 
 from pedsleepmae import checkpoints, store
 from pedsleepmae.errors import SettingsError, check_bounds
-from pedsleepmae.explore import cohort, diagnoses, distances, report
+from pedsleepmae.explore import cohort, diagnoses, distances, maps, report
 from pedsleepmae.explore.run import ExplorationError, ExploreSettings, choose_positions
 from pedsleepmae.model import MaskedAutoencoder
-from pedsleepmae.probe import maps
 from pedsleepmae.simulate import health
 from pedsleepmae.simulate.cohort import SimulateSettings, plan_cohort
 from pedsleepmae.simulate.norms import prader_willi_apnea_shares

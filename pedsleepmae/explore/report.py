@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 from pedsleepmae import store
 from pedsleepmae.explore.cohort import Comparison, comparison_figures
 from pedsleepmae.explore.distances import EUCLIDEAN, TOGETHER, Distances
+from pedsleepmae.explore.maps import EmbeddingMap, event_kinds
 from pedsleepmae.explore.run import Exploration, NightPath
 from pedsleepmae.pages import plots
 from pedsleepmae.pages.page import (
@@ -24,7 +25,6 @@ from pedsleepmae.pages.page import (
     page_template,
     write_pictures,
 )
-from pedsleepmae.probe.maps import EmbeddingMap, event_kinds
 from pedsleepmae.tasks import STAGES, task_labels
 
 TEMPLATE = "explore.html.j2"

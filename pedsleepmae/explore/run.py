@@ -27,10 +27,7 @@ from pedsleepmae.explore.cohort import (
     find_cohort,
 )
 from pedsleepmae.explore.distances import Distances, DistanceSettings, compare_distances
-from pedsleepmae.machine import Compute
-from pedsleepmae.model import check_poolings
-from pedsleepmae.probe.embeddings import FeatureTable, open_features
-from pedsleepmae.probe.maps import (
+from pedsleepmae.explore.maps import (
     EmbeddingMap,
     diffusion_layout,
     event_kinds,
@@ -38,6 +35,9 @@ from pedsleepmae.probe.maps import (
     map_embeddings,
     principal_parts,
 )
+from pedsleepmae.machine import Compute
+from pedsleepmae.model import check_poolings
+from pedsleepmae.probe.embeddings import FeatureTable, open_features
 from pedsleepmae.probe.nights import read_studies
 from pedsleepmae.splits import DAYS_PER_YEAR
 from pedsleepmae.tasks import task_labels
