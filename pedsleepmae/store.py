@@ -302,8 +302,8 @@ def hash_signals(signals_NCT: np.ndarray) -> str:
 
 def write_grouping_state(batches_dir: Path, fingerprint: str, *, complete: bool) -> None:
     """Note which plan the batch files follow; until all are there, readers refuse the folder."""
-    with write_whole(Path(batches_dir) / GROUPING_STATE) as temporary:
-        temporary.write_text(json.dumps({"fingerprint": fingerprint, "complete": complete}))
+    state = {"fingerprint": fingerprint, "complete": complete}
+    write_text(Path(batches_dir) / GROUPING_STATE, json.dumps(state))
 
 
 def read_grouping_state(batches_dir: Path) -> dict:

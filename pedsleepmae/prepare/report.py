@@ -14,7 +14,7 @@ from pedsleepmae.prepare.examples import Outcome, first_usable, read_channel, re
 from pedsleepmae.prepare.grouping import Grouping
 from pedsleepmae.prepare.recordings import Recording, open_edf
 from pedsleepmae.splits import SPLITS
-from pedsleepmae.store import batch_path, map_signals, write_whole
+from pedsleepmae.store import batch_path, map_signals, write_text
 from pedsleepmae.tasks import STAGES
 
 # A channel is remarked on when more than this share of it is ...
@@ -114,8 +114,7 @@ def write_report(outcomes: Sequence[Outcome], plan: Grouping, batches_dir: Path)
         pictures=_pictures(plan, batches_dir),
     )
     path = batches_dir / "prepare_report.html"
-    with write_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

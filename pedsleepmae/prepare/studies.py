@@ -41,7 +41,7 @@ from pedsleepmae.store import (
     partial_path,
     remove_partial,
     write_examples,
-    write_whole,
+    write_text,
 )
 
 # Raised when what is written for the same recording and settings changes.
@@ -118,8 +118,8 @@ def prepare_study(
     if outcome.usable:
         _write_folder(folder, examples)
     if trace:
-        _write_text(log, trace)
-    _write_text(state, json.dumps(asdict(outcome)))
+        write_text(log, trace)
+    write_text(state, json.dumps(asdict(outcome)))
     return outcome
 
 
@@ -202,7 +202,7 @@ def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
         return {}
     if len(moments) < settings.min_channels:
         moments = {}
-    _write_text(path, json.dumps({"fingerprint": mark, "moments": moments}))
+    write_text(path, json.dumps({"fingerprint": mark, "moments": moments}))
     return moments
 
 
@@ -267,8 +267,3 @@ def _make_ready(examples_dir: Path) -> None:
 
 def _state_path(examples_dir: Path, name: str) -> Path:
     return examples_dir / ".prepared" / name
-
-
-def _write_text(path: Path, text: str) -> None:
-    with write_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
