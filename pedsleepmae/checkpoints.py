@@ -245,11 +245,11 @@ def hash_encoder(model: MaskedAutoencoder) -> str:
 
 
 # ------------------------------------------------------------------ publishing
-def publish(source: Path, target: Path, largest_file: int = LARGEST_FILE) -> list[Path]:
+def publish(source: Path, target: Path) -> list[Path]:
     """Write what ships of a checkpoint of script 2; the files written, SHA256SUMS the last.
 
     Weights in bfloat16, nothing that only resuming needs; the decoder in a file of its own beside
-    ``target`` when the whole would be larger than ``largest_file`` bytes.
+    ``target`` when the whole would be larger than LARGEST_FILE.
     """
     checkpoint = read_checkpoint(source)
     content = {name: getattr(checkpoint, name) for name in PUBLISHED}
@@ -257,7 +257,7 @@ def publish(source: Path, target: Path, largest_file: int = LARGEST_FILE) -> lis
     n_bytes = sum(2 * value.numel() for value in weights.values())
     beside = target.with_name(f"{target.stem}.decoder{target.suffix}")
     files = {target: content | {"state_dict": weights}}
-    if n_bytes > largest_file:
+    if n_bytes > LARGEST_FILE:
         of_decoder = {name: v for name, v in weights.items() if name.startswith("decoder.")}
         of_encoder = {name: v for name, v in weights.items() if name not in of_decoder}
         files = {

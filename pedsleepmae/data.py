@@ -25,6 +25,7 @@ LEAST_VARIANCE = 1e-3  # of a standardised channel; below, it is constant but fo
 # the page cache holds while the pool is read, so that each file comes from the disk once.
 POOL_FILES = 64
 OPEN_FILES = POOL_FILES + 16
+AHEAD = 4  # batches read while the model computes
 FLOAT16_EXPONENT = np.uint16(0x7C00)  # all of these bits set: infinite or not a number
 
 
@@ -93,12 +94,11 @@ def training_batches(
     rank: int = 0,
     world_size: int = 1,
     n_threads: int = 2,
-    ahead: int = 4,
     pin: bool = False,
 ) -> Iterator[Batch]:
     """Endless batches of these positions of the index, from stream position ``start`` on.
 
-    ``n_threads`` read ``ahead`` batches in advance; ``pin`` puts them into page-locked memory for
+    ``n_threads`` read AHEAD batches in advance; ``pin`` puts them into page-locked memory for
     transfers to a GPU. The order depends on the seed alone, not on the number of processes.
     """
     rows = share_of(batch_size, rank, world_size)
@@ -119,7 +119,7 @@ def training_batches(
             n_bad=n_bad,
         )
 
-    yield from in_advance(read, enumerate(chosen), n_threads, ahead)
+    yield from in_advance(read, enumerate(chosen), n_threads, AHEAD)
 
 
 def sample_batches(

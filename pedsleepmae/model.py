@@ -605,8 +605,8 @@ def check_poolings(pooling: str, candidates: Sequence[str]) -> list[str]:
 
 
 # ------------------------------------------------------------------ arithmetic
-def flops_per_example(model: MaskedAutoencoder, *, training: bool = True) -> float:
-    """Operations (2 for a multiply-add) in the matrix products of one masked example.
+def flops_per_example(model: MaskedAutoencoder) -> float:
+    """Operations (2 for a multiply-add) in the matrix products of training on one example.
 
     Linear layers and attention; the backward pass counts twice the forward one. Norms, GELU and
     the 8-wide patch layers are left out: under 1 %.
@@ -623,4 +623,4 @@ def flops_per_example(model: MaskedAutoencoder, *, training: bool = True) -> flo
     forward += blocks(model.decoder.transformer, decoder_width, 1 + model.n_patches)
     if model.decoder.bridge is not None:
         forward += 2 * (1 + model.n_keep) * encoder_width * decoder_width
-    return forward * (3 if training else 1)
+    return 3 * forward

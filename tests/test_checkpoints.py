@@ -98,7 +98,9 @@ X = torch.randn(2, 16, 3840, generator=torch.Generator().manual_seed(0))
 def published(tmp_path: Path, largest_file: int) -> Path:
     save_checkpoint(tmp_path / "checkpoint_best.pt", content(optimizer={"state": {}}))
     target = tmp_path / "ships" / "m15p8_checkpoint.pt"
-    publish(tmp_path / "checkpoint_best.pt", target, largest_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "LARGEST_FILE", largest_file)
+        publish(tmp_path / "checkpoint_best.pt", target)
     return target
 
 
