@@ -97,7 +97,7 @@ def edit_sums(path: Path, rng: np.random.Generator) -> str | None:
         return None
     form = pick(rng, [f"{wrong}  {name}", f"{wrong} *{name}", f"{wrong.upper()}  {name}"])
     path.write_text("\n".join([line for line in lines if name not in line] + [form]) + "\n")
-    return f"SHA256SUMS lists another sum: {form[60:]}"
+    return f"SHA256SUMS lists another sum{' in binary mode' if '*' in form else ''}"
 
 
 def build_probes(folder: Path) -> None:

@@ -134,8 +134,9 @@ def run_job(job: Job, pristine: Path, scratch: Path) -> Outcome:
             continue
         target = targets[int(rng.integers(len(targets)))]
         must_refuse = edit(target, rng)
-        done.append(f"{edit.__name__}({target.relative_to(folder)})")
-        (scratch / "edits.txt").write_text("\n".join(done), encoding="utf-8")
+        name = os.fsencode(target.relative_to(folder)).decode("utf-8", "backslashreplace")
+        done.append(f"{edit.__name__}({name})")
+        (scratch / "edits.txt").write_text("\n".join(done), "utf-8", "backslashreplace")
     _reset_peak()
     os.chdir(folder)
     start = time.monotonic()
