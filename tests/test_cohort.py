@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from pedsleepmae import channels, store, tasks
-from pedsleepmae.errors import SettingsError
+from pedsleepmae.errors import SettingsError, UserError, check_bounds
 from pedsleepmae.prepare import annotations, layouts, recordings
-from pedsleepmae.simulate import batches, cohort, draw, nch_files
+from pedsleepmae.simulate import batches, cohort, draw, nch_files, run
 from pedsleepmae.simulate.cohort import SimulateSettings
 from pedsleepmae.simulate.events import EventRates
 from pedsleepmae.simulate.signals import simulate_signals
@@ -31,8 +31,7 @@ def settings_for(folder: Path, **fields) -> SimulateSettings:
 
 def write(settings) -> list[cohort.Visit]:
     visits = cohort.plan_cohort(settings)
-    for _ in nch_files.write_cohort(visits, settings):
-        pass
+    run.simulate(visits, settings)
     return visits
 
 
@@ -125,13 +124,21 @@ def test_a_child_that_comes_again_is_older_and_less_ill():
         ({"montage_b_fraction": 1.5}, "montage_b_fraction is 1.5"),
         ({"rates_hz": [130]}, "rates_hz"),
         ({"rates_hz": []}, "rates_hz"),
-        ({"events": EventRates(apneas_per_hour=-1)}, "events"),
+        ({"events": EventRates(apneas_per_hour=-1)}, "events.apneas_per_hour is -1"),
+        ({"val_fraction": -0.1}, "val_fraction is -0.1"),
+        ({"seed": -1}, "seed is -1; give 0 or more"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields, message):
+    settings = SimulateSettings(**(SMALL | fields))
+
+    def check():  # as load_settings does
+        check_bounds(settings)
+        settings.check()
+
     with pytest.raises(SettingsError, match=message):
-        SimulateSettings(**(SMALL | fields)).check()
+        check()
 
 
 # ------------------------------------------------------------------ bytes
@@ -440,7 +447,7 @@ def test_batch_files_hold_every_epoch_once_and_each_patient_in_one_split(tmp_pat
 
 def test_examples_are_mixed_and_none_is_lost_when_memory_holds_few_visits(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "VISITS_IN_MEMORY", 1)
-    monkeypatch.setattr(batches, "BATCH_EXAMPLES", 32)
+    monkeypatch.setattr(store, "BATCH_EXAMPLES", 32)
     settings = settings_for(tmp_path, batches_dir=tmp_path, n_repeat_studies=0)
     visits = cohort.plan_cohort(settings)
     total = sum(batches.write_batches(visits, settings))
@@ -495,8 +502,17 @@ def test_event_files_drive_the_cohort_in_turn(tmp_path):
         assert night.duration_s <= visit.duration_s
         assert set(night.scored_stages) <= {0, 2}
     empty = settings_for(tmp_path / "out", event_dir=tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"no .tsv file"):
+    with pytest.raises(SettingsError, match=r"no .tsv file"):
         cohort.plan_cohort(empty)
+
+
+def test_an_event_file_without_stages_is_refused_by_its_name(tmp_path):
+    text = "onset\tduration\tdescription\n900.0\t20.0\tMixed Apnea\n"
+    (tmp_path / "7_1.tsv").write_text(text)
+    settings = settings_for(tmp_path / "out", event_dir=tmp_path, hours=0.5)
+    visit = cohort.plan_cohort(settings)[0]
+    with pytest.raises(UserError, match=r"7_1.tsv: no scored stage"):
+        cohort.visit_night(visit, settings)
 
 
 def test_an_excerpt_moves_stages_and_events_together():

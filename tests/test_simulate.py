@@ -1,7 +1,7 @@
 """Simulated nights: the truth follows the rules by age, and the signals follow the truth."""
 
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,22 @@ import pytest
 from pedsleepmae import tasks
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import annotations
-from pedsleepmae.simulate import batches, body, draw, head, norms, signals, waves
-from pedsleepmae.simulate.events import (
+from pedsleepmae.simulate import batches, body, draw, head, norms, waves
+from pedsleepmae.simulate.events import EventRates, _desaturation
+from pedsleepmae.simulate.night import (
     AROUSAL,
     DESATURATION,
     RESPIRATORY,
     SHALLOW_DIP,
-    EventRates,
-    _desaturation,
+    Child,
+    Event,
+    Night,
+    _deal,
+    draw_ages,
+    draw_child,
+    draw_hypnogram,
+    score_stages,
 )
-from pedsleepmae.simulate.night import Event, Night, _deal, draw_child, draw_hypnogram, score_stages
 from pedsleepmae.simulate.signals import simulate_signals
 
 SHARED_TSV = Path(__file__).resolve().parents[2] / "shared" / "psg" / "ucddb_tsv"
@@ -27,6 +33,11 @@ W, N1, N2, N3, R = range(5)
 RATE = 128
 BLOCK_S = 600  # of each stage in the hand-made night
 APNEAS = ("Obstructive Apnea", "Central Apnea", "Mixed Apnea")
+ALL_CHANNELS = np.ones(16, bool)
+
+
+def any_child(rng) -> Child:
+    return draw_child(rng, draw_ages(rng, 1)[0])
 
 
 def a_child(age_years=9.0, seed=4, **fields):
@@ -98,7 +109,7 @@ def drawn():
     nights = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        child = draw_child(rng)
+        child = any_child(rng)
         nights.append(draw.draw_night(child, 10_800.0, 97.25, EventRates(), rng))
     return nights
 
@@ -154,7 +165,7 @@ def test_stage_shares_of_a_scored_cohort_are_near_nchs():
     counts = np.zeros(5)
     for seed in range(150):
         rng = np.random.default_rng(seed)
-        child = draw_child(rng)
+        child = any_child(rng)
         stages = draw_hypnogram(180, child.age_years, rng)
         counts += np.bincount(score_stages(stages, rng), minlength=5)
     shares = counts / counts.sum()
@@ -308,12 +319,6 @@ def test_scored_stages_disagree_most_about_n1_and_beside_changes():
 
 
 # ------------------------------------------------------------------ building blocks
-def test_fast_length_is_the_smallest_product_of_2_3_and_5():
-    products = sorted(2**a * 3**b * 5**c for a, b, c in product(range(12), range(8), range(6)))
-    for n in range(1, 2000):
-        assert waves.fast_length(n) == next(p for p in products if p >= n)
-
-
 def test_band_noise_has_unit_power_in_its_band_and_one_density_at_every_rate():
     noise = {
         rate: waves.band_noise(np.random.default_rng(1), 300 * rate, rate, (20.0, 100.0))
@@ -344,14 +349,15 @@ def test_scattered_times_follow_their_rate():
 
 
 def test_a_breath_is_two_fifths_inspiration_and_its_co2_a_plateau():
-    volume, flow, co2 = body.breath_tables(1000)
-    assert volume.argmax() == pytest.approx(400, abs=2)
-    assert (volume.min(), volume.max()) == (-1, 1)
-    assert (flow[1:400] > 0).all()
-    assert (flow[410:900] < 0).all()
-    assert co2[100:400].max() < 0.01
-    assert co2[600:].min() > 0.9
-    assert (np.diff(co2[600:]) >= 0).all()
+    volume, flow, co2 = body.breath_tables()
+    phase = body.PHASES
+    assert phase[volume.argmax()] == pytest.approx(0.4, abs=0.002)
+    assert (volume.min(), volume.max()) == (-1, pytest.approx(1, abs=1e-5))
+    assert (flow[(phase > 0) & (phase < 0.4)] > 0).all()
+    assert (flow[(phase >= 0.41) & (phase < 0.9)] < 0).all()
+    assert co2[(phase >= 0.1) & (phase < 0.4)].max() < 0.01
+    assert co2[phase >= 0.6].min() > 0.9
+    assert (np.diff(co2[phase >= 0.6]) >= 0).all()
 
 
 # ------------------------------------------------------------------ EEG, EOG, EMG
@@ -441,7 +447,7 @@ def test_derivations_are_differences_of_the_same_electrodes(quiet, monkeypatch):
     assert np.corrcoef(x, block(quiet["EEG CZ-O1"], N3))[0, 1] > 0.6
     level = {name: np.float32(2.0**i) for i, name in enumerate(head.ELECTRODES)}
     monkeypatch.setattr(
-        signals,
+        head,
         "recorded_electrodes",
         lambda *_: {n: np.full(7680, v) for n, v in level.items()},
     )
@@ -639,11 +645,11 @@ def test_a_rate_that_does_not_fit_the_knots_is_refused():
 
 def test_examples_are_the_scored_epochs_in_the_units_of_the_channels():
     rng = np.random.default_rng(5)
-    child = draw_child(rng)
+    child = any_child(rng)
     night = draw.draw_night(child, 1900.0, 50.5, EventRates(), rng)
     present = np.ones(16, bool)
     present[12] = False
-    x_NCT, labels, present_NC = batches.simulate_examples(night, np.random.default_rng(1), present)
+    x_NCT, labels, present_NC = batches.simulate_examples(night, present, np.random.default_rng(1))
     n = int((1900 - 50.5) // 30)
     assert x_NCT.shape == (n, 16, 3840)
     assert x_NCT.dtype == np.float32
@@ -666,8 +672,8 @@ def test_examples_are_the_scored_epochs_in_the_units_of_the_channels():
 def test_the_seed_decides_everything():
     def make(seed):
         rng = np.random.default_rng(seed)
-        night = draw.draw_night(draw_child(rng), 900.0, 20.0, EventRates(), rng)
-        return batches.simulate_examples(night, rng)[0]
+        night = draw.draw_night(any_child(rng), 900.0, 20.0, EventRates(), rng)
+        return batches.simulate_examples(night, ALL_CHANNELS, rng)[0]
 
     np.testing.assert_array_equal(make(3), make(3))
     assert not np.array_equal(make(3), make(4))
@@ -677,8 +683,8 @@ def test_simple_features_tell_n3_from_wake_but_not_n1_from_rem():
     slow, tone, stages = [], [], []
     for seed in range(8):
         rng = np.random.default_rng(seed + 20)
-        night = draw.draw_night(draw_child(rng), 3660.0, 60.0, EventRates(), rng)
-        x_NCT, labels, _ = batches.simulate_examples(night, rng)
+        night = draw.draw_night(any_child(rng), 3660.0, 60.0, EventRates(), rng)
+        x_NCT, labels, _ = batches.simulate_examples(night, ALL_CHANNELS, rng)
         spectrum = np.abs(np.fft.rfft(x_NCT[:, 6])) ** 2
         hz = np.fft.rfftfreq(3840, 1 / 128)
         slow.append(np.log(spectrum[:, (hz > 0.5) & (hz < 2)].mean(1)))

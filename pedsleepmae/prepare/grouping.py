@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae.prepare.examples import Outcome
+from pedsleepmae.prepare.tables import write_splits, write_studies
 from pedsleepmae.prepare.workers import Workers, holder
 from pedsleepmae.splits import (
     SPLITS,
@@ -33,7 +34,6 @@ from pedsleepmae.store import (
     remove_partial,
     write_batch,
     write_grouping_state,
-    write_table,
 )
 from pedsleepmae.tasks import EVENT_COUNTS
 
@@ -235,9 +235,6 @@ def write_tables(
                 "recording": outcome.recording,
             }
         )
-    whole = ["patient_id", "study_id", "age_days", *EVENT_COUNTS.values()]
-    table = pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
-    write_table(batches_dir / "studies.csv", table)
+    write_studies(batches_dir, rows)
     if by == "patient":
-        splits = pd.DataFrame(sorted(assignment.items()), columns=["patient_id", "split"])
-        write_table(batches_dir / "splits.csv", splits)
+        write_splits(batches_dir, assignment)

@@ -2,7 +2,7 @@
 
 Axes: n samples, K control knots, S seconds. The events of the night command the breathing; every
 sensor looks at the same breaths with a gain of its own. Amplitudes without a source are ours;
-sources are spelt out in `simulate_norms`.
+sources are spelt out in `norms`.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pedsleepmae.simulate import norms
-from pedsleepmae.simulate.night import Night
+from pedsleepmae.simulate.night import DESATURATION, RESPIRATORY, SHALLOW_DIP, Event, Night
 from pedsleepmae.simulate.norms import REM, WAKE
 from pedsleepmae.simulate.waves import (
     KNOT_HZ,
@@ -24,6 +24,8 @@ from pedsleepmae.simulate.waves import (
     spread,
     spread_phase,
 )
+
+PHASES = np.arange(2048) / 2048  # of one breath or heartbeat, where their tables have a value
 
 
 # ------------------------------------------------------------------ breathing
@@ -53,15 +55,16 @@ def breathe(night: Night, state: State, rng: np.random.Generator) -> Breathing:
     (Grigg-Damberger). What is no event happens too: a sigh with a pause of one breath after it,
     and shallow breathing without any consequence.
     """
-    child, n_knots = night.child, state.n_knots
+    child, n_knots, asleep = night.child, state.n_knots, 1 - state.stage[WAKE]
     rate = norms.breaths_per_minute(child.age_years) * child.breath_factor
     irregular = state.by_stage((0.16, 0.09, 0.05, 0.025, 0.15))
     per_minute = rate * state.by_stage((1.15, 1.03, 1.0, 0.98, 1.06))
     per_minute *= np.exp(irregular * slow_noise(rng, n_knots, 8.0)) * (1 + 0.15 * state.arousal)
     size = np.exp(1.3 * irregular * slow_noise(rng, n_knots, 6.0)) * (1 + 0.5 * state.arousal)
+
+    # Sighs with their pause, and shallow breathing, which are no events.
     flow, chest, abdomen = np.ones((3, n_knots))
     breath_s = 60 / rate
-    asleep = 1 - state.stage[WAKE]
     for sigh_s in scatter(rng, 0.2 * asleep, 30.0):
         sigh = slice(round(sigh_s * KNOT_HZ), round((sigh_s + breath_s) * KNOT_HZ))
         pause = slice(sigh.stop, sigh.stop + round(rng.uniform(0.6, 1.3) * breath_s * KNOT_HZ))
@@ -70,14 +73,16 @@ def breathe(night: Night, state: State, rng: np.random.Generator) -> Breathing:
     for shallow_s in scatter(rng, 0.15 * asleep, 40.0):
         end_s = shallow_s + rng.uniform(6, 20)
         flow[round(shallow_s * KNOT_HZ) : round(end_s * KNOT_HZ)] *= rng.uniform(0.45, 0.85)
+
+    # The events, deeper breaths after them, snoring around the obstructive ones.
     young = np.clip((3 - child.age_years) / 3, 0, 1)
     paradox = 0.03 + 0.2 * young * state.stage[REM]
     snore = 0.5 * child.snoring * state.by_stage((0, 0.3, 0.8, 1.0, 0.5))
     for event in night.events:
-        if not event.name.endswith(("Apnea", "Hypopnea")):
+        if event.name not in RESPIRATORY:
             continue
-        first, last = round(event.onset_s * KNOT_HZ), round(event.end_s * KNOT_HZ)
-        last = max(last, first + 1)
+        first = round(event.onset_s * KNOT_HZ)
+        last = max(round(event.end_s * KNOT_HZ), first + 1)
         recovery = slice(last, last + round(rng.uniform(5, 9) * KNOT_HZ))
         _command(event, slice(first, last), (flow, chest, abdomen, paradox, snore), rng)
         deeper = rng.uniform(1.15, 1.6)
@@ -98,7 +103,7 @@ def breathe(night: Night, state: State, rng: np.random.Generator) -> Breathing:
     )
 
 
-def _command(event, inside: slice, curves, rng) -> None:
+def _command(event: Event, inside: slice, curves: tuple[np.ndarray, ...], rng) -> None:
     """Set the curves (flow, chest, abdomen, paradox, snore) of one respiratory event."""
     flow, chest, abdomen, paradox, snore = curves
     length = inside.stop - inside.start
@@ -125,23 +130,19 @@ def _command(event, inside: slice, curves, rng) -> None:
     paradox[rest] = rng.uniform(0.42, 0.55)
 
 
-def breath_tables(n: int = 2048) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(volume, flow, CO2) over one breath, (n,) each: inspiration is the first 40 %.
+def breath_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(volume, flow, CO2) over one breath, (2048,) each: inspiration is the first 40 %.
 
     Volume -1 to 1, flow 1 at peak inspiration and negative in expiration with a pause at its
     end, CO2 0 in inspiration and a plateau that rises a little in expiration (1 at its end).
     """
-    phase = np.arange(n) / n
-    inside = phase < 0.4
-    out = (phase - 0.4) / 0.6
-    volume = np.where(inside, (1 - np.cos(np.pi * phase / 0.4)) / 2, 0.0)
-    volume = np.where(inside, volume, (1 + np.cos(np.pi * np.clip(out / 0.85, 0, 1))) / 2)
-    flow = np.where(
-        inside, np.sin(np.pi * phase / 0.4), -0.8 * np.sin(np.pi * np.clip(out / 0.85, 0, 1))
-    )
+    inspiration, out = PHASES < 0.4, (PHASES - 0.4) / 0.6
+    half_in, half_out = np.pi * PHASES / 0.4, np.pi * np.clip(out / 0.85, 0, 1)
+    volume = np.where(inspiration, (1 - np.cos(half_in)) / 2, (1 + np.cos(half_out)) / 2)
+    flow = np.where(inspiration, np.sin(half_in), -0.8 * np.sin(half_out))
     rise = 1 / (1 + np.exp(-(out - 0.14) / 0.03))
-    fall = 1 / (1 + np.exp((phase - 0.03) / 0.008))  # the last breath's gas is still washed out
-    co2 = np.where(inside, fall, rise * (0.93 + 0.07 * np.clip(out, 0, 1)))
+    fall = 1 / (1 + np.exp((PHASES - 0.03) / 0.008))  # the last breath's gas is still washed out
+    co2 = np.where(inspiration, fall, rise * (0.93 + 0.07 * np.clip(out, 0, 1)))
     return 2 * volume - 1, flow, co2
 
 
@@ -154,10 +155,7 @@ def effort_belts(
     moved = spread(state.movement, rate_hz)
     postures = np.sort(rng.uniform(0, night.duration_s, rng.poisson(night.duration_s / 3000)))
     belts = []
-    for amplitude, lag in (
-        (breath.chest, np.zeros(state.n_knots)),
-        (breath.abdomen, breath.paradox),
-    ):
+    for amplitude, lag in ((breath.chest, 0.0), (breath.abdomen, breath.paradox)):
         posture = np.ones(state.n_knots)
         for time_s in postures:
             posture[round(time_s * KNOT_HZ) :] = np.exp(0.35 * rng.standard_normal())
@@ -191,7 +189,7 @@ def flow_sensors(
         c_flow = 0.03 * noise[0] + 0.01 * clean
     ptaf = np.sign(clean) * np.sqrt(np.abs(clean)) * mouth + 0.04 * noise[1] + 0.6 * bumps
     delayed = np.roll(clean, round(0.25 * rate_hz))
-    thermistor = look_up(np.sin(2 * np.pi * np.arange(2048) / 2048 - 0.4), phase_n)
+    thermistor = look_up(np.sin(2 * np.pi * PHASES - 0.4), phase_n)
     thermistor = thermistor * np.sqrt(np.abs(amplitude)) * 0.8 + 0.3 * delayed + 0.03 * noise[2]
     gains = np.exp(0.7 * rng.standard_normal(3)).astype(np.float32)
     return {
@@ -251,7 +249,7 @@ def oximeter(night: Night, state: State, rng: np.random.Generator) -> np.ndarray
     spo2 = night.child.spo2_percent + 0.35 * slow_noise(rng, state.n_knots, 90.0)
     spo2 += 0.2 * slow_noise(rng, state.n_knots, 15.0)
     for event in night.events:
-        if event.name not in ("Oxygen Desaturation", "dip"):
+        if event.name not in (DESATURATION, SHALLOW_DIP):
             continue
         fall_s = 0.65 * event.duration_s
         near = slice(max(int(event.onset_s * KNOT_HZ), 0), int((event.end_s + 12) * KNOT_HZ) + 1)
@@ -277,8 +275,7 @@ def heart(
     bpm = rate * state.by_stage((1.12, 1.02, 1.0, 0.98, 1.05))
     bpm *= np.exp(0.03 * slow_noise(rng, state.n_knots, 10.0))
     bpm *= 1 + 0.05 * np.sin(2 * np.pi * breath.cycles) + 0.15 * soften(state.arousal, 4)
-    phase = np.arange(2048) / 2048
     waves = ((0.20, 0.025, 0.12), (0.345, 0.008, -0.12), (0.36, 0.010, 1.0), (0.378, 0.009, -0.25))
-    table = sum(size * np.exp(-0.5 * ((phase - at) / sd) ** 2) for at, sd, size in waves)
-    table = table + 0.28 * np.exp(-0.5 * ((phase - 0.62) / 0.045) ** 2)
+    table = sum(size * np.exp(-0.5 * ((PHASES - at) / sd) ** 2) for at, sd, size in waves)
+    table = table + 0.28 * np.exp(-0.5 * ((PHASES - 0.62) / 0.045) ** 2)
     return look_up(table, spread_phase(np.cumsum(bpm) / (60 * KNOT_HZ), rate_hz)), bpm

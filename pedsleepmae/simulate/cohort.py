@@ -1,8 +1,8 @@
-"""A simulated cohort: who comes when, with which montage; and its examples as batch files.
+"""A simulated cohort: who comes when, with which montage, lacking what; and the night of a visit.
 
 Everything is drawn from the seed alone: each visit has its own random stream, so that neither the
 number of workers nor the order in which they finish changes a byte. The same cohort becomes NCH's
-files in `cohort_files` (which needs edfio) or batch files here (which do not).
+files in `nch_files` (which needs edfio) or batch files in `batches` (which does not).
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_S
-from pedsleepmae.errors import SettingsError
+from pedsleepmae.errors import SettingsError, UserError, bounded
 from pedsleepmae.prepare.annotations import Scoring, read_tsv
-from pedsleepmae.simulate import draw, night
+from pedsleepmae.simulate.draw import draw_night, night_from_scoring
 from pedsleepmae.simulate.events import EventRates
-from pedsleepmae.simulate.night import Child, Night
+from pedsleepmae.simulate.night import Child, Night, draw_ages, draw_child, with_prader_willi
+from pedsleepmae.tasks import UNSCORED
 
 
 @dataclass
@@ -28,68 +29,52 @@ class SimulateSettings:
     batches_dir: Path | None = None
     """Write batch files for scripts 2 and 3 straight to this folder, and no EDF; none: EDF.
     Health_Data/ stands in output_dir all the same."""
-    n_patients: int = 12
+    n_patients: int = bounded(12, 1)
     """Number of children."""
-    n_repeat_studies: int = 1
+    n_repeat_studies: int = bounded(1, 0)
     """How many of them come a second time."""
-    hours: float = 1.5
+    hours: float = bounded(1.5, 0.25, 14)
     """Length of a recording, hours (each is within a tenth of it); sleep cycles are compressed to
     fit short nights. With event_dir: the longest excerpt of a night."""
     events: EventRates = field(default_factory=EventRates)
-    montage_b_fraction: float = 0.3
+    montage_b_fraction: float = bounded(0.3, 0, 1)
     """Share of recordings with NCH's montage B (OSAT, Resp Chest, 256 or 512 Hz); it shapes the EDF
     file, not the 16 channels, and so changes nothing with batches_dir."""
-    absent_channel_fraction: float = 0.2
+    absent_channel_fraction: float = bounded(0.2, 0, 1)
     """Share of recordings that lack one or more of the 16 channels."""
-    absent_group_fraction: float = 0.0
+    absent_group_fraction: float = bounded(0.0, 0, 1)
     """Share of recordings that lack whole groups: no EEG, nothing on the head, no respiration."""
     rates_hz: list[int] = field(default_factory=lambda: [256, 256, 256, 400])
     """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often.
     With batches_dir everything is simulated at 128 Hz."""
-    prader_willi_fraction: float = 0.0
+    prader_willi_fraction: float = bounded(0.0, 0, 1)
     """Share of the children with Prader-Willi syndrome (DIAGNOSIS.csv says who): more and longer
     apneas, rather central ones in the young, deeper desaturations, low muscle tone."""
     event_dir: Path | None = None
     """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
-    first_id: int = 900_001
+    first_id: int = bounded(900_001, 1)
     """Number of the first patient and of the first study, above NCH's (patients to 20,830, studies
     to 26,278). Cohorts that meet in one evaluation need ranges of their own."""
-    val_fraction: float = 0.15
+    val_fraction: float = bounded(0.15, 0, below=1)
     """With batches_dir: share of the patients in val."""
-    test_fraction: float = 0.15
+    test_fraction: float = bounded(0.15, 0, below=1)
     """With batches_dir: share of the patients in test."""
-    n_workers: int = 2
+    n_workers: int = bounded(2, 1)
     """Processes; the files do not depend on it."""
-    seed: int = 0
+    seed: int = bounded(0, 0)
     """Everything is drawn from it."""
 
     def check(self) -> None:
-        for key, least in (
-            ("n_patients", 1),
-            ("n_workers", 1),
-            ("n_repeat_studies", 0),
-            ("first_id", 1),
-        ):
-            if getattr(self, key) < least:
-                raise SettingsError(f"{key} is {getattr(self, key)}; give {least} or more")
         if self.n_repeat_studies > self.n_patients:
             raise SettingsError(
                 f"n_repeat_studies is {self.n_repeat_studies} with n_patients "
                 f"{self.n_patients}; a second visit needs a first: give at most n_patients"
             )
-        if not 0.25 <= self.hours <= 14:
-            raise SettingsError(f"hours is {self.hours:g}; give 0.25 (15 minutes) to 14")
-        shares = ("montage_b_fraction", "absent_channel_fraction", "absent_group_fraction")
-        for key in (*shares, "prader_willi_fraction"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise SettingsError(f"{key} is {getattr(self, key):g}; give a share from 0 to 1")
         if not self.rates_hz or any(rate % 4 or not 100 <= rate <= 2048 for rate in self.rates_hz):
             raise SettingsError(
                 f"rates_hz is {self.rates_hz}; give multiples of 4 from 100 to 2048, such as 256"
             )
-        if min(vars(self.events).values()) < 0:
-            raise SettingsError("events: a rate below 0 has no meaning; give 0 or more")
-        if not 0 <= self.val_fraction + self.test_fraction < 1:
+        if self.val_fraction + self.test_fraction >= 1:
             raise SettingsError(
                 f"val_fraction + test_fraction is {self.val_fraction + self.test_fraction:g}; "
                 "keep it below 1 so that patients remain for training"
@@ -152,21 +137,19 @@ def plan_cohort(settings: SimulateSettings) -> list[Visit]:
     """Visits of the cohort in order of patient and study.
 
     The first ``n_repeat_studies`` patients come again, months later, less ill (as after the
-    removal of the tonsils). Raises ValueError when event_dir holds no .tsv file.
+    removal of the tonsils). Raises SettingsError when event_dir holds no .tsv file.
     """
-    event_files = [None]
-    if settings.event_dir is not None:
-        event_files = sorted(Path(settings.event_dir).glob("*.tsv"))
-        if not event_files:
-            raise ValueError(f"event_dir: no .tsv file in {settings.event_dir}")
-    affected = _with_prader_willi(settings)
+    event_dir = settings.event_dir
+    event_files = [None] if event_dir is None else sorted(event_dir.glob("*.tsv"))
+    if not event_files:
+        raise SettingsError(f"event_dir: no .tsv file in {event_dir}; give a folder of NCH's")
+    ages, ill = _ages(settings), _with_prader_willi(settings)
     visits = []
     for patient in range(settings.n_patients):
         rng = np.random.default_rng((settings.seed, 1, patient))
-        # Ages spread over the range, so that a small cohort has toddlers and adolescents.
-        child = night.draw_child(rng, _age_of(patient, settings))
-        if patient in affected:
-            child = night.with_prader_willi(child)
+        child = draw_child(rng, ages[patient])
+        if patient in ill:
+            child = with_prader_willi(child)
         for number in range(1 + (patient < settings.n_repeat_studies)):
             if number:
                 child = replace(
@@ -188,12 +171,13 @@ def _with_prader_willi(settings: SimulateSettings) -> set[int]:
     return set(order[:n_affected].tolist())
 
 
-def _age_of(patient: int, settings: SimulateSettings) -> float:
-    """Age of a patient: the cohort's ages are spread evenly over NCH's distribution, shuffled."""
+def _ages(settings: SimulateSettings) -> list[float]:
+    """Ages of the patients, evenly over NCH's distribution in random order: a small cohort has
+    toddlers and adolescents too."""
     rng = np.random.default_rng((settings.seed, 0))
-    ages = np.sort(0.5 + 17.5 * rng.beta(1.3, 1.6, 4096))
-    place = (rng.permutation(settings.n_patients)[patient] + 0.5) / settings.n_patients
-    return float(ages[int(place * len(ages))])
+    ages = np.sort(draw_ages(rng, 4096))
+    place = (rng.permutation(settings.n_patients) + 0.5) / settings.n_patients
+    return ages[(place * len(ages)).astype(int)].tolist()
 
 
 def _plan_visit(
@@ -247,13 +231,14 @@ def visit_night(visit: Visit, settings: SimulateSettings) -> Night:
     """The night of a visit, drawn or driven by its event file."""
     rng = np.random.default_rng((*visit.stream, 1))
     if visit.event_file is None:
-        return draw.draw_night(
-            visit.child, visit.duration_s, visit.first_onset_s, settings.events, rng
-        )
-    scoring = excerpt(read_tsv(visit.event_file), visit.duration_s, visit.first_onset_s, rng)
+        return draw_night(visit.child, visit.duration_s, visit.first_onset_s, settings.events, rng)
+    scoring = read_tsv(visit.event_file)
+    if not (scoring.stages != UNSCORED).any():
+        raise UserError(f"{visit.event_file}: no scored stage; give the .tsv of a scored night")
+    scoring = excerpt(scoring, visit.duration_s, visit.first_onset_s, rng)
     end_s = scoring.stage_onsets_s[-1] + EPOCH_S
-    duration_s = min(visit.duration_s, 4 * np.ceil(end_s / 4))
-    return draw.night_from_scoring(visit.child, scoring, float(duration_s), settings.events, rng)
+    duration_s = min(visit.duration_s, float(4 * np.ceil(end_s / 4)))
+    return night_from_scoring(visit.child, scoring, duration_s, settings.events, rng)
 
 
 def excerpt(
@@ -266,13 +251,13 @@ def excerpt(
     n_epochs = int((duration_s - first_onset_s) / EPOCH_S)
     last = len(scoring.stages) - n_epochs
     event_onsets_s = np.array([event.onset_s for event in scoring.events])
-    best, most = 0, -1
-    for first in rng.integers(0, last + 1, 10) if last > 0 else [0]:
+
+    def n_events(first: int) -> int:
         start_s = scoring.stage_onsets_s[first]
         inside = (event_onsets_s >= start_s) & (event_onsets_s < start_s + duration_s)
-        n_sleep = (scoring.stages[first : first + n_epochs] > 0).sum()
-        if (count := inside.sum() * (n_sleep > 0)) > most:
-            best, most = first, count
+        return inside.sum() * (scoring.stages[first : first + n_epochs] > 0).any()
+
+    best = max(rng.integers(0, last + 1, 10) if last > 0 else [0], key=n_events)
     shift_s = first_onset_s - scoring.stage_onsets_s[best]
     events = [replace(event, onset_s=event.onset_s + shift_s) for event in scoring.events]
     return Scoring(

@@ -2,16 +2,18 @@
 
 Axes: S seconds. The truth is drawn over the stage of each second (``stage_of_S``); a scorer misses
 some events, invents some, takes some for their neighbour and is a little off in time. Rules and
-their sources stand in `simulate_norms`.
+their sources stand in `norms`.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
+from pedsleepmae.errors import bounded
 from pedsleepmae.simulate import norms
-from pedsleepmae.simulate.night import Child, Event
+from pedsleepmae.simulate.night import AROUSAL, DESATURATION, SHALLOW_DIP, Child, Event
 from pedsleepmae.simulate.norms import REM
 
 
@@ -24,93 +26,72 @@ class EventRates:
     4.71 %). NCH's prevalence comes of 0.85, 1.8, 6, 4.3 and min_events 0.
     """
 
-    apneas_per_hour: float = 5.0
+    apneas_per_hour: float = bounded(5.0, 0)
     """Obstructive, central and mixed apneas."""
-    hypopneas_per_hour: float = 6.0
+    hypopneas_per_hour: float = bounded(6.0, 0)
     """Hypopneas, obstructive or not."""
-    spontaneous_desaturations_per_hour: float = 2.5
+    spontaneous_desaturations_per_hour: float = bounded(2.5, 0)
     """Desaturations besides those that apneas and hypopneas cause."""
-    spontaneous_arousals_per_hour: float = 6.0
+    spontaneous_arousals_per_hour: float = bounded(6.0, 0)
     """Arousals besides those that end apneas and hypopneas."""
-    min_events: int = 4
+    min_events: int = bounded(4, 0)
     """Each recording has at least this many apneas, hypopneas, desaturations and arousals."""
 
 
-AROUSAL, DESATURATION = "EEG arousal", "Oxygen Desaturation"
-SHALLOW_DIP = "dip"  # a fall of SpO2 below 3 %, which nobody scores
-RESPIRATORY = (*norms.APNEA_SHARES, *norms.HYPOPNEA_SHARES)
-# (kind, code) of a scored event -> the name that NCH gives it
-EVENT_NAMES = {
-    ("apnea", 1): "Central Apnea",
-    ("apnea", 2): "Obstructive Apnea",
-    ("apnea", 3): "Mixed Apnea",
-    ("hypop", 1): "Obstructive Hypopnea",
-    ("hypop", 2): "Hypopnea",
-    ("desat", 1): DESATURATION,
-    ("eeg", 1): AROUSAL,
-}
-
-# What a scorer takes an event for instead.
-_CONFUSED_WITH = {
+_CONFUSED_WITH = {  # what a scorer takes an event for instead
     "Obstructive Apnea": "Obstructive Hypopnea",
     "Mixed Apnea": "Obstructive Apnea",
     "Central Apnea": "Hypopnea",
     "Obstructive Hypopnea": "Obstructive Apnea",
     "Hypopnea": "Obstructive Hypopnea",
 }
+QUIET_END_S = 45  # no event begins later: its desaturation still fits into the recording
 
 
 # ------------------------------------------------------------------ the truth
 def draw_events(
-    child: Child,
-    stage_of_S: np.ndarray,
-    rates: EventRates,
-    rng: np.random.Generator,
+    child: Child, stage_of_S: np.ndarray, rates: EventRates, rng: np.random.Generator
 ) -> list[Event]:
     """True events of a night whose true stage in each second is ``stage_of_S`` (S,).
 
     Respiratory events come in clusters, more of them in REM; desaturations and arousals follow
     them or come by themselves. At least ``rates.min_events`` of each kind.
     """
-    sleep_h = (stage_of_S > 0).sum() / 3600
-    n_apneas = max(rates.min_events, rng.poisson(rates.apneas_per_hour * child.severity * sleep_h))
-    n_hypopneas = max(
-        rates.min_events, rng.poisson(rates.hypopneas_per_hour * child.severity * sleep_h)
-    )
     apnea_shares = norms.APNEA_SHARES
     if child.prader_willi:
         apnea_shares = norms.prader_willi_apnea_shares(child.age_years)
-    names = [*_draw_names(apnea_shares, n_apneas, rng)]
-    names += _draw_names(norms.HYPOPNEA_SHARES, n_hypopneas, rng)
+    sleep_h = (stage_of_S > 0).sum() / 3600
+    n_apneas = rng.poisson(rates.apneas_per_hour * child.severity * sleep_h)
+    n_hypopneas = rng.poisson(rates.hypopneas_per_hour * child.severity * sleep_h)
+    names = []
+    for shares, n in ((apnea_shares, n_apneas), (norms.HYPOPNEA_SHARES, n_hypopneas)):
+        n = max(rates.min_events, n)
+        names += list(rng.choice(list(shares), size=n, p=list(shares.values())))
     rng.shuffle(names)
-    clusters = np.exp(0.9 * _smooth(rng.standard_normal(len(stage_of_S)), 90))
-    free = np.ones(len(stage_of_S), bool)
-    free[-45:] = False  # the desaturation still fits into the recording
-    breathing = []
+    clusters = gaussian_filter1d(rng.standard_normal(len(stage_of_S)), 90, mode="wrap", truncate=3)
+    clusters = np.exp(0.9 * clusters / clusters.std())
+    free_S, breathing = _free_seconds(stage_of_S), []
     for name in names:
-        risk = np.array(norms.STAGE_RISK[name])[stage_of_S] * clusters
-        event = _place(name, _event_duration_s(name, child, rng), risk, free, stage_of_S, rng)
+        risk_S = np.array(norms.STAGE_RISK[name])[stage_of_S] * clusters
+        event = _place(name, _event_duration_s(name, child, rng), risk_S, free_S, rng)
         if event is not None:
             if stage_of_S[int(event.onset_s)] == REM:
                 event = event._replace(duration_s=event.duration_s * norms.REM_LONGER)
-            if "Hypopnea" in name:
-                event = event._replace(size=rng.uniform(0.25, 1 - norms.LEAST_FLOW_DROP - 0.05))
+            event = draw_size(event, rng)
             breathing.append(event)
-            start, end = int(event.onset_s - 10), int(event.end_s + rng.uniform(10, 16))
-            free[max(start, 0) : end + 1] = False
+            _occupy(free_S, event, rng.uniform(10, 16))
     return sorted(breathing + add_consequences(breathing, child, stage_of_S, rates, rng))
 
 
-def _draw_names(shares: dict[str, float], n: int, rng: np.random.Generator) -> list[str]:
-    return list(rng.choice(list(shares), size=n, p=list(shares.values())))
+def _free_seconds(stage_of_S: np.ndarray) -> np.ndarray:
+    """Where events may be in a night that has none yet, (S,): in sleep, not at the very end."""
+    return (stage_of_S > 0) & (np.arange(len(stage_of_S)) < len(stage_of_S) - QUIET_END_S)
 
 
-def _smooth(x: np.ndarray, sd_samples: float) -> np.ndarray:
-    """Gaussian-smoothed noise, brought back to unit variance."""
-    half = int(3 * sd_samples)
-    kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / sd_samples) ** 2)
-    smooth = np.convolve(np.pad(x, half, mode="wrap"), kernel, mode="valid")
-    return smooth / (smooth.std() or 1.0)
+def _occupy(free_S: np.ndarray, event: Event, after_s: float = 10.0) -> None:
+    """Take the seconds of an event, and stable sleep before and after it, out of the free ones."""
+    before_s = norms.STABLE_SLEEP_BEFORE_AROUSAL_S
+    free_S[max(int(event.onset_s - before_s), 0) : int(event.end_s + after_s) + 1] = False
 
 
 def _event_duration_s(name: str, child: Child, rng: np.random.Generator) -> float:
@@ -123,14 +104,9 @@ def _event_duration_s(name: str, child: Child, rng: np.random.Generator) -> floa
 
 
 def _place(
-    name: str,
-    duration_s: float,
-    risk_S: np.ndarray,
-    free_S: np.ndarray,
-    stage_of_S: np.ndarray,
-    rng: np.random.Generator,
+    name: str, duration_s: float, risk_S: np.ndarray, free_S: np.ndarray, rng: np.random.Generator
 ) -> Event | None:
-    """The event at a random free place in sleep, or None where 30 tries find none."""
+    """The event at a random free place, or None where 30 tries find none."""
     cumulative = np.cumsum(risk_S * free_S)
     if not cumulative[-1] > 0:
         return None
@@ -138,7 +114,7 @@ def _place(
         second = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
         onset_s = second + rng.random()
         inside = slice(second, int(onset_s + duration_s * norms.REM_LONGER) + 2)
-        if inside.stop < len(free_S) and free_S[inside].all() and (stage_of_S[inside] > 0).all():
+        if inside.stop < len(free_S) and free_S[inside].all():
             return Event(onset_s, duration_s, name)
     return None
 
@@ -165,27 +141,24 @@ def add_consequences(
         if wakes:
             onset_s = event.end_s + rng.uniform(-1.0, 1.0)
             found.append(Event(onset_s, _arousal_duration_s(rng), AROUSAL))
-    wanted = {
-        AROUSAL: rates.spontaneous_arousals_per_hour * child.arousability * sleep_h,
-        DESATURATION: rates.spontaneous_desaturations_per_hour * child.severity * sleep_h,
-    }
-    for name, expected in wanted.items():
+
+    # The spontaneous ones keep clear of those, arousals of the respiratory events too.
+    n_arousals = rates.spontaneous_arousals_per_hour * child.arousability * sleep_h
+    n_falls = rates.spontaneous_desaturations_per_hour * child.severity * sleep_h
+    for name, expected in ((AROUSAL, n_arousals), (DESATURATION, n_falls)):
         caused = [event for event in found if event.name == name]
-        free = np.ones(len(stage_of_S), bool)
-        free[-45:] = False
+        free_S = _free_seconds(stage_of_S)
         for event in [*caused, *(breathing if name == AROUSAL else [])]:
-            before = norms.STABLE_SLEEP_BEFORE_AROUSAL_S
-            free[max(int(event.onset_s - before), 0) : int(event.end_s + before) + 1] = False
-        risk = np.array(norms.STAGE_RISK[name])[stage_of_S].astype(float)
+            _occupy(free_S, event)
+        risk_S = np.array(norms.STAGE_RISK[name])[stage_of_S]
         for _ in range(max(rng.poisson(expected), rates.min_events - len(caused))):
             duration_s = _arousal_duration_s(rng) if name == AROUSAL else rng.uniform(10, 30)
-            event = _place(name, duration_s, risk, free, stage_of_S, rng)
+            event = _place(name, duration_s, risk_S, free_S, rng)
             if event is not None:
                 depth = norms.LEAST_DESATURATION + rng.gamma(1.3, 0.9)
                 found.append(event._replace(size=depth if name == DESATURATION else 1.0))
-                free[int(event.onset_s - 10) : int(event.end_s + 10) + 1] = False
-    end_s = len(stage_of_S)
-    return [event for event in found if event.end_s < end_s]
+                _occupy(free_S, event)
+    return [event for event in found if event.end_s < len(stage_of_S)]
 
 
 def _desaturation(
@@ -211,8 +184,8 @@ def _arousal_duration_s(rng: np.random.Generator) -> float:
     return float(np.clip(6.0 * np.exp(0.4 * rng.standard_normal()), 3.2, 15))
 
 
-def with_size(event: Event, rng: np.random.Generator) -> Event:
-    """An event of a real scoring, with a size as a drawn one would have."""
+def draw_size(event: Event, rng: np.random.Generator) -> Event:
+    """The event with a flow that is left (hypopneas) or a fall of SpO2 (desaturations)."""
     if "Hypopnea" in event.name:
         return event._replace(size=rng.uniform(0.25, 1 - norms.LEAST_FLOW_DROP - 0.05))
     if event.name == DESATURATION:
@@ -236,12 +209,11 @@ def score_events(
         if event.name in _CONFUSED_WITH and rng.random() < norms.CONFUSED_EVENTS:
             event = event._replace(name=_CONFUSED_WITH[event.name])
         scored.append(jitter(event, rng))
-    asleep = np.flatnonzero(stage_of_S[:-45] > 0)
+    asleep = np.flatnonzero(stage_of_S[:-QUIET_END_S] > 0)
     for _ in range(rng.poisson(norms.SPURIOUS_EVENTS * len(real)) if len(asleep) else 0):
         model = real[rng.integers(len(real))]
         scored.append(jitter(model._replace(onset_s=float(rng.choice(asleep))), rng))
-    end_s = len(stage_of_S)
-    return sorted(event for event in scored if event.end_s < end_s)
+    return sorted(event for event in scored if event.end_s < len(stage_of_S))
 
 
 def jitter(event: Event, rng: np.random.Generator) -> Event:

@@ -3,7 +3,7 @@
 Axes: n samples, E electrodes, K control knots. Electrodes come first and the bipolar channels are
 their differences, so that C3-M2 and CZ-O1 agree with each other as in a real head. Amplitudes
 without a source are ours, chosen to look right on a technician's screen; sources are spelt out in
-`simulate_norms`.
+`norms`.
 """
 
 import numpy as np
@@ -42,6 +42,10 @@ _MAP = {
     "occipital": (0.1, 0.1, 0.3, 0.3, 0.3, 1.0, 1.0, 0.2, 0.2, 0.05, 0.05),
     "left": (0.7, 0.1, 0.8, 0.1, 0.35, 0.6, 0.1, 0.25, 0.0, 0.3, 0.0),
     "right": (0.1, 0.7, 0.1, 0.8, 0.35, 0.1, 0.6, 0.0, 0.25, 0.0, 0.3),
+    # E1 lies below the left eye and E2 above the right one: what the eyeballs do shows with
+    # opposite sign (AASM), what the frontal lobe does with the same.
+    "eyeballs": (-0.06, 0.06, -0.02, 0.02, 0, 0, 0, 0, 0, -0.95, 0.9),
+    "lids": (0.3, 0.3, 0.08, 0.08, 0.08, 0, 0, 0, 0, -0.7, 0.8),
 }
 # Background bands: limits Hz, steepness of 1/f, RMS at C3 in W N1 N2 N3 R (uV, 8-year-old),
 # and their sources.
@@ -67,13 +71,10 @@ def brain_electrodes(
     """Brain potentials at the electrodes, (E, n) float32."""
     n = (state.n_knots - 1) * rate_hz // KNOT_HZ
     x = np.zeros((len(ELECTRODES), n), np.float32)
-    streams = rng.spawn(6)
-    _add_background(x, night, state, rate_hz, streams[0])
-    _add_slow_waves(x, night, state, rate_hz, streams[1])
-    _add_posterior_rhythm(x, night, state, rate_hz, streams[2])
-    _add_spindles(x, night, state, rate_hz, streams[3])
-    _add_sleep_waves(x, night, state, rate_hz, streams[4])
-    _add_arousals(x, night, state, rate_hz, streams[5])
+    parts = [_add_background, _add_slow_waves, _add_posterior_rhythm]
+    parts += [_add_spindles, _add_sleep_waves, _add_arousals]
+    for add_part, stream in zip(parts, rng.spawn(len(parts)), strict=True):
+        add_part(x, night, state, rate_hz, stream)
     return x
 
 
@@ -109,9 +110,12 @@ def _add_slow_waves(x, night, state, rate_hz, rng) -> None:
     level *= child.eeg_gain * norms.slow_wave_gain(child.age_years)
     level *= np.exp(0.25 * slow_noise(rng, state.n_knots, 12.0)) * (1 - 0.8 * state.arousal)
     shared = band_noise(rng, x.shape[1], rate_hz, (0.5, 2.0), 0.5)
-    weights = {"frontal": 0.45 + 0.35 * front, "central": 0.6, "occipital": 0.65 - 0.35 * front}
     curve = spread(level, rate_hz)
-    for (name, weight), delay_s in zip(weights.items(), (0.0, 0.02, 0.05), strict=True):
+    for name, weight, delay_s in (
+        ("frontal", 0.45 + 0.35 * front, 0.0),
+        ("central", 0.6, 0.02),
+        ("occipital", 0.65 - 0.35 * front, 0.05),
+    ):
         own = band_noise(rng, x.shape[1], rate_hz, (0.5, 2.0), 0.5)
         wave = 0.85 * np.roll(shared, round(delay_s * rate_hz)) + 0.5 * own
         _add_noise(x, wave * curve, on_map(name, weight))
@@ -262,15 +266,11 @@ def recorded_electrodes(
     streams = rng.spawn(3)
     x = brain_electrodes(night, state, rate_hz, streams[0])
     eye, blink = eye_movements(night, state, rate_hz, streams[1])
+    _add_noise(x, eye, on_map("eyeballs"))
+    _add_noise(x, blink, on_map("lids"))
+
+    # What all electrodes see, each with a weight of its own.
     rng = streams[2]
-    # E1 lies below the left eye and E2 above the right one: what the eyeballs do shows with
-    # opposite sign (AASM), what the frontal lobe does with the same.
-    to_eye = dict(
-        zip(ELECTRODES, (-0.06, 0.06, -0.02, 0.02, 0, 0, 0, 0, 0, -0.95, 0.9), strict=True)
-    )
-    to_blink = dict(
-        zip(ELECTRODES, (0.3, 0.3, 0.08, 0.08, 0.08, 0, 0, 0, 0, -0.7, 0.8), strict=True)
-    )
     n = x.shape[1]
     seconds = np.arange(n, dtype=np.float64) / rate_hz
     mains = np.sin(2 * np.pi * (MAINS_HZ * seconds % 1)).astype(np.float32)
@@ -279,16 +279,11 @@ def recorded_electrodes(
     muscle *= spread(0.6 + 1.5 * state.stage[WAKE] + 14 * state.movement, rate_hz)
     beat = rng.uniform(0, 7)
     for row, name in zip(x, ELECTRODES, strict=True):
-        if to_eye[name]:
-            row += np.float32(to_eye[name]) * eye
-        if to_blink[name]:
-            row += np.float32(to_blink[name]) * blink
         row += np.float32(rng.uniform(20, 90) * rng.choice((-1, 1))) * sway
         row += np.float32(rng.uniform(0.15, 0.6)) * muscle
         row += np.float32(rng.gamma(1.2, 0.5)) * mains
-        row += np.float32(1.2 * np.exp(0.3 * rng.standard_normal())) * rng.standard_normal(
-            n, np.float32
-        )
+        hiss_uv = np.float32(1.2 * np.exp(0.3 * rng.standard_normal()))
+        row += hiss_uv * rng.standard_normal(n, np.float32)
         if name in ("M1", "M2"):
             row += np.float32(beat * rng.uniform(0.5, 1.5)) * heart_n
         row *= np.float32(np.exp(0.08 * rng.standard_normal()))

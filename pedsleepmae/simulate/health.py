@@ -15,7 +15,7 @@ from pedsleepmae.simulate.cohort import Visit
 from pedsleepmae.store import write_whole
 
 APNEA_SEVERITY = 1.0  # children above it carry a diagnosis of sleep apnea, the others of snoring
-# (DX_CODE_TYPE, DX_CODE, DX_NAME, DX_ALT_CODE)
+CODE_COLUMNS = ("DX_CODE_TYPE", "DX_CODE", "DX_NAME", "DX_ALT_CODE")
 _APNEA = ("ICD10", "G47.33", "Obstructive sleep apnea (adult) (pediatric)", "327.23")
 _SNORING = ("ICD10", "R06.83", "Snoring", "786.09")
 _PRADER_WILLI = (  # NCH's rows before October 2015 are ICD-9
@@ -31,18 +31,17 @@ def write_health_data(folder: Path, visits: list[Visit]) -> None:
     """SLEEP_STUDY.csv, DEMOGRAPHIC.csv and DIAGNOSIS.csv with NCH's columns, latin-1."""
     studies, people = [], {}
     for visit in visits:
-        length = datetime.timedelta(seconds=visit.duration_s)
         studies.append(
             {
                 "STUDY_PAT_ID": visit.patient_id,
                 "SLEEP_STUDY_ID": visit.study_id,
                 "SLEEP_STUDY_START_DATETIME": visit.start.strftime("%m/%d/%Y %H:%M:%S"),
-                "SLEEP_STUDY_DURATION_DATETIME": f" {length}",  # NCH's has stray spaces
+                # With NCH's stray space.
+                "SLEEP_STUDY_DURATION_DATETIME": f" {datetime.timedelta(seconds=visit.duration_s)}",
                 "AGE_AT_SLEEP_STUDY_DAYS": visit.age_days,
             }
         )
         born = visit.start.date() - datetime.timedelta(days=visit.age_days)
-        male = visit.child.sex == "M"
         people.setdefault(
             visit.patient_id,
             {
@@ -51,7 +50,7 @@ def write_health_data(folder: Path, visits: list[Visit]) -> None:
                 "PCORI_GENDER_CD": visit.child.sex,
                 "PCORI_RACE_CD": "UN",
                 "PCORI_HISPANIC_CD": "UN",
-                "GENDER_DESCR": "Male" if male else "Female",
+                "GENDER_DESCR": "Male" if visit.child.sex == "M" else "Female",
                 "RACE_DESCR": "Unknown",
                 "ETHNICITY_DESCR": "Unknown",
                 "LANGUAGE_DESCR": "Español" if visit.patient_id % 9 == 0 else "English",
@@ -59,16 +58,11 @@ def write_health_data(folder: Path, visits: list[Visit]) -> None:
                 "PEDS_GEST_AGE_NUM_DAYS": "",
             },
         )
-    tables = {
-        "SLEEP_STUDY": studies,
-        "DEMOGRAPHIC": list(people.values()),
-        "DIAGNOSIS": _diagnoses(visits),
-    }
-    for name, rows in tables.items():
+    tables = {"SLEEP_STUDY": studies, "DEMOGRAPHIC": people.values()}
+    for name, rows in (tables | {"DIAGNOSIS": _diagnoses(visits)}).items():
+        text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
         with write_whole(folder / f"{name}.csv") as temporary:
-            pd.DataFrame(rows).to_csv(
-                temporary, index=False, encoding="latin-1", lineterminator="\n"
-            )
+            temporary.write_text(text, encoding="latin-1")
 
 
 def _diagnoses(visits: list[Visit]) -> list[dict]:
@@ -81,8 +75,8 @@ def _diagnoses(visits: list[Visit]) -> list[dict]:
             found += [_PRADER_WILLI[day < ICD10_SINCE], _OBESITY]
         if visit.patient_id % 5 == 0:
             found.append(_REDACTED)
-        for kind, code, name, other in found:
-            hidden = code == "redacted"
+        for code in found:
+            hidden = code is _REDACTED
             rows.append(
                 {
                     "STUDY_DX_ID": len(rows) + 1,
@@ -92,10 +86,7 @@ def _diagnoses(visits: list[Visit]) -> list[dict]:
                     "DX_END_DATETIME": "",
                     "DX_SOURCE_TYPE": "Final Dx",
                     "DX_ENC_TYPE": "Sleep Study",
-                    "DX_CODE_TYPE": kind,
-                    "DX_CODE": code,
-                    "DX_NAME": name,
-                    "DX_ALT_CODE": other,
+                    **dict(zip(CODE_COLUMNS, code, strict=True)),
                     "CLASS_OF_PROBLEM": "redacted" if hidden else "",
                     "CHRONIC_YN": "redacted" if hidden else "Y",
                     "PROV_ID": "",

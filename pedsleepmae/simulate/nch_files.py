@@ -20,41 +20,43 @@ from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.prepare.recordings import SIMULATED_MARK
 from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
 from pedsleepmae.simulate.draw import STAGE_TEXTS, UNSCORED_TEXT, scored_rows
-from pedsleepmae.simulate.health import write_health_data
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.signals import simulate_signals
-from pedsleepmae.store import write_whole
+from pedsleepmae.store import write_text, write_whole
 
 EDF_RESERVED = (192, b"EDF+C")  # place of the reserved field in the header, and what NCH has there
-_INVERTED = ("uV", 8711.0, -8711.0)  # Natus exports voltages upside down
 DIGITAL = (-32768, 32767)
+ANONYMISED = datetime.date(2001, 1, 1)
 
 
 @dataclass(frozen=True)
 class Slot:
     """One signal of a montage: its label, which simulated signal it shows, unit and header range.
 
-    ``factor`` turns the simulated value into the file's unit.
+    ``factor`` turns the simulated value into the file's unit. Natus exports voltages upside down.
     """
 
     label: str
     name: str
-    unit: str = _INVERTED[0]
-    physical_min: float = _INVERTED[1]
-    physical_max: float = _INVERTED[2]
+    unit: str = "uV"
+    physical_min: float = 8711.0
+    physical_max: float = -8711.0
     factor: float = 1.0
-
-
-def _number(label: str, name: str, unit: str, low: float, high: float) -> Slot:
-    return Slot(label, name, unit, low, high)
 
 
 _HEAD = ("EOG LOC-M2", "EOG ROC-M1")
 _SCALP = ("F3-M2", "F4-M1", "C3-M2", "C4-M1", "O1-M2", "O2-M1")
 _EEG = tuple(Slot(f"EEG {pair}", f"EEG {pair}") for pair in _SCALP)
+_DEVICES = (
+    Slot("Rate", "RATE", "bpm", 0, 300),
+    Slot("EtCO2", "ETCO2", "mmHg", 0, 150),
+    Slot("Capno", "CAPNO", "mmHg", -10, 150),
+    Slot("Resp Rate", "RESP RATE", "bpm", 0, 150),
+)
+_TCCO2 = Slot("TcCO2", "TCCO2", "mmHg", 0, 150)
 # The order of 10000_17728; `Patient Event` stands first in 97 % of montage A's files.
 MONTAGE_A = (
-    _number("Patient Event", "PATIENT EVENT", "", -1, 1),
+    Slot("Patient Event", "PATIENT EVENT", "", -1, 1),
     *(Slot(label, label) for label in _HEAD),
     Slot("EMG Chin1-Chin2", "EMG CHIN1-CHIN2"),
     *_EEG,
@@ -66,14 +68,11 @@ MONTAGE_A = (
     Slot("Resp Airflow", "RESP AIRFLOW"),
     Slot("Resp Thoracic", "RESP THORACIC"),
     Slot("Resp Abdominal", "RESP ABDOMINAL"),
-    _number("SpO2", "SPO2", "%", 0, 102.3),
-    _number("Rate", "RATE", "bpm", 0, 300),
-    _number("EtCO2", "ETCO2", "mmHg", 0, 150),
-    _number("Capno", "CAPNO", "mmHg", -10, 150),
-    _number("Resp Rate", "RESP RATE", "bpm", 0, 150),
-    _number("C-flow", "C-FLOW", "LPM", -500, 500),
-    _number("Tidal Vol", "TIDAL VOL", "mL", 0, 3000),
-    _number("Pressure", "PRESSURE", "cmH2O", -10, 40),
+    Slot("SpO2", "SPO2", "%", 0, 102.3),
+    *_DEVICES,
+    Slot("C-flow", "C-FLOW", "LPM", -500, 500),
+    Slot("Tidal Vol", "TIDAL VOL", "mL", 0, 3000),
+    Slot("Pressure", "PRESSURE", "cmH2O", -10, 40),
 )
 # The order of 18685_16246. OSAT and the belts carry a voltage unit here: another scale than A's.
 MONTAGE_B = (
@@ -92,13 +91,10 @@ MONTAGE_B = (
     Slot("Resp Chest", "RESP THORACIC", "mV", 8711, -8711, 0.7),
     Slot("Resp Abdomen", "RESP ABDOMINAL", "mV", 8711, -8711, 0.7),
     Slot("OSAT", "SPO2", "uV", 0, 102.3),
-    _number("Rate", "RATE", "bpm", 0, 300),
-    _number("EtCO2", "ETCO2", "mmHg", 0, 150),
-    _number("Capno", "CAPNO", "mmHg", -10, 150),
-    _number("Resp Rate", "RESP RATE", "bpm", 0, 150),
-    _number("TcCO2", "TCCO2", "mmHg", 0, 150),
-    _number("C-Flow", "C-FLOW", "LPM", -500, 500),
-    _number("C-Pressure", "PRESSURE", "cmH2O", -10, 40),
+    *_DEVICES,
+    _TCCO2,
+    Slot("C-Flow", "C-FLOW", "LPM", -500, 500),
+    Slot("C-Pressure", "PRESSURE", "cmH2O", -10, 40),
 )
 # Chin labels of NCH besides the common one, with the sign of their derivation.
 CHIN_VARIANTS = (("EEG Chin1-Chin2", 1), ("EMG Chin2-Chin1", -1), ("EMG Chin3-Chin2", 1))
@@ -124,7 +120,7 @@ def montage_of(visit: Visit, rng: np.random.Generator) -> list[Slot]:
         if rng.random() < 0.03:
             slots = slots[1:]
         if rng.random() < 0.35:
-            slots.append(_number("TcCO2", "TCCO2", "mmHg", 0, 150))
+            slots.append(_TCCO2)
         if rng.random() < 0.15:
             label, sign = CHIN_VARIANTS[rng.integers(len(CHIN_VARIANTS))]
             place = [slot.name for slot in slots].index("EMG CHIN1-CHIN2")
@@ -162,10 +158,8 @@ def write_edf(
     ]
     edf = edfio.Edf(
         edf_signals,
-        patient=edfio.Patient(
-            code="0000000", birthdate=datetime.date(2001, 1, 1), name="XXXXX,XXXX"
-        ),
-        recording=edfio.Recording(startdate=datetime.date(2001, 1, 1), additional=[SIMULATED_MARK]),
+        patient=edfio.Patient(code="0000000", birthdate=ANONYMISED, name="XXXXX,XXXX"),
+        recording=edfio.Recording(startdate=ANONYMISED, additional=[SIMULATED_MARK]),
         starttime=start.time(),
         data_record_duration=4 if rate_hz <= 256 else 2,
     )
@@ -188,11 +182,12 @@ def tsv_rows(
     older stage names, some another case.
     """
     rate_hz = visit.rate_hz
-    stages = [row for row in scored_rows(night) if row[2] in STAGE_TEXTS]
-    events = [row for row in scored_rows(night) if row[2] not in STAGE_TEXTS]
+    scored = scored_rows(night)
+    events = [row for row in scored if row[2] not in STAGE_TEXTS]
     stages = [
         (onset_s, min(duration_s, night.duration_s - onset_s), text)
-        for onset_s, duration_s, text in stages
+        for onset_s, duration_s, text in scored
+        if text in STAGE_TEXTS
     ]
     awake = [i for i, row in enumerate(stages) if row[2] == STAGE_TEXTS[0]]
     if awake and rng.random() < 0.2:  # the child was out of bed
@@ -203,16 +198,10 @@ def tsv_rows(
     if rng.random() < 0.15:
         events = [(*row[:2], row[2].lower()) for row in events]
     first_s = stages[0][0]
-    before = [
-        (first_s - k * EPOCH_S, EPOCH_S, UNSCORED_TEXT)
-        for k in range(int(first_s // EPOCH_S), 0, -1)
-    ]
+    before_s = [first_s - k * EPOCH_S for k in range(int(first_s // EPOCH_S), 0, -1)]
+    before = [(onset_s, EPOCH_S, UNSCORED_TEXT) for onset_s in before_s]
     rows = [*_technical_rows(night, first_s, spo2_S, rng), *before, *stages, *events]
-
-    def on_grid(seconds: float) -> float:
-        return round(seconds * rate_hz) / rate_hz
-
-    rows = [(on_grid(onset_s), on_grid(duration_s), text) for onset_s, duration_s, text in rows]
+    rows = [(*(round(s * rate_hz) / rate_hz for s in row[:2]), row[2]) for row in rows]
     return sorted(rows, key=lambda row: row[0])
 
 
@@ -251,8 +240,7 @@ def write_tsv(path: Path, rows: list[tuple[float, float, str]]) -> None:
     """Write onset, duration and description with tabs, whole or not at all."""
     lines = ["onset\tduration\tdescription"]
     lines += [f"{onset_s!r}\t{duration_s!r}\t{text}" for onset_s, duration_s, text in rows]
-    with write_whole(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 # ------------------------------------------------------------------ the cohort
@@ -264,15 +252,14 @@ def write_visit(visit: Visit, settings: SimulateSettings) -> int:
     )
     rng = np.random.default_rng((*visit.stream, 3))
     slots = montage_of(visit, rng)
-    folder = Path(settings.output_dir) / "Sleep_Data"
+    folder = settings.output_dir / "Sleep_Data"
     spo2_S = None if "SPO2" in visit.absent else signals["SPO2"][:: visit.rate_hz]
     write_tsv(folder / f"{visit.key}.tsv", tsv_rows(night, visit, spo2_S, rng))
     write_edf(folder / f"{visit.key}.edf", slots, signals, visit.rate_hz, visit.start)
     return len(night.epoch_onsets_s)
 
 
-def write_cohort(visits: list[Visit], settings: SimulateSettings) -> Iterator[int]:
-    """Write the tables, then each visit's files; yields each one's number of scored epochs."""
-    write_health_data(Path(settings.output_dir) / "Health_Data", visits)
-    run = joblib.Parallel(n_jobs=settings.n_workers, return_as="generator_unordered")
-    yield from run(joblib.delayed(write_visit)(visit, settings) for visit in visits)
+def write_recordings(visits: list[Visit], settings: SimulateSettings) -> Iterator[int]:
+    """Write each visit's files; yields each one's number of scored epochs, as they are done."""
+    in_parallel = joblib.Parallel(n_jobs=settings.n_workers, return_as="generator_unordered")
+    yield from in_parallel(joblib.delayed(write_visit)(visit, settings) for visit in visits)

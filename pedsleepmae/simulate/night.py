@@ -1,15 +1,17 @@
-"""A child, its night and the events in it; the hypnogram as drawn and as scored."""
+"""A child, its night and the events in it; drawing a child and a hypnogram, and scoring it."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.simulate import norms
 from pedsleepmae.simulate.norms import N1, N2, N3, REM, WAKE
 
 FEWEST_EPOCHS = 20  # below that a night cannot hold all stages
+AROUSAL, DESATURATION = "EEG arousal", "Oxygen Desaturation"
+SHALLOW_DIP = "dip"  # a fall of SpO2 below 3 %, which nobody scores
+RESPIRATORY = (*norms.APNEA_SHARES, *norms.HYPOPNEA_SHARES)
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,21 @@ class Night:
         """True stage at these times."""
         return self.stages[np.searchsorted(self.stage_onsets_s, times_s, side="right") - 1]
 
+    def stage_of_seconds(self) -> np.ndarray:
+        """True stage in the middle of each whole second, (S,)."""
+        return self.stage_at(np.arange(int(self.duration_s)) + 0.5)
 
-def draw_child(rng: np.random.Generator, age_years: float | None = None) -> Child:
-    """A child; age drawn from 6 months to 18 years around NCH's mean of 8.8 and median of 7.9.
+
+def draw_ages(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Ages in years, (n,): 6 months to 18 years, around NCH's mean of 8.8 and median of 7.9."""
+    return 0.5 + 17.5 * rng.beta(1.3, 1.6, n)
+
+
+def draw_child(rng: np.random.Generator, age_years: float) -> Child:
+    """A child of this age.
 
     Spreads between children are ours: wide enough that no fixed threshold works for all.
     """
-    if age_years is None:
-        age_years = 0.5 + 17.5 * rng.beta(1.3, 1.6)
     return Child(
         age_years=float(age_years),
         sex="M" if rng.random() < 0.56 else "F",  # NCH: 2,068 boys, 1,604 girls
@@ -125,11 +134,14 @@ def draw_hypnogram(n_epochs: int, age_years: float, rng: np.random.Generator) ->
             f"a simulated night of {n_epochs} epochs cannot hold all stages; "
             f"give at least {FEWEST_EPOCHS} (10 minutes)"
         )
+    # How long each stage lasts in this night, in epochs.
     spread = np.array([0.35, 0.3, 0.1, 0.18, 0.18])  # of each share between nights
     shares = norms.stage_shares(age_years)
     shares = 2 * shares - shares @ norms.STAGE_CONFUSION  # so that the scored shares are these
     shares = shares * np.exp(spread * rng.standard_normal(5) - spread**2 / 2)
     budget = _deal(n_epochs, shares, least=3 if n_epochs >= 60 else 1)
+
+    # How the cycles share it.
     n_cycles = round(budget[1:].sum() / 2 / norms.cycle_minutes(age_years))
     n_cycles = max(n_cycles, 2 if n_epochs >= 60 else 1)
     order = np.arange(n_cycles)
@@ -144,11 +156,13 @@ def draw_hypnogram(n_epochs: int, age_years: float, rng: np.random.Generator) ->
         before = round(n2[cycle] * rng.uniform(0.35, 0.55))
         sleep += [N2] * before + [N3] * n3[cycle] + [N2] * (n2[cycle] - before)
         sleep += [REM] * rem[cycle]
+
+    # Awakenings from N2 or R, and falling asleep again by N1.
     awake, drowsy = budget[WAKE] - latency - last_wake, budget[N1] - onset_n1
-    for piece_w, piece_n1 in _awakenings(awake, drowsy, rng):
+    for n_wake, n_n1 in _awakenings(awake, drowsy, rng):
         places = [i for i in range(onset_n1 + 1, len(sleep)) if sleep[i - 1] in (N2, REM)]
         place = int(rng.choice(places)) if places else len(sleep)
-        sleep[place:place] = [WAKE] * piece_w + [N1] * piece_n1
+        sleep[place:place] = [WAKE] * n_wake + [N1] * n_n1
     return np.array([WAKE] * latency + sleep + [WAKE] * last_wake)
 
 
@@ -168,28 +182,39 @@ def _deal(total: int, weights: np.ndarray, least: int = 0) -> np.ndarray:
 
 def _awakenings(awake: int, drowsy: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """(epochs W, epochs N1) of each awakening that together use up both budgets."""
-    pieces = []
+    found = []
     while awake > 0 or drowsy > 0:
-        piece_w = min(awake, int(rng.geometric(0.35))) if awake else 0
-        piece_n1 = min(drowsy, 1 + int(rng.random() < 0.3)) if drowsy else 0
-        pieces.append((piece_w, piece_n1))
-        awake, drowsy = awake - piece_w, drowsy - piece_n1
-    return pieces
+        n_wake = min(awake, int(rng.geometric(0.35))) if awake else 0
+        n_n1 = min(drowsy, 1 + int(rng.random() < 0.3)) if drowsy else 0
+        found.append((n_wake, n_n1))
+        awake, drowsy = awake - n_wake, drowsy - n_n1
+    return found
 
 
-def true_runs(
-    stages: np.ndarray, first_onset_s: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """(onsets_s, stages) of the true runs behind epochs of a hypnogram.
+def night_without_events(
+    child: Child,
+    duration_s: float,
+    epoch_onsets_s: np.ndarray,
+    stages: np.ndarray,
+    rng: np.random.Generator,
+) -> Night:
+    """A night scored by these epochs (N,), with the true stages behind them, drawn.
 
     Before the first epoch the child is awake. Stages change up to 12 s before or after the
     epoch's boundary, so that epochs at a change are of two minds (hardest to score: Rosenberg).
     """
-    changes = np.flatnonzero(np.diff(stages)) + 1
-    onsets_s = first_onset_s + EPOCH_S * np.r_[0, changes]
-    onsets_s = onsets_s + rng.uniform(-12, 12, len(onsets_s))
-    runs = np.r_[stages[0], stages[changes]]
-    return np.r_[0.0, np.maximum(onsets_s, 0.5)], np.r_[WAKE, runs]
+    changes = np.r_[0, np.flatnonzero(np.diff(stages)) + 1]
+    onsets_s = np.maximum(epoch_onsets_s[changes] + rng.uniform(-12, 12, len(changes)), 0.5)
+    return Night(
+        child=child,
+        duration_s=duration_s,
+        stage_onsets_s=np.r_[0.0, np.maximum.accumulate(onsets_s)],
+        stages=np.r_[WAKE, stages[changes]],
+        events=[],
+        epoch_onsets_s=epoch_onsets_s,
+        scored_stages=stages,
+        scored_events=[],
+    )
 
 
 def score_stages(stages: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,36 +1,14 @@
 """The signals of a simulated night at any sampling rate: the head's, the body's, and the devices'.
 
-What is in them is made in `simulate_head` and `simulate_body`; here they come together under the
-names of the 16 channels and of the other signals in NCH's montages.
+What is in them is made in `head` and `body`; here they come together under the names of the 16
+channels and of the other signals in NCH's montages.
 """
 
 import numpy as np
 
-from pedsleepmae.simulate.body import (
-    Breathing,
-    breathe,
-    capnography,
-    effort_belts,
-    flow_sensors,
-    heart,
-    oximeter,
-    snore_microphone,
-)
-from pedsleepmae.simulate.head import BIPOLAR, chin_emg, recorded_electrodes
+from pedsleepmae.simulate import body, head, waves
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.norms import WAKE
-from pedsleepmae.simulate.waves import (
-    KNOT_HZ,
-    State,
-    band_noise,
-    night_state,
-    pulse,
-    scatter,
-    slow_noise,
-    soften,
-    spread,
-    spread_phase,
-)
 
 
 def simulate_signals(
@@ -42,25 +20,25 @@ def simulate_signals(
     signals of NCH's montages (ECG, legs, thermistor, numbers of the devices). ``SPO2`` is held
     for a second between updates and 0 while the probe is off.
     """
-    if rate_hz % KNOT_HZ:
-        raise ValueError(f"rate_hz is {rate_hz}; give a multiple of {KNOT_HZ}")
+    if rate_hz % waves.KNOT_HZ:
+        raise ValueError(f"rate_hz is {rate_hz}; give a multiple of {waves.KNOT_HZ}")
     streams = rng.spawn(10)
-    state = night_state(night, streams[0])
-    breath = breathe(night, state, streams[1])
-    phase_n = spread_phase(breath.cycles, rate_hz)
-    heart_n, bpm = heart(night, state, breath, rate_hz, streams[2])
-    electrodes = recorded_electrodes(night, state, rate_hz, heart_n, streams[3])
+    state = waves.night_state(night, streams[0])
+    breath = body.breathe(night, state, streams[1])
+    phase_n = waves.spread_phase(breath.cycles, rate_hz)
+    heart_n, bpm = body.heart(night, state, breath, rate_hz, streams[2])
+    electrodes = head.recorded_electrodes(night, state, rate_hz, heart_n, streams[3])
     signals = {
-        name: electrodes[plus] - electrodes[minus] for name, (plus, minus) in BIPOLAR.items()
+        name: electrodes[plus] - electrodes[minus] for name, (plus, minus) in head.BIPOLAR.items()
     }
-    signals["EMG CHIN1-CHIN2"] = chin_emg(night, state, rate_hz, streams[4])
+    signals["EMG CHIN1-CHIN2"] = head.chin_emg(night, state, rate_hz, streams[4])
     signals["EMG CHIN1-CHIN2"] += np.float32(streams[4].uniform(0, 5)) * heart_n
-    chest, abdomen = effort_belts(night, state, breath, phase_n, heart_n, streams[5])
+    chest, abdomen = body.effort_belts(night, state, breath, phase_n, heart_n, streams[5])
     signals |= {"RESP THORACIC": chest, "RESP ABDOMINAL": abdomen}
-    signals |= flow_sensors(state, breath, phase_n, streams[6])
-    signals["CAPNO"], end_tidal = capnography(night, state, breath, phase_n, streams[7])
-    signals["SNORE"] = snore_microphone(state, breath, phase_n, streams[8])
-    signals["SPO2"] = np.repeat(oximeter(night, state, streams[9]), rate_hz).astype(np.float32)
+    signals |= body.flow_sensors(state, breath, phase_n, streams[6])
+    signals["CAPNO"], end_tidal = body.capnography(night, state, breath, phase_n, streams[7])
+    signals["SNORE"] = body.snore_microphone(state, breath, phase_n, streams[8])
+    signals["SPO2"] = np.repeat(body.oximeter(night, state, streams[9]), rate_hz).astype(np.float32)
     if all_sensors:
         signals["ETCO2"] = end_tidal
         signals |= other_sensors(night, state, breath, signals, heart_n, bpm, rng)
@@ -69,8 +47,8 @@ def simulate_signals(
 
 def other_sensors(
     night: Night,
-    state: State,
-    breath: Breathing,
+    state: waves.State,
+    breath: body.Breathing,
     signals: dict[str, np.ndarray],
     heart_n: np.ndarray,
     bpm: np.ndarray,
@@ -78,19 +56,23 @@ def other_sensors(
 ) -> dict[str, np.ndarray]:
     """The signals of NCH's montages that are none of the 16, (n,) float32 each."""
     n = len(heart_n)
-    rate_hz = n * KNOT_HZ // (state.n_knots - 1)
+    rate_hz = n * waves.KNOT_HZ // (state.n_knots - 1)
 
     def held(knots_K: np.ndarray, every_s: int) -> np.ndarray:
-        return np.repeat(knots_K[: -1 : KNOT_HZ * every_s], rate_hz * every_s)[:n].astype(
-            np.float32
-        )
+        numbers = knots_K[: -1 : waves.KNOT_HZ * every_s].astype(np.float32)
+        return np.repeat(numbers, rate_hz * every_s)[:n]
 
     legs = {}
     for name in ("EMG LLEG", "EMG RLEG"):
-        kicks = scatter(rng, 0.2 + 0.4 * state.stage[WAKE])
-        level = 3 + 60 * soften(pulse(state.n_knots, kicks, kicks + 1.5), 0.5) + 30 * state.movement
-        noise = band_noise(rng, n, rate_hz, (10.0, 100.0), 0.4)
-        legs[name] = noise * spread(level, rate_hz)
+        kicks = waves.scatter(rng, 0.2 + 0.4 * state.stage[WAKE])
+        level = (
+            3
+            + 60 * waves.soften(waves.pulse(state.n_knots, kicks, kicks + 1.5), 0.5)
+            + 30 * state.movement
+        )
+        noise = waves.band_noise(rng, n, rate_hz, (10.0, 100.0), 0.4)
+        legs[name] = noise * waves.spread(level, rate_hz)
+    belts = signals["RESP THORACIC"] + signals["RESP ABDOMINAL"]
     quiet = rng.standard_normal((3, n), np.float32)
     tidal = 6 * (15 + 3 * night.child.age_years) * breath.flow
     event = np.zeros(n, np.float32)
@@ -102,12 +84,9 @@ def other_sensors(
         "RATE": held(bpm, 1),
         "RESP RATE": held(breath.per_minute * (breath.flow > 0.15), 2),
         "TIDAL VOL": held(tidal, 2),
-        "TCCO2": held(42 + 2 * slow_noise(rng, state.n_knots, 600.0), 4),
+        "TCCO2": held(42 + 2 * waves.slow_noise(rng, state.n_knots, 600.0), 4),
         "PRESSURE": 0.05 * quiet[1],
-        "XFLOW": np.gradient(signals["RESP THORACIC"] + signals["RESP ABDOMINAL"]).astype(
-            np.float32
-        )
-        * np.float32(rate_hz / 4),
+        "XFLOW": np.gradient(belts).astype(np.float32) * np.float32(rate_hz / 4),
         "SNORE_DR": 0.5 * np.abs(signals["SNORE"]),
         "FLOW_DR": 0.7 * signals["RESP PTAF"] + 2 * quiet[2],
         "PATIENT EVENT": event,

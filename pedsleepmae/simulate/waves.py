@@ -8,25 +8,12 @@ sampling rate and multiplied by such curves. :class:`State` holds the curves of 
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.fft import next_fast_len
 
-from pedsleepmae.simulate.night import Night
+from pedsleepmae.simulate.night import AROUSAL, Night
 from pedsleepmae.simulate.norms import N3, WAKE
 
 KNOT_HZ = 4
-
-
-def fast_length(n: int) -> int:
-    """Smallest product of powers of 2, 3 and 5 that is at least n: quick to Fourier-transform."""
-    best = 1 << max(n - 1, 0).bit_length()
-    five = 1
-    while five < best:
-        three = five
-        while three < best:
-            power = 1 << max(-(-n // three) - 1, 0).bit_length()
-            best = min(best, three * power)
-            three *= 3
-        five *= 5
-    return best
 
 
 def band_noise(
@@ -37,7 +24,7 @@ def band_noise(
     The band's edges fall off over a tenth of its frequency; what reaches the Nyquist frequency
     is cut there and the rest keeps its density.
     """
-    n_fft = fast_length(n)
+    n_fft = next_fast_len(n, real=True)
     hz = np.fft.rfftfreq(n_fft, 1 / rate_hz)
     low, high = band_hz
     first, last = np.searchsorted(hz, (0.95 * low, 1.05 * high))
@@ -108,11 +95,9 @@ def scatter(
     """Times in seconds of a random process whose rate at each knot is given, sorted."""
     hits = rng.random(len(per_minute_K) - 1) < per_minute_K[:-1] / (60 * KNOT_HZ)
     times = (np.flatnonzero(hits) + rng.random(hits.sum())) / KNOT_HZ
-    if least_gap_s == 0 or len(times) == 0:
-        return times
-    kept = [times[0]]
-    for time in times[1:]:
-        if time - kept[-1] >= least_gap_s:
+    kept = []
+    for time in times:
+        if not kept or time - kept[-1] >= least_gap_s:
             kept.append(time)
     return np.array(kept)
 
@@ -155,7 +140,7 @@ def night_state(night: Night, rng: np.random.Generator) -> State:
     n_knots = round(night.duration_s * KNOT_HZ) + 1
     codes = night.stage_at(np.arange(n_knots) / KNOT_HZ)
     stage = np.stack([soften((codes == stage).astype(float), 4) for stage in range(5)])
-    arousals = [event for event in night.events if event.name == "EEG arousal"]
+    arousals = [event for event in night.events if event.name == AROUSAL]
     onsets = np.array([event.onset_s for event in arousals])
     ends = np.array([event.end_s for event in arousals])
     bursts = scatter(rng, 0.12 * (1 - stage[WAKE]))
@@ -170,13 +155,12 @@ def night_state(night: Night, rng: np.random.Generator) -> State:
     blocks = np.cumsum(rng.gamma(2.0, 12.0, int(night.duration_s / 8) + 2))
     for first, last in zip(blocks[::2], blocks[1::2], strict=False):
         open_eyes[round(first * KNOT_HZ) : round(last * KNOT_HZ)] = 1.0
+    moves = pulse(n_knots, starts, starts + lengths, rng.uniform(0.4, 1, len(starts)))
     return State(
         n_knots=n_knots,
         stage=stage,
         depth=soften(soften((codes == N3).astype(float), 30), 20),
         arousal=soften(np.maximum(pulse(n_knots, onsets, ends), brief), 0.75),
-        movement=soften(
-            pulse(n_knots, starts, starts + lengths, rng.uniform(0.4, 1, len(starts))), 1
-        ),
+        movement=soften(moves, 1),
         eyes_open=soften(open_eyes, 0.5) * stage[WAKE],
     )
