@@ -240,7 +240,9 @@ def simulate(recordings: Path) -> None:
     argv = ["--output_dir", str(recordings), "--n_patients", "3", "--n_repeat_studies", "0"]
     argv += ["--hours", "0.25", "--n_workers", "1", "--absent_channel_fraction", "0"]
     stage = Stage("script 0", "0_simulate_cohort.py", argv, (), ())
-    ended = run(stage, recordings.parent, 0, "")
+    place = recordings.with_name("simulation")
+    place.mkdir()
+    ended = run(stage, place, 0, "")
     if ended.code != 0:
         raise SystemExit(f"script 0 ended with {ended.code}: {ended.said}")
 
