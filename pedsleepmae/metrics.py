@@ -20,29 +20,10 @@ CALIBRATION_BINS = 15  # equal-width bins of Guo et al. 2017 (arXiv 1706.04599)
 SCORE_BINS = 2048  # bins of a score in the bootstrap; scores with fewer values stay exact
 FEW_GROUPS = 8  # from here on percentile intervals covered 0.93 to 0.96 in simulation
 BLOCK_S = 600.0  # length of a bootstrap block when there is one patient only, seconds
-EVENT_FIGURES = (
-    "accuracy",
-    "balanced_accuracy",
-    "f1",
-    "precision",
-    "sensitivity",
-    "specificity",
-    "auroc",
-    "auprc",
-    "kappa",
-    "brier",
-    "ece",
-)
-STAGE_FIGURES = (
-    "accuracy",
-    "balanced_accuracy",
-    "weighted_f1",
-    "macro_f1",
-    "weighted_auroc",
-    "kappa",
-    "brier",
-    "ece",
-)
+_BOTH_FIRST, _BOTH_LAST = ("accuracy", "balanced_accuracy"), ("kappa", "brier", "ece")
+_OF_EVENTS = ("f1", "precision", "sensitivity", "specificity", "auroc", "auprc")
+EVENT_FIGURES = (*_BOTH_FIRST, *_OF_EVENTS, *_BOTH_LAST)
+STAGE_FIGURES = (*_BOTH_FIRST, "weighted_f1", "macro_f1", "weighted_auroc", *_BOTH_LAST)
 
 
 def figure_names(n_classes: int) -> tuple[str, ...]:
@@ -150,7 +131,6 @@ def group_sums(
     predicted_N: np.ndarray,
     group_N: np.ndarray,
     n_groups: int,
-    score_bins: int = SCORE_BINS,
 ) -> Sums:
     """Reduce the epochs of each group to the sums that every figure is made of."""
     n_classes = prob_NK.shape[1]
@@ -170,13 +150,11 @@ def group_sums(
         confidence_N, correct_N = prob_NK.max(1), label_N == prob_NK.argmax(1)
         scored = range(n_classes)
     bin_N = np.minimum((confidence_N * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    bins = [
-        count(bin_N, CALIBRATION_BINS, weight_N)
-        for weight_N in (None, confidence_N, correct_N.astype(np.float64))
-    ]
+    weights = (None, confidence_N, correct_N.astype(np.float64))
+    bins = [count(bin_N, CALIBRATION_BINS, weight_N) for weight_N in weights]
     histograms = []
     for k in scored:
-        score_bin_N, n_bins = _bin_scores(prob_NK[:, k], label_N == k, score_bins)
+        score_bin_N, n_bins = _bin_scores(prob_NK[:, k], label_N == k)
         histogram = count(score_bin_N * 2 + (label_N == k), n_bins * 2)
         histograms.append(histogram.reshape(n_groups, n_bins, 2).astype(np.float64))
     return Sums(
@@ -248,15 +226,15 @@ def _ranking_figures(histogram_GQ2: np.ndarray, weights_RG: np.ndarray) -> tuple
     return pairs_R / (n_members_R * n_others_R), auprc_R
 
 
-def _bin_scores(score_N: np.ndarray, member_N: np.ndarray, max_bins: int) -> tuple:
+def _bin_scores(score_N: np.ndarray, member_N: np.ndarray) -> tuple:
     """Bin of each score, rising, and the number of bins: one a value where there are few values.
 
     Else half of the edges are quantiles of the members and half of the others, so that a rare
     class is resolved as finely as the common one.
     """
     values = np.unique(score_N)
-    if len(values) > max_bins:
-        steps = np.linspace(0, 1, max_bins // 2)
+    if len(values) > SCORE_BINS:
+        steps = np.linspace(0, 1, SCORE_BINS // 2)
         parts = [score_N[side] for side in (member_N, ~member_N) if side.any()]
         values = np.unique(np.concatenate([np.quantile(part, steps) for part in parts]))
     return np.maximum(np.searchsorted(values, score_N, side="right") - 1, 0), len(values)
@@ -287,10 +265,16 @@ def evaluate(
     if len(label_N) == 0:
         reasons = dict.fromkeys(names, "no epoch to score")
     elif prob_NK.shape[1] == 2:
-        reasons = _why_event_undefined(label_N, predicted_N)
-        if 0 < label_N.sum() < len(label_N):  # exact, where the draws use bins of the score
+        needs_both = ("auroc", "auprc", "balanced_accuracy", "kappa")
+        if not label_N.any():
+            reasons = dict.fromkeys((*needs_both, "f1", "sensitivity"), "no positive epoch")
+        elif label_N.all():
+            reasons = dict.fromkeys((*needs_both, "specificity"), "no negative epoch")
+        else:  # exact, where the draws use bins of the score
             values["auroc"] = float(roc_auc_score(label_N, prob_NK[:, 1]))
             values["auprc"] = float(average_precision_score(label_N, prob_NK[:, 1]))
+        if not predicted_N.any():
+            reasons["precision"] = "no epoch called positive"
     else:
         values["weighted_auroc"] = weighted_auroc(label_N, prob_NK)
         if len(np.unique(label_N)) < 2:
@@ -304,13 +288,14 @@ def evaluate(
     if weights_RG is None:
         return Evaluation(figures, {}, reasons, {}, confusion)
     draws = figures_of_draws(sums, weights_RG)
-    carried = _groups_carry_interval(sums.confusion)
-    ci95 = {}
-    for name in names:
-        ci95[name] = None
-        if name not in reasons and carried:
+    # One group alone that holds a class says nothing of others.
+    n_holders_K = (sums.confusion.sum(2) > 0).sum(0)
+    carried = (n_holders_K >= 2).sum() >= 2
+    ci95 = dict.fromkeys(names)
+    for name in [name for name in names if name not in reasons]:
+        if carried:
             ci95[name] = interval(draws[name], n_groups, values[name], _bounds(name))
-        if figures[name] is not None and ci95[name] is None:
+        if ci95[name] is None:
             reasons[f"ci95.{name}"] = "fewer than 2 patients (or blocks) hold one of the classes"
     return Evaluation(figures, ci95, reasons, draws, confusion)
 
@@ -319,14 +304,12 @@ def difference(model: Evaluation, baseline: Evaluation, n_groups: int) -> dict:
     """Model minus baseline for each figure: value and paired 95 % interval, None if undefined."""
     result = {}
     for name, value in model.figures.items():
-        other = baseline.figures.get(name)
-        if value is None or other is None:
-            result[name] = {"value": None, "ci95": None}
-            continue
-        gap, (low, high) = value - other, _bounds(name)
-        paired_R, edges = model.draws[name] - baseline.draws[name], (low - high, high - low)
-        carried = model.ci95[name] is not None
-        ci95 = interval(paired_R, n_groups, gap, edges) if carried else None
+        other, gap, ci95 = baseline.figures.get(name), None, None
+        if value is not None and other is not None:
+            gap, (low, high) = value - other, _bounds(name)
+            paired_R = model.draws[name] - baseline.draws[name]
+            if model.ci95[name] is not None:
+                ci95 = interval(paired_R, n_groups, gap, (low - high, high - low))
         result[name] = {"value": gap, "ci95": ci95}
     return result
 
@@ -334,27 +317,6 @@ def difference(model: Evaluation, baseline: Evaluation, n_groups: int) -> dict:
 def _bounds(name: str) -> tuple[float, float]:
     """Least and largest possible value of a figure."""
     return {"kappa": (-1.0, 1.0), "brier": (0.0, 2.0)}.get(name, (0.0, 1.0))
-
-
-def _why_event_undefined(label_N: np.ndarray, predicted_N: np.ndarray) -> dict[str, str]:
-    reasons = {}
-    if not label_N.any():
-        needs_event = ("auroc", "auprc", "f1", "sensitivity", "balanced_accuracy", "kappa")
-        reasons = dict.fromkeys(needs_event, "no positive epoch")
-    elif label_N.all():
-        needs_rest = ("auroc", "auprc", "specificity", "balanced_accuracy", "kappa")
-        reasons = dict.fromkeys(needs_rest, "no negative epoch")
-    if not predicted_N.any():
-        reasons["precision"] = "no epoch called positive"
-    return reasons
-
-
-def _groups_carry_interval(confusion_GKK: np.ndarray) -> bool:
-    """Whether two or more groups hold each class that occurs: one alone says nothing of others."""
-    holders_K = (confusion_GKK.sum(2) > 0).sum(0)
-    if len(holders_K) == 2:
-        return bool((holders_K >= 2).all())
-    return bool((holders_K >= 2).sum() >= 2)
 
 
 def weighted_auroc(label_N: np.ndarray, prob_NK: np.ndarray) -> float:
@@ -418,10 +380,10 @@ def reliability(label_N: np.ndarray, prob_N: np.ndarray, n_bins: int = 10) -> np
 def bland_altman(predicted_n: np.ndarray, scored_n: np.ndarray) -> dict[str, float | int | None]:
     """Bias and 95 % limits of agreement of predicted minus scored (Bland & Altman 1986)."""
     gap = np.asarray(predicted_n, float) - np.asarray(scored_n, float)
-    if len(gap) == 0:
-        return {"n": 0, "bias": None, "lower": None, "upper": None}
-    bias = float(gap.mean())
-    if len(gap) < 2:
-        return {"n": len(gap), "bias": bias, "lower": None, "upper": None}
-    spread = 1.96 * float(gap.std(ddof=1))
-    return {"n": len(gap), "bias": bias, "lower": bias - spread, "upper": bias + spread}
+    figures = {"n": len(gap), "bias": None, "lower": None, "upper": None}
+    if len(gap) > 0:
+        figures["bias"] = bias = float(gap.mean())
+    if len(gap) > 1:
+        spread = 1.96 * float(gap.std(ddof=1))
+        figures |= {"lower": bias - spread, "upper": bias + spread}
+    return figures
