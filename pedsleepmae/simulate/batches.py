@@ -34,9 +34,8 @@ def simulate_examples(
     0. ``present_C`` (16,) says which channels the recording has.
     """
     signals = simulate_signals(night, int(RATE_HZ), rng)
-    labels = annotations.label_epochs(
-        annotations.scoring_from_rows(scored_rows(night)), night.duration_s
-    )
+    scoring = annotations.scoring_from_rows(scored_rows(night))
+    labels = annotations.label_epochs(scoring, night.duration_s)
     first_N = np.round(labels.onsets_s * RATE_HZ).astype(np.int64)
     x_NCT = np.zeros((len(first_N), N_CHANNELS, EPOCH_SAMPLES), np.float32)
     for c, channel in enumerate(CHANNELS):
@@ -111,9 +110,8 @@ def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[i
                     if len(batch) < store.BATCH_EXAMPLES and not is_last:
                         waiting[name] = [batch]  # to be mixed with the next visits
                         continue
-                    store.write_batch(
-                        store.batch_path(batches_dir, name, n_files[name]), batch, **facts
-                    )
+                    path = store.batch_path(batches_dir, name, n_files[name])
+                    store.write_batch(path, batch, **facts)
                     n_files[name] += 1
         yield len(examples)
     write_studies(batches_dir, studies)

@@ -82,16 +82,9 @@ class SimulateSettings:
 
 
 # What a recording may lack: all of a group at once, as when a sensor was not put on.
-ABSENT_GROUPS = (
-    ("C-FLOW",),
-    ("CAPNO",),
-    ("SPO2",),
-    ("SNORE",),
-    ("EMG CHIN1-CHIN2",),
-    ("EOG LOC-M2", "EOG ROC-M1"),
-    ("RESP THORACIC", "RESP ABDOMINAL"),
-    ("EEG CZ-O1",),
-)
+_SENSORS = ("flow", "CO2", "SpO2", "snore", "EMG", "EOG", "effort")
+ABSENT_GROUPS = [[CHANNEL_NAMES[i] for i in CHANNEL_GROUPS[sensor]] for sensor in _SENSORS]
+ABSENT_GROUPS += [["EEG CZ-O1"]]
 # Of CHANNEL_GROUPS: what is absent whole, as in a polygraphy (no head) or an EEG study.
 ABSENT_WHOLE = (
     ("EEG",),

@@ -250,11 +250,10 @@ def chin_emg(night: Night, state: State, rate_hz: int, rng: np.random.Generator)
     floor = 2.0 * np.exp(0.6 * rng.standard_normal())
     level = np.sqrt((night.child.muscle_gain * tone) ** 2 + floor**2)
     x = (band_noise(rng, n, rate_hz, (10.0, 100.0), 0.4) * spread(level, rate_hz))[None]
-    one = np.ones(1, np.float32)
     for time_s in scatter(rng, 6.0 * state.stage[REM] + 0.3):
         m = round(rng.uniform(0.08, 0.4) * rate_hz)
         burst = rng.uniform(6, 28) * rng.standard_normal(m) * np.hanning(m)
-        add_wave(x, round(time_s * rate_hz), burst.astype(np.float32), one)
+        add_wave(x, round(time_s * rate_hz), burst.astype(np.float32), np.ones(1, np.float32))
     return x[0]
 
 

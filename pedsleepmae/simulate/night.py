@@ -227,10 +227,10 @@ def score_stages(stages: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     error = 1 - np.diag(norms.STAGE_CONFUSION)[stages]
     wrong = rng.random(len(stages)) < error * np.where(beside, 1.8, 0.7)
     scored = stages.copy()
+    others = norms.STAGE_CONFUSION * (1 - np.eye(5))
     for epoch in np.flatnonzero(wrong):
-        others = norms.STAGE_CONFUSION[stages[epoch]].copy()
-        others[stages[epoch]] = 0
-        scored[epoch] = rng.choice(5, p=others / others.sum())
+        weights = others[stages[epoch]]
+        scored[epoch] = rng.choice(5, p=weights / weights.sum())
     for stage in np.unique(stages):
         if stage not in scored:
             scored[stages == stage] = stage

@@ -74,20 +74,19 @@ def other_sensors(
         legs[name] = noise * waves.spread(level, rate_hz)
     belts = signals["RESP THORACIC"] + signals["RESP ABDOMINAL"]
     quiet = rng.standard_normal((3, n), np.float32)
-    tidal = 6 * (15 + 3 * night.child.age_years) * breath.flow
-    event = np.zeros(n, np.float32)
+    pressed = np.zeros(n, np.float32)  # the button of the patient event
     for start in (rng.uniform(0, 0.95, rng.poisson(2)) * n).astype(int):
-        event[start : start + rate_hz // 2] = 1.0
+        pressed[start : start + rate_hz // 2] = 1.0
     return {
         **legs,
         "ECG": 900 * heart_n + 8 * quiet[0],
         "RATE": held(bpm, 1),
         "RESP RATE": held(breath.per_minute * (breath.flow > 0.15), 2),
-        "TIDAL VOL": held(tidal, 2),
+        "TIDAL VOL": held(6 * (15 + 3 * night.child.age_years) * breath.flow, 2),
         "TCCO2": held(42 + 2 * waves.slow_noise(rng, state.n_knots, 600.0), 4),
         "PRESSURE": 0.05 * quiet[1],
         "XFLOW": np.gradient(belts).astype(np.float32) * np.float32(rate_hz / 4),
         "SNORE_DR": 0.5 * np.abs(signals["SNORE"]),
         "FLOW_DR": 0.7 * signals["RESP PTAF"] + 2 * quiet[2],
-        "PATIENT EVENT": event,
+        "PATIENT EVENT": pressed,
     }
