@@ -89,6 +89,12 @@ def age_band(age_days: float) -> str | None:
     return next(name for name, below in AGE_BANDS if years < below)
 
 
+def count_patients_in_two_splits(patient_ids: np.ndarray, split: np.ndarray) -> int:
+    """Number of patients with examples in more than one split; both arguments (N,)."""
+    pairs = np.unique(np.stack([patient_ids, split]), axis=1)
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+
+
 def split_hash(assignment: Mapping[int, str]) -> str:
     """16 hexadecimal digits that identify who is in which split."""
     lines = "".join(f"{patient},{split}\n" for patient, split in sorted(assignment.items()))

@@ -25,7 +25,7 @@ import pandas as pd
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.errors import UserError
-from pedsleepmae.splits import SPLITS, split_hash, split_patients
+from pedsleepmae.splits import SPLITS, count_patients_in_two_splits, split_hash, split_patients
 from pedsleepmae.tasks import LABELS
 
 FORMAT_VERSION = 1
@@ -46,7 +46,7 @@ EXAMPLE_FIELDS = {
 
 
 class StoreError(UserError):
-    """A file of ours cannot be used; the message says which, why and what to do."""
+    """A file of ours cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -443,12 +443,6 @@ def read_signals(index: ExampleIndex, positions: np.ndarray) -> np.ndarray:
     return out
 
 
-def count_patients_in_two_splits(patient_ids: np.ndarray, split: np.ndarray) -> int:
-    """Number of patients with examples in more than one split; both arguments (N,)."""
-    pairs = np.unique(np.stack([patient_ids, split]), axis=1)
-    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
-
-
 # ------------------------------------------------------------------ tables
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a CSV file, whole or not at all."""
@@ -469,12 +463,12 @@ def read_splits(batches_dir: Path) -> dict[int, str] | None:
         raise StoreError(
             f"{path}: needs the columns patient_id (whole numbers) and split ({error})"
         ) from error
-    unknown = sorted(set(splits) - set(SPLITS))
-    if unknown:
+    assignment = dict(zip(patients, splits, strict=True))
+    if unknown := sorted(set(splits) - set(SPLITS)):
         raise StoreError(f"{path}: unknown split {unknown[0]!r}; known: {', '.join(SPLITS)}")
-    if len(set(zip(patients, splits, strict=True))) > len(set(patients)):
+    if [assignment[patient] for patient in patients] != splits:
         raise StoreError(f"{path}: a patient stands in two splits; give each patient one")
-    return dict(zip(patients, splits, strict=True))
+    return assignment
 
 
 def _open_batch(path: Path) -> h5py.File:

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pedsleepmae import store
+from pedsleepmae import splits, store
 from pedsleepmae.store import Examples, StoreError
 from pedsleepmae.tasks import LABELS
 
@@ -172,7 +172,7 @@ def test_a_folder_of_the_original_authors_is_split_by_patient_row_by_row(tmp_pat
             file["study_ids"] = rng.integers(1, 11, 40)
     index = store.load_index(tmp_path, val_fraction=0.2, test_fraction=0.2, seed=1)
     assert index.patient_disjoint
-    assert store.count_patients_in_two_splits(index.patient_ids, index.split) == 0
+    assert splits.count_patients_in_two_splits(index.patient_ids, index.split) == 0
     assert all(len(index.rows(split)) for split in ("train", "val", "test"))
     assert index.present.all()
     assert np.isnan(index.onsets_s).all()
