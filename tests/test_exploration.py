@@ -15,7 +15,7 @@ from sklearn.metrics import silhouette_score
 from pedsleepmae import checkpoints, store
 from pedsleepmae.errors import SettingsError, check_bounds
 from pedsleepmae.explore import cohort, diagnoses, distances, maps, report
-from pedsleepmae.explore.run import ExplorationError, ExploreSettings, choose_positions
+from pedsleepmae.explore.run import ExploreSettings
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.simulate import health
 from pedsleepmae.simulate.cohort import SimulateSettings, plan_cohort
@@ -193,15 +193,13 @@ def test_codes_match_whole_and_in_any_spelling(tmp_path):
             (7, "Final Dx", "redacted", "redacted", "redacted"),
         ],
     )
-    found = diagnoses.read_diagnosed(folder, ["Q87.11"])
-    assert found.patients == {1, 2, 5, 6}
-    assert diagnoses.read_diagnosed(folder, ["Q87.1"]).patients == {3}
-    assert diagnoses.read_diagnosed(folder, ["75981"]).patients == {1, 5}
+    assert diagnoses.read_diagnosed(folder, ["Q87.11"]) == {"Q87.11": {1, 2, 5, 6}}
+    assert diagnoses.read_diagnosed(folder, ["Q87.1"]) == {"Q87.1": {3}}
+    assert diagnoses.read_diagnosed(folder, ["75981"]) == {"75981": {1, 5}}
     named = diagnoses.read_diagnosed(folder, ["Q87.1", "Q87.11"], name_holds="prader")
-    assert named.patients == {1, 2, 5}
-    assert named.n_by_code == {"Q87.1": 0, "Q87.11": 3}
+    assert named == {"Q87.1": set(), "Q87.11": {1, 2, 5}}
     final = diagnoses.read_diagnosed(folder, ["Q87.11"], source_types=["final dx"])
-    assert final.patients == {1, 2, 5}
+    assert final == {"Q87.11": {1, 2, 5}}
 
 
 def test_a_table_that_cannot_be_used_is_named(tmp_path):
@@ -243,7 +241,7 @@ def test_the_simulated_cohort_has_the_asked_share_and_its_diagnoses_say_who(tmp_
             assert one == twin
     health.write_health_data(tmp_path, visits)
     found = diagnoses.read_diagnosed(tmp_path, ["Q87.11", "Q87.1", "759.81"], "Prader-Willi")
-    assert found.patients == affected
+    assert set().union(*found.values()) == affected
     table = pd.read_csv(tmp_path / "DIAGNOSIS.csv", encoding="latin-1")
     assert set(table["DX_CODE"]) >= {"redacted", "R06.83", "G47.33"}
 
@@ -398,19 +396,6 @@ def test_settings_that_cannot_be_are_refused(change, check, words):
         check(ExploreSettings(**change))
 
 
-def test_what_is_not_there_is_named(tmp_path):
-    index = planted_index(tmp_path, {"train": 3, "val": 2, "test": 2}, 30, seed=0)
-    with pytest.raises(ExplorationError, match="patient 100 has no epoch"):
-        choose_positions(ExploreSettings(patient_ids=[100]), index)
-    with pytest.raises(ExplorationError, match="is no night of split test"):
-        choose_positions(ExploreSettings(nights=["100/1000"]), index)
-    positions, mapped = choose_positions(
-        ExploreSettings(split="all", patient_ids=[100, 104]), index
-    )
-    assert len(positions) == 7 * 30
-    assert set(index.patient_ids[mapped]) == {100, 104}
-
-
 def test_the_files_of_a_split_hold_its_examples_and_no_other_splits(tmp_path):
     index = planted_index(tmp_path, {"train": 3, "val": 2, "test": 2}, 30, seed=0)
     part = store.files_of_split(index, "val")
@@ -444,7 +429,7 @@ def compare(folder: Path, shift: float, members, age=None, **cohort_fields):
     age_N = np.full(len(index), np.nan) if age is None else age[index.patient_ids - 100]
     who = cohort.Cohort("planted", frozenset(members), {}, len(members))
     return cohort.compare_cohort(
-        settings.cohort, index, table, index.rows("test"), who, age_N, settings.seed
+        settings.cohort, table, index.rows("test"), who, age_N, settings.seed
     )
 
 
@@ -557,10 +542,22 @@ def test_a_second_run_computes_no_embedding_again_and_finds_the_same(explored, m
     assert (folder / "out" / "explore.json").read_bytes() == before
 
 
+def test_the_patients_asked_for_are_mapped_and_the_cohort_is_compared_over_the_split(explored):
+    folder, argv = explored
+    chosen = ["--patient_ids", "[500, 504]", "--paths.output_dir", str(folder / "two")]
+    assert script_5(*argv, *chosen) == 0
+    content = json.loads((folder / "two" / "explore.json").read_text())
+    assert (content["n_patients"], content["n_epochs"]) == (9, 216)
+    assert (content["maps"][0]["n_patients"], content["maps"][0]["n_epochs"]) == (2, 48)
+    assert (content["cohort"]["comparisons"][0]["n_cohort"]) == 4
+
+
 def test_a_bad_call_ends_with_2_and_one_sentence(explored, capsys):
     argv = explored[1]
     for extra, word in (
-        (["--patient_ids", "[7]"], "patient 7"),
+        (["--patient_ids", "[7]"], "patient 7 has no epoch in split all"),
+        (["--split", "test", "--patient_ids", "[500]"], "patient 500 has no epoch in split test"),
+        (["--split", "test"], "'500/5000' is no night of split test"),
         (["--pooling", "median"], "median"),
         (["--paths.health_dir", "nowhere"], "paths.health_dir"),
     ):

@@ -15,7 +15,6 @@ from scipy.stats import t
 from sklearn.metrics import pairwise_distances_chunked
 from tqdm import tqdm
 
-from pedsleepmae import store
 from pedsleepmae.errors import bounded
 from pedsleepmae.explore import diagnoses
 from pedsleepmae.explore.maps import principal_parts
@@ -77,14 +76,15 @@ def find_cohort(asked: CohortSettings, health_dir: Path | None) -> Cohort | None
     listed = frozenset(asked.patient_ids)
     if asked.patients_file is not None:
         listed |= diagnoses.read_patient_list(asked.patients_file)
-    found = diagnoses.Diagnosed(frozenset(), {})
+    if not listed and health_dir is None:
+        return None
+    found = {}
     if health_dir is not None and asked.icd_codes:
         found = diagnoses.read_diagnosed(
             health_dir, asked.icd_codes, asked.name_holds, asked.source_types
         )
-    if not listed and health_dir is None:
-        return None
-    return Cohort(asked.name, found.patients | listed, found.n_by_code, len(listed))
+    n_by_code = {code: len(patients) for code, patients in found.items()}
+    return Cohort(asked.name, listed.union(*found.values()), n_by_code, len(listed))
 
 
 # ------------------------------------------------------------------ the silhouette
@@ -233,11 +233,7 @@ def match_by_age(age_years_Q: np.ndarray, in_cohort_Q: np.ndarray, n_controls: i
 
 def _shuffle(label_Q: np.ndarray, stratum_Q: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The labels permuted within each stratum."""
-    shuffled_Q = label_Q.copy()
-    for stratum in np.unique(stratum_Q):
-        here = np.flatnonzero(stratum_Q == stratum)
-        shuffled_Q[here] = rng.permutation(label_Q[here])
-    return shuffled_Q
+    return pd.Series(label_Q).groupby(stratum_Q).transform(rng.permutation).to_numpy()
 
 
 def _jackknife_interval(
@@ -280,20 +276,8 @@ class Comparison:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Groups:
-    """The patients of one comparison, the positions of each one's epochs and the matched sets."""
-
-    against: str
-    in_cohort_Q: np.ndarray
-    age_Q: np.ndarray
-    epochs: list[np.ndarray]
-    set_Q: np.ndarray | None = None
-
-
 def compare_cohort(
     asked: CohortSettings,
-    index: store.ExampleIndex,
     table: FeatureTable,
     positions: np.ndarray,
     cohort: Cohort,
@@ -301,40 +285,38 @@ def compare_cohort(
     seed: int,
 ) -> list[Comparison]:
     """The cohort against all other patients, and against those of nearest age."""
-    rng = np.random.default_rng(seed)
-    patients, patient_n, count_Q = np.unique(
-        index.patient_ids[positions], return_inverse=True, return_counts=True
-    )
-    age_Q = pd.Series(age_years_N[positions]).groupby(patient_n).mean().to_numpy()
-    in_cohort_Q = np.isin(patients, sorted(cohort.members))
-    enough_Q = count_Q >= asked.epochs_per_patient
-
-    def groups_of(against: str, chosen: np.ndarray, set_Q: np.ndarray | None = None) -> Groups:
-        epochs = [positions[patient_n == q] for q in chosen]
-        sets = None if set_Q is None else set_Q[chosen]
-        return Groups(against, in_cohort_Q[chosen], age_Q[chosen], epochs, sets)
-
-    members = np.flatnonzero(enough_Q & in_cohort_Q)
-    others = np.flatnonzero(enough_Q & ~in_cohort_Q)
+    rng, patient_n = np.random.default_rng(seed), table.index.patient_ids[positions]
+    ages = pd.Series(age_years_N[positions]).groupby(patient_n).mean()
+    people = pd.DataFrame({"age": ages, "member": ages.index.isin(list(cohort.members))})
+    people["epochs"] = [positions[patient_n == patient] for patient in people.index]
+    people = people[people["epochs"].map(len) >= asked.epochs_per_patient]
+    is_member_Q, age_Q = people["member"].to_numpy(), people["age"].to_numpy()
+    members, others = np.flatnonzero(is_member_Q), np.flatnonzero(~is_member_Q)
     n_most = MAX_REST_PER_PATIENT * max(1, len(members))
     drawn = rng.choice(others, min(n_most, len(others)), replace=False)
-    groups = [groups_of("other patients", np.sort(np.r_[members, drawn]))]
+    groups = {"other patients": people.iloc[np.sort(np.r_[members, drawn])]}
     if np.isfinite(age_Q[members]).any():
-        set_Q = match_by_age(
-            np.where(enough_Q, age_Q, np.nan), in_cohort_Q, asked.controls_per_patient
-        )
-        matched = np.flatnonzero(set_Q != OUT)
-        groups.append(groups_of("controls of nearest age", matched, set_Q))
-    return [compare(asked, pair, table, rng, seed) for pair in groups]
+        set_Q = match_by_age(age_Q, is_member_Q, asked.controls_per_patient)
+        groups["controls of nearest age"] = people.assign(set=set_Q)[set_Q != OUT]
+    return [compare(asked, name, group, table, rng, seed) for name, group in groups.items()]
 
 
 def compare(
-    asked: CohortSettings, groups: Groups, table: FeatureTable, rng: np.random.Generator, seed: int
+    asked: CohortSettings,
+    against: str,
+    people: pd.DataFrame,
+    table: FeatureTable,
+    rng: np.random.Generator,
+    seed: int,
 ) -> Comparison:
-    """How far apart two groups of patients lie, or why that is not asked."""
-    is_member_Q, set_Q = groups.in_cohort_Q, groups.set_Q
-    age_cohort_n, age_rest_n = groups.age_Q[is_member_Q], groups.age_Q[~is_member_Q]
-    n_cohort, n_rest = len(age_cohort_n), len(age_rest_n)
+    """How far apart two groups of patients lie, or why that is not asked.
+
+    ``people``, a row a patient: age, member (of the cohort), epochs (positions), set (if matched).
+    """
+    is_member_Q, age_Q = people["member"].to_numpy(), people["age"].to_numpy()
+    set_Q = people["set"].to_numpy() if "set" in people else None
+    age_cohort_n, age_rest_n = age_Q[is_member_Q], age_Q[~is_member_Q]
+    n_cohort, n_rest, n_epochs = len(age_cohort_n), len(age_rest_n), asked.epochs_per_patient
     separation, least_p, age_gap, reason = None, None, None, ""
     if set_Q is not None and n_cohort:  # a set's number is the place of its patient of the cohort
         age_gap = float(np.abs(age_rest_n - age_cohort_n[set_Q[~is_member_Q]]).mean())
@@ -342,35 +324,37 @@ def compare(
         reason = "fewer others of known age than patients of the cohort: nobody to match"
     elif min(n_cohort, n_rest) < asked.min_patients:
         reason = (
-            f"{n_cohort} of the cohort and {n_rest} others have {asked.epochs_per_patient} epochs "
+            f"{n_cohort} of the cohort and {n_rest} others have {n_epochs} epochs "
             f"or more; cohort.min_patients asks for {asked.min_patients} of each (split all has "
             "the most patients)"
         )
     else:
-        n_most = max(asked.epochs_per_patient, MAX_COHORT_EPOCHS // len(is_member_Q))
-        rows = [rng.choice(e, min(n_most, len(e)), replace=False) for e in groups.epochs]
+        n_most = max(n_epochs, MAX_COHORT_EPOCHS // len(is_member_Q))
+        rows = [rng.choice(e, min(n_most, len(e)), replace=False) for e in people["epochs"]]
+        patient_n = np.repeat(np.arange(len(rows)), [len(drawn) for drawn in rows])
         separation = separate_cohort(
             principal_parts(table, np.concatenate(rows), seed),
-            np.repeat(np.arange(len(rows)), [len(drawn) for drawn in rows]),
+            patient_n,
             is_member_Q,
             set_Q,
-            n_epochs=asked.epochs_per_patient,
+            n_epochs=n_epochs,
             n_draws=asked.n_draws,
             n_shuffles=asked.n_shuffles,
             seed=seed,
         )
         least_p = max(1 / _n_labellings(is_member_Q, set_Q), 1 / (1 + asked.n_shuffles))
+    age_cohort, age_rest = _median(age_cohort_n), _median(age_rest_n)
     return Comparison(
-        against=groups.against,
-        n_cohort=n_cohort,
-        n_rest=n_rest,
-        epochs_per_patient=asked.epochs_per_patient,
-        age_cohort=_median(age_cohort_n),
-        age_rest=_median(age_rest_n),
-        age_gap=age_gap,
-        least_p=least_p,
-        separation=separation,
-        reason=reason,
+        against,
+        n_cohort,
+        n_rest,
+        n_epochs,
+        age_cohort,
+        age_rest,
+        age_gap,
+        least_p,
+        separation,
+        reason,
     )
 
 
@@ -393,8 +377,8 @@ def _n_labellings(member_Q: np.ndarray, stratum_Q: np.ndarray | None) -> int:
 
 def comparison_figures(comparison: Comparison) -> dict:
     """A comparison as numbers, None where there are none."""
-    figures = {name: value for name, value in vars(comparison).items() if name != "separation"}
-    figures["reason"] = comparison.reason or None
-    found = {} if comparison.separation is None else vars(comparison.separation)
+    figures = vars(comparison) | {"reason": comparison.reason or None}
+    separation = figures.pop("separation")
+    found = {} if separation is None else vars(separation)
     names = ("silhouette", "draws95", "ci95", "shuffled", "shuffled95", "p_value")
     return figures | {name: found.get(name) for name in names}

@@ -4,7 +4,6 @@ Only patient numbers leave this module; names of diagnoses are compared and forg
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -19,14 +18,6 @@ class DiagnosisError(UserError):
     """A table of patients or diagnoses cannot be used; the message says which and why."""
 
 
-@dataclass(frozen=True)
-class Diagnosed:
-    """Patients with any of the codes, and how many patients each code (as given) found."""
-
-    patients: frozenset[int]
-    n_by_code: dict[str, int]
-
-
 def normalise_code(code: str) -> str:
     """An ICD code without dots, blanks and case: q87.11 -> Q8711."""
     return "".join(code.split()).replace(".", "").upper()
@@ -34,8 +25,8 @@ def normalise_code(code: str) -> str:
 
 def read_diagnosed(
     health_dir: Path, codes: Sequence[str], name_holds: str = "", source_types: Collection[str] = ()
-) -> Diagnosed:
-    """Patients whose DX_CODE, or a code of the comma list in DX_ALT_CODE, is one of ``codes``.
+) -> dict[str, set[int]]:
+    """Of each of ``codes`` the patients whose DX_CODE, or a code of the list in DX_ALT_CODE, it is.
 
     Codes must be equal once normalised: Q87.1 finds neither Q87.11 nor Q87.19. ``name_holds``
     keeps the rows whose DX_NAME holds this text in any case (Q87.1 covers other syndromes too),
@@ -55,10 +46,7 @@ def read_diagnosed(
             for code in {normalise_code(part) for part in text.split(",")} & wanted.keys():
                 if patient.strip().isdigit():
                     found[wanted[code]].add(int(patient))
-    return Diagnosed(
-        patients=frozenset().union(*found.values()),
-        n_by_code={code: len(patients) for code, patients in found.items()},
-    )
+    return found
 
 
 def read_patient_list(path: Path) -> frozenset[int]:

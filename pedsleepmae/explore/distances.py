@@ -73,13 +73,9 @@ def draw_pairs(
 
 def euclidean(x_NT: np.ndarray, ends_M2: np.ndarray) -> np.ndarray:
     """Euclidean distance of each pair of rows, (M,)."""
-    out = np.empty(len(ends_M2))
-    for start in range(0, len(ends_M2), 512):
-        i, j = ends_M2[start : start + 512].T
-        out[start : start + 512] = np.linalg.norm(
-            x_NT[i].astype(np.float64) - x_NT[j].astype(np.float64), axis=1
-        )
-    return out
+    pieces = np.array_split(ends_M2, range(512, len(ends_M2), 512))
+    gaps = (x_NT[ends[:, 0]].astype(np.float64) - x_NT[ends[:, 1]] for ends in pieces)
+    return np.concatenate([np.linalg.norm(gap_NT, axis=1) for gap_NT in gaps])
 
 
 def signal_distances(
@@ -110,13 +106,7 @@ def spearman(x_M: np.ndarray, y_M: np.ndarray) -> float:
 
 
 def rank_correlation(
-    x_M: np.ndarray,
-    y_M: np.ndarray,
-    group_M2: np.ndarray,
-    n_groups: int,
-    *,
-    n_draws: int,
-    seed: int,
+    x_M: np.ndarray, y_M: np.ndarray, group_M2: np.ndarray, n_groups: int, n_draws: int, seed: int
 ) -> tuple[float | None, list[float] | None]:
     """Spearman's correlation of two distances over the same pairs, and its 95 % interval.
 
@@ -154,24 +144,17 @@ class Distances:
 
 
 def compare_distances(
-    asked: DistanceSettings,
-    index: store.ExampleIndex,
-    table: FeatureTable,
-    positions: np.ndarray,
-    seed: int,
+    asked: DistanceSettings, table: FeatureTable, positions: np.ndarray, seed: int
 ) -> Distances:
     """Rank correlation of distances between embeddings and between signals, over drawn pairs.
 
     Embeddings as they are, without scaling: the distance that a search for similar epochs uses.
     """
-    rng = np.random.default_rng(seed)
-    epochs = positions[draw_epochs(index.nights()[positions], asked.n_epochs, rng)]
-    ends_M2, within_M = draw_pairs(
-        index.nights()[epochs], index.patient_ids[epochs], asked.n_pairs, rng
-    )
-    group_N, unit = metrics.bootstrap_groups(
-        index.patient_ids[epochs], index.study_ids[epochs], index.onsets_s[epochs]
-    )
+    index, night_N, rng = table.index, table.index.nights(), np.random.default_rng(seed)
+    epochs = positions[draw_epochs(night_N[positions], asked.n_epochs, rng)]
+    patient_N, study_N = index.patient_ids[epochs], index.study_ids[epochs]
+    ends_M2, within_M = draw_pairs(night_N[epochs], patient_N, asked.n_pairs, rng)
+    group_N, unit = metrics.bootstrap_groups(patient_N, study_N, index.onsets_s[epochs])
     group_M2, n_groups = group_N[ends_M2], int(group_N.max()) + 1
     x_NF = np.nan_to_num(table.read(epochs), posinf=0, neginf=0)
     embedding_M = euclidean(x_NF, ends_M2)
@@ -184,14 +167,8 @@ def compare_distances(
     for channel, signal_M in signals.items():
         for kind, is_kind_M in ((WITHIN, within_M), (BETWEEN, ~within_M)):
             here = is_kind_M & np.isfinite(signal_M)
-            value, ci95 = rank_correlation(
-                embedding_M[here],
-                signal_M[here],
-                group_M2[here],
-                n_groups,
-                n_draws=asked.bootstrap_draws,
-                seed=seed,
-            )
+            x_M, y_M, n_draws = embedding_M[here], signal_M[here], asked.bootstrap_draws
+            value, ci95 = rank_correlation(x_M, y_M, group_M2[here], n_groups, n_draws, seed)
             low, high = ci95 or (None, None)
             row = {"measure": EUCLIDEAN, "channel": channel, "pairs": kind}
             row |= {"n_pairs": int(here.sum()), "spearman": value}
@@ -199,9 +176,5 @@ def compare_distances(
     kind_M = np.where(within_M, WITHIN, BETWEEN)
     columns = {"pairs": kind_M, "embedding": embedding_M, EUCLIDEAN: signals[TOGETHER]}
     return Distances(
-        correlations=pd.DataFrame(rows),
-        pairs=pd.DataFrame(columns),
-        n_epochs=len(epochs),
-        n_patients=len(np.unique(index.patient_ids[epochs])),
-        resampled_over=unit,
+        pd.DataFrame(rows), pd.DataFrame(columns), len(epochs), len(np.unique(patient_N)), unit
     )

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.manifold import smacof
 from sklearn.metrics import pairwise_distances, silhouette_score
@@ -14,7 +15,6 @@ from pedsleepmae import store
 from pedsleepmae.probe.embeddings import FeatureTable, scale_features
 from pedsleepmae.tasks import task_labels
 
-MAX_POINTS = 3000
 N_COMPONENTS = 50  # distances are taken between these principal components
 N_NEIGHBOURS = 10  # whose labels are compared
 N_SHUFFLES = 20  # as in the original's analysis of its embeddings
@@ -59,46 +59,44 @@ def principal_parts(table: FeatureTable, positions: np.ndarray, seed: int) -> np
 
 def map_embeddings(
     table: FeatureTable,
-    index: store.ExampleIndex,
     positions: np.ndarray,
-    wanted: str,
+    kind: str,
+    max_points: int,
+    age_years_N: np.ndarray,
     seed: int,
-    *,
-    max_points: int = MAX_POINTS,
-    age_years_N: np.ndarray | None = None,
 ) -> EmbeddingMap:
-    """Map of at most ``max_points`` of these positions; ``wanted`` is "auto", "umap" or "pca".
+    """Map of at most ``max_points`` of these positions; ``kind`` is "umap" or "pca".
 
     ``age_years_N`` holds the age at every example of the index, NaN where it is unknown.
     """
-    rng = np.random.default_rng(seed)
+    index, rng = table.index, np.random.default_rng(seed)
     if len(positions) > max_points:
         positions = np.sort(rng.choice(positions, max_points, replace=False))
     parts_ND = principal_parts(table, positions, seed)
-    method = "UMAP" if wanted == "umap" or (wanted == "auto" and has_umap()) else "PCA"
-    xy = _umap(parts_ND, seed) if method == "UMAP" else parts_ND[:, :2]
+    xy = _umap(parts_ND, seed) if kind == "umap" else parts_ND[:, :2]
     if xy.shape[1] < 2:
         xy = np.pad(xy, ((0, 0), (0, 1)))
-    onsets_s = index.onsets_s[positions]
+    onset_N = pd.Series(np.nan_to_num(index.onsets_s, nan=0.0))
+    first_N = onset_N.groupby(index.nights()).transform("min").to_numpy()
     colourings = {
         "stage": task_labels(index.labels, "sleep")[positions],
         "event": event_kinds(index, positions),
         "patient": np.unique(index.patient_ids[positions], return_inverse=True)[1],
-        "hours": (onsets_s - _first_onset(index, positions)) / 3600,
+        "hours": (index.onsets_s - first_N)[positions] / 3600,
+        "age": age_years_N[positions],
     }
-    if age_years_N is not None and np.isfinite(age_years_N[positions]).any():
-        colourings["age"] = age_years_N[positions]
+    if not np.isfinite(colourings["age"]).any():
+        del colourings["age"]
     colourings["channels"] = index.present[positions].sum(1)
     for name in ("event", "patient", "channels"):
         if not np.ptp(colourings[name]):
             del colourings[name]
-    separation = {
-        name: separate(parts_ND, colourings[name], rng)
-        for name in ("stage", "event", "patient")
-        if name in colourings
-    }
-    separation = {name: figures for name, figures in separation.items() if figures is not None}
-    return EmbeddingMap(xy, positions, method, colourings, separation)
+    separation = {}
+    for name in ("stage", "event", "patient"):
+        figures = separate(parts_ND, colourings[name], rng) if name in colourings else None
+        if figures is not None:
+            separation[name] = figures
+    return EmbeddingMap(xy, positions, kind.upper(), colourings, separation)
 
 
 def separate(x_ND: np.ndarray, label_N: np.ndarray, rng: np.random.Generator) -> dict | None:
@@ -146,14 +144,6 @@ def event_kinds(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray:
     return kind_N
 
 
-def _first_onset(index: store.ExampleIndex, positions: np.ndarray) -> np.ndarray:
-    """Onset of the first example of each epoch's study, seconds, (n,)."""
-    night_N = index.nights()
-    first = np.full(night_N.max() + 1, np.inf)
-    np.minimum.at(first, night_N, np.nan_to_num(index.onsets_s, nan=0.0))
-    return first[night_N[positions]]
-
-
 # ------------------------------------------------------------------ the path of a night
 def diffusion_layout(x_ND: np.ndarray) -> tuple[np.ndarray, int]:
     """(xy (N, 2), diffusion steps t) of more than PATH_NEIGHBOURS epochs ``x_ND``, after PHATE.
@@ -163,7 +153,7 @@ def diffusion_layout(x_ND: np.ndarray) -> tuple[np.ndarray, int]:
     al. 2019, Nat Biotechnol 37:1482). Written out for the size of a night: the library brings six
     more packages, for landmarks and sparse graphs that a thousand epochs do not need.
     """
-    affinity_NN = decaying_affinity(pairwise_distances(x_ND), PATH_NEIGHBOURS)
+    affinity_NN = decaying_affinity(pairwise_distances(x_ND))
     degree_N = affinity_NN.sum(1)
     # Symmetric twin of the walk's matrix: same spectrum, real eigenvectors.
     values, vectors = np.linalg.eigh(affinity_NN / np.sqrt(np.outer(degree_N, degree_N)))
@@ -175,9 +165,9 @@ def diffusion_layout(x_ND: np.ndarray) -> tuple[np.ndarray, int]:
     return metric_scaling(pairwise_distances(potential_NN)), steps
 
 
-def decaying_affinity(distance_NN: np.ndarray, n_neighbours: int) -> np.ndarray:
+def decaying_affinity(distance_NN: np.ndarray) -> np.ndarray:
     """exp(-(d / e)^DECAY), with e the distance of an epoch's k-th neighbour, made symmetric."""
-    scale_N = np.sort(distance_NN, axis=1)[:, n_neighbours]  # the 0-th is the epoch itself
+    scale_N = np.sort(distance_NN, axis=1)[:, PATH_NEIGHBOURS]  # the 0-th is the epoch itself
     scale_N = np.maximum(scale_N, 1e-12)
     # Beyond twice the scale the affinity is 0 in any arithmetic, and the power would overflow.
     ratio_NN = np.minimum(distance_NN / scale_N[:, None], 2)

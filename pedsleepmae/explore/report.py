@@ -27,9 +27,6 @@ from pedsleepmae.pages.page import (
 )
 from pedsleepmae.tasks import STAGES, task_labels
 
-TEMPLATE = "explore.html.j2"
-WARN = "#8a4b00"
-
 
 def write_results(output_dir: Path, result: Exploration, content: Mapping) -> Path:
     """Write explore.json (``content``), tables/*.csv, pictures/*.png and explore.html; its path."""
@@ -37,28 +34,30 @@ def write_results(output_dir: Path, result: Exploration, content: Mapping) -> Pa
     store.write_text(output_dir / "explore.json", text)
     for name, table in make_tables(result).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    figures = make_pictures(result)
-    if result.index.simulated:  # said in each picture, wherever it is pasted
-        figures = ((name, _mark(figure)) for name, figure in figures)
-    pictures = write_pictures(output_dir / "pictures", figures)
-    page = page_template(TEMPLATE).render(
+    pictures = write_pictures(output_dir / "pictures", make_pictures(result))
+    judged = f"the {counted(content['n_patients'], 'patient')} explored"
+    page = page_template("explore.html.j2").render(
         content=content,
         pictures=pictures,
         headlines=headlines(content),
-        cautions=cautions(content),
+        cautions=data_cautions(content, judged),
+        few_patients=FEW_PATIENTS,
         counted=counted,
     )
     store.write_text(output_dir / "explore.html", page)
     return output_dir / "explore.html"
 
 
-def _mark(figure: Figure) -> Figure:
-    figure.text(0.998, 0.997, "simulated data", ha="right", va="top", fontsize=8, color=WARN)
-    return figure
-
-
 def make_pictures(result: Exploration) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of every picture, drawn one at a time."""
+    for name, figure in _draw_all(result):
+        if result.index.simulated:  # said in each picture, wherever it is pasted
+            style = {"ha": "right", "va": "top", "fontsize": 8, "color": "#8a4b00"}
+            figure.text(0.998, 0.997, "simulated data", **style)
+        yield name, figure
+
+
+def _draw_all(result: Exploration) -> Iterator[tuple[str, Figure]]:
     for space in result.maps:
         yield f"map_{space.method.lower()}", draw_map(space)
     for number, night in enumerate(result.nights, start=1):
@@ -76,9 +75,8 @@ def make_tables(result: Exploration) -> dict[str, pd.DataFrame]:
     for space in result.maps:
         name = space.method.lower()
         tables[f"map_{name}"] = _points(result, space.positions, space.xy)
-        tables[f"separation_{name}"] = pd.DataFrame(
-            [{"labels": label, **figures} for label, figures in space.separation.items()]
-        )
+        rows = [{"labels": label, **figures} for label, figures in space.separation.items()]
+        tables[f"separation_{name}"] = pd.DataFrame(rows)
     for number, night in enumerate(result.nights, start=1):
         tables[f"night_{number}"] = _points(result, night.positions, night.xy)
     if result.comparisons:
@@ -156,32 +154,11 @@ def comparison_in_words(name: str, found: Mapping) -> str:
     return text + "."
 
 
-def cautions(content: Mapping) -> list[str]:
-    """What must be known before a figure is quoted, gravest first."""
-    lines = data_cautions(content, f"the {counted(content['n_patients'], 'patient')} explored")
-    compared = (content["cohort"] or {"comparisons": []})["comparisons"]
-    compared = [found for found in compared if found["silhouette"] is not None]
-    for found in compared:
-        fewest = min(found["n_cohort"], found["n_rest"])
-        if fewest < FEW_PATIENTS:
-            lines.append(
-                f"Against {found['against']}, a group has {counted(fewest, 'patient')}: a lead at "
-                f"best; no p-value below {found['least_p']:.2g} was possible."
-            )
-    if compared:
-        lines.append(
-            "Patients of a cohort differ from others in more than the diagnosis: age (hence the "
-            "matched comparison), medication, treatment in the lab, the year and its equipment."
-        )
-    return [*lines, *content["notes"]]
-
-
 def text_summary(content: Mapping) -> str:
     """The findings in lines for a terminal."""
     title = "simulated data" if content["simulated"] else f"split {content['split']}"
-    return "\n".join(
-        [f"{title}, pooling {content['pooling']}", *headlines(content), *content["notes"]]
-    )
+    title += f", pooling {content['pooling']}"
+    return "\n".join([title, *headlines(content), *content["notes"]])
 
 
 # ------------------------------------------------------------------ pictures
@@ -192,8 +169,7 @@ def draw_map(result: EmbeddingMap) -> Figure:
     figure = Figure(figsize=(5.25 * n_columns, 4.3 * n_rows), layout="constrained")
     axes = iter(plots.clean_axes(figure, n_rows, n_columns).flat)
     for (name, value_N), ax in zip(result.colourings.items(), axes, strict=False):
-        ax.set_xticks([])
-        ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
         plots.scatter_coloured(ax, result.xy, name, value_N)
         words = {"hours": "time of night", "channels": "channels recorded"}
         plots.write_title(ax, words.get(name, name))
@@ -208,8 +184,7 @@ def draw_path(night: NightPath) -> Figure:
     above, below = figure.subfigures(2, 1, height_ratios=[2.7, 1])
     by_time, by_stage = plots.clean_axes(above, 1, 2)[0]
     for ax in (by_time, by_stage):
-        ax.set_xticks([])
-        ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
         ax.set_aspect("equal", adjustable="datalim")
         ax.margins(0.14)
     steps = np.stack([night.xy[:-1], night.xy[1:]], axis=1)
@@ -219,32 +194,19 @@ def draw_path(night: NightPath) -> Figure:
         ax.add_collection(LineCollection(steps, colors=plots.SOFT, linewidths=width, alpha=0.35))
     points = by_time.scatter(*night.xy.T, c=night.hours, cmap="viridis", s=13, linewidths=0)
     above.colorbar(points, ax=by_time, shrink=0.7, label="hours since the first scored epoch")
+    arrow = {"arrowstyle": "-", "color": plots.INK, "lw": 0.9}
+    box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
+    style = {"fontsize": 9, "ha": "center", "color": plots.INK, "arrowprops": arrow, "bbox": box}
     for place, text in ((0, "first epoch"), (-1, "last epoch")):
         outwards = night.xy[place] - np.median(night.xy, axis=0)
-        outwards = outwards / max(np.hypot(*outwards), 1e-12)
-        by_time.annotate(
-            text,
-            night.xy[place],
-            xytext=38 * outwards,
-            textcoords="offset points",
-            fontsize=9,
-            ha="center",
-            color=plots.INK,
-            bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85},
-            arrowprops={"arrowstyle": "-", "color": plots.INK, "lw": 0.9},
-        )
+        at = 38 * outwards / max(np.hypot(*outwards), 1e-12)
+        by_time.annotate(text, night.xy[place], xytext=at, textcoords="offset points", **style)
     plots.write_title(by_time, "by time")
     plots.scatter_coloured(by_stage, night.xy, "stage", night.stage, size=13)
     breathing = night.event >= 3
     if breathing.any():
-        by_stage.scatter(
-            *night.xy[breathing].T,
-            s=34,
-            facecolors="none",
-            edgecolors=plots.EVENT_COLOURS[4],
-            linewidths=0.7,
-            label="apnea or hypopnea",
-        )
+        ring = {"facecolors": "none", "edgecolors": plots.EVENT_COLOURS[4], "linewidths": 0.7}
+        by_stage.scatter(*night.xy[breathing].T, s=34, label="apnea or hypopnea", **ring)
     by_stage.legend(fontsize=7, frameon=False, markerscale=1.6, loc="best")
     plots.write_title(by_stage, "by stage")
     (ax,) = plots.clean_axes(below, 1, 1)[0]
@@ -263,33 +225,26 @@ def draw_comparisons(name: str, comparisons: list[Comparison]) -> Figure:
         _draw_comparison(ax, comparison)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=4, fontsize=8, frameon=False)
-    figure.suptitle(
-        f"{name}: do its patients lie apart?", x=0.01, ha="left", fontsize=11, color=plots.INK
-    )
+    title = f"{name}: do its patients lie apart?"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=plots.INK)
     axes[0].set_ylabel("shuffles or draws, share", fontsize=9)
     return figure
 
 
 def _draw_comparison(ax: Axes, comparison: Comparison) -> None:
-    found = comparison.separation
+    found, colours = comparison.separation, plots.COLOURS
     bins = np.histogram_bin_edges(np.r_[found.shuffled_P, found.silhouette_R], 30)
     for values, colour, label in (
-        (found.shuffled_P, plots.COLOURS["prevalence"], "labels shuffled over patients"),
-        (found.silhouette_R, plots.COLOURS["context"], "balanced draws, true labels"),
+        (found.shuffled_P, colours["prevalence"], "labels shuffled over patients"),
+        (found.silhouette_R, colours["context"], "balanced draws, true labels"),
     ):
         weights = np.full(len(values), 1 / len(values))
         ax.hist(values, bins, weights=weights, color=colour, alpha=0.8, label=label)
-    ax.axvline(found.silhouette, color=plots.COLOURS["encoder"], lw=1.8, label="mean of the draws")
+    ax.axvline(found.silhouette, color=colours["encoder"], lw=1.8, label="mean of the draws")
     if found.ci95 is not None:
-        height = 0.94 * ax.get_ylim()[1]
-        ax.plot(
-            found.ci95,
-            [height, height],
-            color=plots.COLOURS["handmade"],
-            lw=3,
-            solid_capstyle="butt",
-            label="95 % interval over patients",
-        )
+        height = [0.94 * ax.get_ylim()[1]] * 2
+        style = {"lw": 3, "solid_capstyle": "butt", "label": "95 % interval over patients"}
+        ax.plot(found.ci95, height, color=colours["handmade"], **style)
     ax.set_xlabel("silhouette", fontsize=9)
     sides = f"{counted(comparison.n_cohort, 'patient')} against {comparison.n_rest:,} "
     plots.write_title(ax, f"{sides}{comparison.against}\np = {found.p_value:.3g}")
@@ -303,23 +258,19 @@ def draw_pairs(distances: Distances) -> Figure:
     axes = plots.clean_axes(figure, 1, len(kinds))[0]
     for ax, (kind, pairs) in zip(axes, kinds, strict=True):
         pairs = pairs[pairs[EUCLIDEAN] > 0]
-        if len(pairs):
-            _draw_hexagons(ax, pairs[EUCLIDEAN], pairs["embedding"])
+        if len(pairs):  # x logarithmic: an epoch without its oximeter is far from all others
+            style = {"xscale": "log", "mincnt": 1, "cmap": "viridis", "linewidths": 0}
+            cells = ax.hexbin(pairs[EUCLIDEAN], pairs["embedding"], gridsize=32, **style)
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter(ScalarFormatter())
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ticks = MaxNLocator(6, integer=True)
+            figure.colorbar(cells, ax=ax, shrink=0.75, label="pairs", ticks=ticks)
         text = "" if pd.isna(joint[kind]) else f", Spearman {joint[kind]:.2f}"
         plots.write_title(ax, f"{kind}{text}")
         ax.set_xlabel("Euclidean distance between signals", fontsize=9)
         ax.set_ylabel("distance between embeddings", fontsize=9)
     return figure
-
-
-def _draw_hexagons(ax: Axes, x: pd.Series, y: pd.Series) -> None:
-    """Counts of pairs; x logarithmic, for an epoch without its oximeter is far from all others."""
-    cells = ax.hexbin(x, y, gridsize=32, xscale="log", mincnt=1, cmap="viridis", linewidths=0)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ticks = MaxNLocator(6, integer=True)
-    ax.figure.colorbar(cells, ax=ax, shrink=0.75, label="pairs", ticks=ticks)
 
 
 def draw_correlations(correlations: pd.DataFrame) -> Figure:
@@ -328,13 +279,12 @@ def draw_correlations(correlations: pd.DataFrame) -> Figure:
     kinds = list(correlations[correlations["n_pairs"] > 0].groupby("pairs", sort=False))
     figure = Figure(figsize=(9.6, 1.3 + 0.3 * len(channels)), layout="constrained")
     axes = plots.clean_axes(figure, 1, len(kinds), sharex=True, sharey=True)[0]
+    colour = plots.COLOURS["encoder"]
     for ax, (kind, rows) in zip(axes, kinds, strict=True):
         for row in rows[rows["spearman"].notna()].itertuples():
             y = channels.index(row.channel)
-            if not pd.isna(row.ci95_low):
-                edges = [row.ci95_low, row.ci95_high]
-                ax.plot(edges, [y, y], color=plots.COLOURS["encoder"], lw=2, alpha=0.8)
-            ax.plot(row.spearman, y, "o", color=plots.COLOURS["encoder"], ms=5)
+            ax.plot([row.ci95_low, row.ci95_high], [y, y], color=colour, lw=2, alpha=0.8)
+            ax.plot(row.spearman, y, "o", color=colour, ms=5)
         ax.axvline(0, color=plots.LINE, lw=0.9)
         ax.set_xlabel("Spearman's correlation, 95 % interval", fontsize=9)
         plots.write_title(ax, kind)

@@ -9,38 +9,22 @@ import pandas as pd
 
 from pedsleepmae import checkpoints, store
 from pedsleepmae.channels import CHANNEL_NAMES
-from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.errors import (
-    SettingsError,
-    UserError,
-    bounded,
-    require_file,
-    require_folder,
-    warn,
-)
+from pedsleepmae.errors import SettingsError, bounded
+from pedsleepmae.explore import maps
 from pedsleepmae.explore.cohort import (
     Cohort,
     CohortSettings,
     Comparison,
     compare_cohort,
     comparison_figures,
-    find_cohort,
 )
 from pedsleepmae.explore.distances import Distances, DistanceSettings, compare_distances
-from pedsleepmae.explore.maps import (
-    EmbeddingMap,
-    diffusion_layout,
-    event_kinds,
-    has_umap,
-    map_embeddings,
-    principal_parts,
-)
-from pedsleepmae.machine import Compute
-from pedsleepmae.model import check_poolings
-from pedsleepmae.probe.embeddings import FeatureTable, open_features
+from pedsleepmae.probe.embeddings import FeatureTable
 from pedsleepmae.probe.nights import read_studies
 from pedsleepmae.splits import DAYS_PER_YEAR
 from pedsleepmae.tasks import task_labels
+
+FEWEST_EPOCHS = 20  # of a night, for a path
 
 
 @dataclass
@@ -106,91 +90,6 @@ class ExploreSettings:
                 )
 
 
-FEWEST_EPOCHS = 20  # of a night, for a path
-NO_UMAP = "UMAP is left out: umap-learn is not installed (pip install umap-learn)"
-
-
-class ExplorationError(UserError):
-    """What is to be explored is not there; the message names the setting and the remedy."""
-
-
-# ------------------------------------------------------------------ what is given
-@dataclass(frozen=True)
-class Inputs:
-    """What script 5 works on: ``positions`` of the split, those ``mapped``, age at each example.
-
-    ``cohort`` is None where the settings name none.
-    """
-
-    index: store.ExampleIndex
-    positions: np.ndarray
-    mapped: np.ndarray
-    age_years_N: np.ndarray
-    cohort: Cohort | None
-    checkpoint: Checkpoint
-    compute: Compute
-
-
-def open_inputs(settings: ExploreSettings) -> Inputs:
-    """Look at all that the settings name; UserError says what is not there or does not fit."""
-    paths = settings.paths
-    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
-    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
-    if paths.health_dir is not None:
-        require_folder(paths.health_dir, "paths.health_dir", "give NCH's Health_Data")
-    check_poolings(settings.pooling, [])
-    index = store.load_index(paths.batches_dir, seed=settings.seed)
-    if settings.split != "all":
-        index = store.files_of_split(index, settings.split)
-    positions, mapped = choose_positions(settings, index)
-    ages = age_of_examples(index, read_studies(paths.batches_dir))
-    cohort = find_cohort(settings.cohort, paths.health_dir)
-    compute = Compute.choose(settings.device, settings.precision, settings.batch_size)
-    checkpoint = checkpoints.read_checkpoint(paths.checkpoint, compute.device)
-    warn(checkpoints.other_scaling(checkpoint.scaling, index.scaling))
-    return Inputs(index, positions, mapped, ages, cohort, checkpoint, compute)
-
-
-def choose_positions(
-    settings: ExploreSettings, index: store.ExampleIndex
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the split, and those of them that are mapped; ExplorationError if none."""
-    positions = np.arange(len(index)) if settings.split == "all" else index.rows(settings.split)
-    if len(positions) < FEWEST_EPOCHS:
-        raise ExplorationError(
-            f"split: {settings.split} holds {len(positions)} epochs of paths.batches_dir, and "
-            f"{FEWEST_EPOCHS} are needed; give another split, or run script 1 with more recordings"
-        )
-    here = np.unique(index.patient_ids[positions])
-    unknown = sorted(set(settings.patient_ids) - set(here.tolist()))
-    if unknown:
-        raise ExplorationError(
-            f"patient_ids: patient {unknown[0]} has no epoch in split {settings.split} (it holds "
-            f"{len(here)} patients, such as {here[0]}); give others, or split all"
-        )
-    mapped = positions
-    if settings.patient_ids:
-        mapped = positions[np.isin(index.patient_ids[positions], settings.patient_ids)]
-    for key in settings.nights:
-        if not len(_epochs_of_night(index, positions, key)):
-            first = positions[0]
-            example = f"{index.patient_ids[first]}/{index.study_ids[first]}"
-            raise ExplorationError(
-                f"nights: {key!r} is no night of split {settings.split}; give <patient>/<study> "
-                f"such as {example}"
-            )
-    return positions, mapped
-
-
-def age_of_examples(index: store.ExampleIndex, studies: pd.DataFrame | None) -> np.ndarray:
-    """Age at each example, years (N,), NaN where ``studies`` (nights.read_studies) lacks it."""
-    if studies is None:
-        return np.full(len(index), np.nan)
-    nights = pd.MultiIndex.from_arrays([index.patient_ids, index.study_ids])
-    days = studies["age_days"].reindex(nights)
-    return pd.to_numeric(days, errors="coerce").to_numpy(float) / DAYS_PER_YEAR
-
-
 # ------------------------------------------------------------------ what is found
 @dataclass(frozen=True)
 class NightPath:
@@ -211,7 +110,7 @@ class Exploration:
 
     index: store.ExampleIndex
     positions: np.ndarray
-    maps: list[EmbeddingMap]
+    maps: list[maps.EmbeddingMap]
     nights: list[NightPath]
     cohort: Cohort | None
     comparisons: list[Comparison]
@@ -219,73 +118,72 @@ class Exploration:
     notes: list[str]
 
 
-def explore(settings: ExploreSettings, inputs: Inputs) -> Exploration:
-    """Maps, paths, the cohort and distances of the positions that the settings choose."""
-    index, positions, mapped = inputs.index, inputs.positions, inputs.mapped
-    ages, seed, notes = inputs.age_years_N, settings.seed, []
-    folder = settings.paths.embeddings_dir or settings.paths.output_dir / "embeddings"
-    tables = open_features(index, inputs.checkpoint, folder, [settings.pooling], inputs.compute)
-    table = tables[settings.pooling]
-    maps = []
+def explore(
+    settings: ExploreSettings, table: FeatureTable, positions: np.ndarray, cohort: Cohort | None
+) -> Exploration:
+    """Maps, paths and distances of the patients that the settings choose among ``positions``, and
+    the cohort (None: none is compared) against all others there."""
+    index, seed, notes = table.index, settings.seed, []
+    ages = age_of_examples(index, read_studies(settings.paths.batches_dir))
+    mapped = positions
+    if settings.patient_ids:
+        mapped = positions[np.isin(index.patient_ids[positions], settings.patient_ids)]
+    found_maps = []
     for kind in settings.maps:
-        if kind == "umap" and not has_umap():
-            notes.append(NO_UMAP)
+        if kind == "umap" and not maps.has_umap():
+            notes.append("UMAP is left out: umap-learn is not installed (pip install umap-learn)")
             continue
-        options = {"max_points": settings.max_points, "age_years_N": ages}
-        maps.append(map_embeddings(table, index, mapped, kind, seed, **options))
+        found_maps.append(maps.map_embeddings(table, mapped, kind, settings.max_points, ages, seed))
     nights = []
-    for key in settings.nights or [_longest_night(index, mapped)]:
-        epochs = _epochs_of_night(index, positions, key)
+    for key in settings.nights or [longest_night(index, mapped)]:
+        epochs = epochs_of_night(index, positions, key)
         if len(epochs) < FEWEST_EPOCHS:
             notes.append(f"No path of night {key}: it has {len(epochs)} epochs.")
         else:
-            nights.append(trace_night(table, index, epochs, key, seed))
+            nights.append(trace_night(table, epochs, key, seed))
     comparisons = []
-    if inputs.cohort is None:
+    if cohort is None:
         notes.append(
             "No cohort is compared: paths.health_dir, cohort.patient_ids and cohort.patients_file "
             "are all empty."
         )
     else:
-        comparisons = compare_cohort(
-            settings.cohort, index, table, positions, inputs.cohort, ages, seed
-        )
+        comparisons = compare_cohort(settings.cohort, table, positions, cohort, ages, seed)
     distances = None
     if settings.distances.channels:
-        distances = compare_distances(settings.distances, index, table, mapped, seed)
-    return Exploration(index, positions, maps, nights, inputs.cohort, comparisons, distances, notes)
+        distances = compare_distances(settings.distances, table, mapped, seed)
+    return Exploration(index, positions, found_maps, nights, cohort, comparisons, distances, notes)
+
+
+def age_of_examples(index: store.ExampleIndex, studies: pd.DataFrame | None) -> np.ndarray:
+    """Age at each example, years (N,), NaN where ``studies`` (nights.read_studies) lacks it."""
+    if studies is None:
+        return np.full(len(index), np.nan)
+    nights = pd.MultiIndex.from_arrays([index.patient_ids, index.study_ids])
+    days = studies["age_days"].reindex(nights)
+    return pd.to_numeric(days, errors="coerce").to_numpy(float) / DAYS_PER_YEAR
 
 
 # ------------------------------------------------------------------ the path of a night
-def trace_night(
-    table: FeatureTable, index: store.ExampleIndex, epochs: np.ndarray, key: str, seed: int
-) -> NightPath:
+def trace_night(table: FeatureTable, epochs: np.ndarray, key: str, seed: int) -> NightPath:
     """The path through the epochs of one night, in order of time."""
-    parts_ND = principal_parts(table, epochs, seed)
-    xy, steps = diffusion_layout(parts_ND)
-    onsets_s = index.onsets_s[epochs]
-    return NightPath(
-        key=key,
-        positions=epochs,
-        xy=xy,
-        hours=(onsets_s - onsets_s[0]) / 3600,
-        stage=task_labels(index.labels, "sleep")[epochs],
-        event=event_kinds(index, epochs),
-        diffusion_steps=steps,
-    )
+    index, onsets_s = table.index, table.index.onsets_s[epochs]
+    xy, steps = maps.diffusion_layout(maps.principal_parts(table, epochs, seed))
+    stage, event = task_labels(index.labels, "sleep")[epochs], maps.event_kinds(index, epochs)
+    return NightPath(key, epochs, xy, (onsets_s - onsets_s[0]) / 3600, stage, event, steps)
 
 
-def _epochs_of_night(index: store.ExampleIndex, positions: np.ndarray, key: str) -> np.ndarray:
+def epochs_of_night(index: store.ExampleIndex, positions: np.ndarray, key: str) -> np.ndarray:
     """Positions of the epochs of night `<patient>/<study>` whose onset is known, by time."""
     patient, _, study = key.partition("/")
-    here = (index.patient_ids[positions].astype(str) == patient) & (
-        index.study_ids[positions].astype(str) == study
-    )
+    here = index.patient_ids[positions].astype(str) == patient
+    here &= index.study_ids[positions].astype(str) == study
     epochs = positions[here & np.isfinite(index.onsets_s[positions])]
     return epochs[np.argsort(index.onsets_s[epochs], kind="stable")]
 
 
-def _longest_night(index: store.ExampleIndex, positions: np.ndarray) -> str:
+def longest_night(index: store.ExampleIndex, positions: np.ndarray) -> str:
+    """The night with most of these epochs, as `<patient>/<study>`."""
     night_n = index.nights()[positions]
     _, first, count = np.unique(night_n, return_index=True, return_counts=True)
     longest = positions[first[np.argmax(count)]]
@@ -293,15 +191,16 @@ def _longest_night(index: store.ExampleIndex, positions: np.ndarray) -> str:
 
 
 # ------------------------------------------------------------------ explore.json
-def as_content(settings: ExploreSettings, inputs: Inputs, found: Exploration) -> dict:
+def as_content(
+    settings: ExploreSettings, checkpoint: checkpoints.Checkpoint, found: Exploration
+) -> dict:
     """Content of explore.json."""
-    index, checkpoint = inputs.index, inputs.checkpoint
+    index, seen = found.index, checkpoint.patients_seen
 
     def n_patients(positions: np.ndarray) -> int:
         return len(np.unique(index.patient_ids[positions]))
 
     here = checkpoints.hash_patients(index.patient_ids[found.positions])
-    seen = checkpoint.patients_seen
     content = {
         "checkpoint": str(settings.paths.checkpoint),
         "checkpoint_step": checkpoint.step,
