@@ -17,26 +17,76 @@ Script 5 draws maps of the embeddings that are kept here, script 4 scores nights
 
 import sys
 
-from pedsleepmae import config, errors
-from pedsleepmae.probe import report, run
+from pedsleepmae import checkpoints, config, store
+from pedsleepmae.checkpoints import Checkpoint
+from pedsleepmae.errors import ProbeError, require_file, require_folder, run_script, warn
+from pedsleepmae.machine import Compute
+from pedsleepmae.model import check_poolings
+from pedsleepmae.probe import evaluation, report, run
 from pedsleepmae.probe.evaluation import ProbeSettings
+from pedsleepmae.probe.linear import FitSettings
+from pedsleepmae.probe.nights import read_studies
+from pedsleepmae.splits import SPLITS
+
+
+def open_index(settings: ProbeSettings) -> store.ExampleIndex:
+    """The batch files, with examples in every split."""
+    index = store.load_index(settings.paths.batches_dir, seed=settings.seed)
+    for split in SPLITS:
+        if not len(index.rows(split)):
+            raise ProbeError(
+                f"paths.batches_dir holds no {split} examples; run script 1 with more patients or "
+                "larger split fractions (for one person: --split.by time)"
+            )
+    return index
+
+
+def open_inputs(
+    settings: ProbeSettings,
+) -> tuple[store.ExampleIndex, dict[str, Checkpoint], int | None, Compute]:
+    """Batch files, checkpoints ("encoder", "compared"), how many judged patients these saw."""
+    paths, encoders = settings.paths, {}
+    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+    encoders["encoder"] = checkpoints.read_checkpoint(paths.checkpoint)
+    if paths.compare_with is not None:
+        require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
+        encoders["compared"] = checkpoints.read_checkpoint(paths.compare_with)
+    index = open_index(settings)
+    seen = []  # patients of all encoders' pretraining; None where one of them is unknown
+    for encoder in encoders.values():
+        encoder.build_model()  # says now what does not fit
+        warn(checkpoints.other_scaling(encoder.scaling, index.scaling))
+        known = None not in (seen, encoder.patients_seen)
+        seen = [*seen, *encoder.patients_seen] if known else None
+    check_poolings(settings.pooling, settings.poolings)
+    n_seen = checkpoints.check_seen_patients(index, seen, settings.allow_seen_patients)
+    compute = Compute.choose(settings.device, settings.precision, settings.batch_size)
+    return index, encoders, n_seen, compute
 
 
 def main(argv: list[str]) -> int:
     settings = config.load_settings(ProbeSettings, "probe.yaml", __doc__, argv)
 
-    def work(inputs: run.Inputs) -> None:
-        results = run.compare(settings, inputs)
-        if results is None:  # torchrun's first process goes on alone
+    def work(inputs: tuple) -> None:
+        index, encoders, n_seen, compute = inputs
+        tables = run.compute_tables(settings, index, encoders, compute)
+        if tables is None:  # torchrun's first process goes on alone
             return
-        content = report.as_metrics(results, run.describe(settings, inputs))
-        place = run.write_results(settings, inputs, results, content)
+        studies = read_studies(settings.paths.batches_dir)
+        fitting = FitSettings(
+            settings.regularisation, settings.memory_gb, settings.n_workers, compute.device
+        )
+        results = evaluation.compare(settings, index, tables, studies, fitting)
+        facts = run.describe(settings, encoders, n_seen, compute.precision)
+        content = report.as_metrics(results, facts)
+        place = run.write_results(settings, encoders["encoder"], results, content)
         print(report.text_table(content))
         print(f"report: {place}")
         if settings.paths.publish_to is not None:
             print(f"published: {settings.paths.publish_to}")
 
-    return errors.run_script(lambda: run.open_inputs(settings), work)
+    return run_script(lambda: open_inputs(settings), work)
 
 
 if __name__ == "__main__":

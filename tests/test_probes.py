@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from planted import planted_index, planted_table
+from planted import planted_index, planted_table, write_cohort
 from scipy.stats import norm
+from small_probes import paths, save_model, script_3
 
 from pedsleepmae import checkpoints, errors, model
 from pedsleepmae.checkpoints import CheckpointError, hash_patients, list_sums
@@ -346,10 +347,12 @@ def test_indices_count_events_where_their_number_is_known(tmp_path):
 
 
 # ------------------------------------------------------------------ guards
-def test_an_empty_split_is_refused(tmp_path):
-    index = planted_index(tmp_path, {"train": 3, "test": 2}, n_epochs=5, seed=14)
-    with pytest.raises(errors.ProbeError, match="no val examples"):
-        linear.check_index(index)
+def test_an_empty_split_is_refused(tmp_path, capsys):
+    batches = write_cohort(tmp_path / "batches", n_epochs=5, patients=(("train", 3), ("test", 2)))
+    checkpoint = save_model(tmp_path / "model.pt", [500])
+    assert script_3(*paths(tmp_path, batches, checkpoint)) == 2
+    assert "no val examples" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 def test_patients_seen_in_pretraining_are_refused_unless_asked_for(tmp_path):

@@ -31,7 +31,7 @@ from pedsleepmae import machine, store, tasks
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.data import in_advance, sample_batches
-from pedsleepmae.probe.handmade import FEATURES_VERSION, handmade_features
+from pedsleepmae.probe.handmade import handmade_features
 
 ALONE = machine.World()
 FORMAT_VERSION = 1
@@ -43,11 +43,6 @@ FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 16, 4096
 def embedding_key(checkpoint_sha256: str, encoder: str, split_hash: str, precision: str) -> str:
     """Folder name of what this encoder makes of this split."""
     return f"{encoder}_{checkpoint_sha256[:16]}_{split_hash or 'nosplit'}_{precision}"
-
-
-def handmade_key(split_hash: str) -> str:
-    """Folder name of the hand-made features of this split, as this version defines them."""
-    return f"handmade{FEATURES_VERSION}_{split_hash or 'nosplit'}"
 
 
 def fingerprint(path: Path) -> str:
@@ -80,13 +75,10 @@ def open_tables(
 ) -> dict[str, "FeatureTable"]:
     """Tables of these features, by name; the files are looked at once for all of them."""
     places = {}
-    for source in index.files:
-        path = feature_path(folder, source)
+    for path in [feature_path(folder, source) for source in index.files]:
         with h5py.File(path, "r") as file:
-            places[path] = {
-                name: (values.shape, values.id.get_offset())
-                for name, values in file["features"].items()
-            }
+            datasets = file["features"].items()
+            places[path] = {name: (data.shape, data.id.get_offset()) for name, data in datasets}
     return {name: FeatureTable(index, places, name) for name in names}
 
 
@@ -158,12 +150,11 @@ def neighbours(index: store.ExampleIndex, k: int) -> np.ndarray:
     n = len(index)
     result = np.full((n, 2 * k + 1), -1, np.int64)
     result[:, k] = np.arange(n)
-    order = np.lexsort([index.onsets_s, index.split, index.study_ids, index.patient_ids])
+    night_N = index.nights()
+    order = np.lexsort([index.onsets_s, index.split, night_N])
     for step in range(1, k + 1):
         early, late = order[:-step], order[step:]
-        same = np.ones(len(early), bool)
-        for column in (index.patient_ids, index.study_ids, index.split):
-            same &= column[early] == column[late]
+        same = (night_N[early] == night_N[late]) & (index.split[early] == index.split[late])
         same &= np.abs(index.onsets_s[late] - index.onsets_s[early] - step * EPOCH_S) < 0.5
         result[late[same], k - step] = early[same]
         result[early[same], k + step] = late[same]
@@ -250,7 +241,8 @@ def embed_files(
     with tqdm(total=n_examples, desc=title, unit="ex", disable=not world.is_first) as bar:
         for i in mine:
             pieces = []
-            for x_BCT, present_BC in sample_batches(index, rows_of(index, i), compute.batch_size):
+            rows = np.flatnonzero(index.file_of == i)
+            for x_BCT, present_BC in sample_batches(index, rows, compute.batch_size):
                 features = embed_batch(model, x_BCT, present_BC, parts, compute)
                 pieces.append({name: as_float16(values) for name, values in features.items()})
                 bar.update(len(x_BCT))
@@ -258,11 +250,6 @@ def embed_files(
             write_features(folder, index, i, features)
     world.meet()
     return len(mine)
-
-
-def rows_of(index: store.ExampleIndex, i: int) -> np.ndarray:
-    """Positions of the examples of the i-th batch file, in the file's order."""
-    return np.flatnonzero(index.file_of == i)
 
 
 def embed_batch(
@@ -304,7 +291,8 @@ def compute_handmade(index: store.ExampleIndex, folder: Path, n_workers: int) ->
     todo = _files_to_do(index, folder, ["handmade"])
 
     def compute(i: int) -> None:
-        ((x_NCT, present_NC),) = sample_batches(index, rows_of(index, i), len(index))
+        rows = np.flatnonzero(index.file_of == i)
+        ((x_NCT, present_NC),) = sample_batches(index, rows, len(index))
         features = handmade_features(x_NCT.numpy(), present_NC.numpy())
         write_features(folder, index, i, {"handmade": as_float16(features)})
 
@@ -328,9 +316,13 @@ def write_features(
 
     Features that the file already holds under other names, from the same batch file, stay.
     """
-    source, path = index.files[i], feature_path(folder, index.files[i])
-    rows = rows_of(index, i)
-    features = _current_features(path, fingerprint(source)) | features
+    path, source = feature_path(folder, index.files[i]), fingerprint(index.files[i])
+    rows = np.flatnonzero(index.file_of == i)
+    if path.exists():
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("source") == source:
+                old = {name: values[()] for name, values in file["features"].items()}
+                features = old | features
     with store.write_whole(path) as temporary, h5py.File(temporary, "w") as file:
         for name, values in features.items():
             file[f"features/{name}"] = values
@@ -338,17 +330,8 @@ def write_features(
         file["onsets_s"], file["channels_present"] = index.onsets_s[rows], index.present[rows]
         for name, (_, dataset) in tasks.LABELS.items():
             file[dataset] = index.labels[name][rows]
-        file.attrs["source"], file.attrs["key"] = fingerprint(source), Path(folder).name
+        file.attrs["source"], file.attrs["key"] = source, Path(folder).name
         file.attrs["format_version"] = FORMAT_VERSION
-
-
-def _current_features(path: Path, source: str) -> dict[str, np.ndarray]:
-    if not path.exists():
-        return {}
-    with h5py.File(path, "r") as file:
-        if file.attrs.get("source") != source:
-            return {}
-        return {name: values[()] for name, values in file["features"].items()}
 
 
 def _files_to_do(index: store.ExampleIndex, folder: Path, names: Sequence[str]) -> list[int]:

@@ -153,27 +153,7 @@ class Results:
 
 
 # ------------------------------------------------------------------ the comparison
-@dataclass(frozen=True)
-class Source:
-    """A set of features: by task the probe that val chose, and its logits at the test epochs."""
-
-    features: str
-    choices: dict[str, Choice]
-    test_logits: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The test epochs (positions of the index, in time order) and how figures are resampled."""
-
-    index: store.ExampleIndex
-    positions: np.ndarray
-    studies: pd.DataFrame | None
-    n_draws: int
-    seed: int
-
-    def draw_weights(self, n_groups: int) -> np.ndarray:
-        return metrics.draw_weights(n_groups, self.n_draws, self.seed)
+Chosen = tuple[str, Choice, np.ndarray]  # name of the features, choice on val, logits on test
 
 
 def compare(
@@ -192,12 +172,16 @@ def compare(
     used: dict[str, tuple[FeatureTable, dict[str, Choice]]] = {}
     scores, non_finite = [], {}
     for source, by_name in tables.items():
-        options = []
+        best_mean = None
         for name, table in by_name.items():
             choices, non_finite[f"{source}: {name}"] = fit_and_choose(index, table, labels, fitting)
-            scores.append(_score_row(source, table, choices))
-            options.append((table, choices))
-        used[source] = max(options, key=lambda option: _mean_score(option[1]))
+            row = {"source": source, "features": name, "n_features": table.n_features}
+            row |= {task: choice.score for task, choice in choices.items()}
+            known = [choice.score for choice in choices.values() if choice.score is not None]
+            mean = float(np.mean(known)) if known else None
+            scores.append(row | {"mean": mean})
+            if source not in used or (mean or 0) > (best_mean or 0):
+                used[source], best_mean = (table, choices), mean
     best_table = used["encoder"][0]
     if settings.context:
         wide = best_table.with_context(settings.context)
@@ -206,15 +190,14 @@ def compare(
     # From here on the test patients are read, for what has been chosen.
     test = index.rows("test")
     test = test[np.lexsort([index.onsets_s[test], index.study_ids[test], index.patient_ids[test]])]
-    sources = {}
+    chosen: dict[str, dict[str, Chosen]] = {task: {} for task in settings.tasks}
     for source, (table, choices) in used.items():
         probes = {task: choice.probe.linear for task, choice in choices.items()}
         logits = linear.predict(table, test, probes, fitting)
-        sources[source] = Source(table.name, choices, logits)
-    if "prevalence" in settings.baselines:
-        sources["prevalence"] = _prevalence(index, labels, len(test))
-    held_out = HeldOut(index, test, studies, settings.bootstrap_draws, settings.seed)
-    tasks = {task: _judge_task(held_out, task, labels[task], sources) for task in settings.tasks}
+        for task, choice in choices.items():
+            chosen[task][source] = table.name, choice, logits[task]
+    held_out = HeldOut(index, test, studies, settings)
+    tasks = {task: _judge_task(held_out, task, labels[task], chosen[task]) for task in labels}
 
     per_epoch = events_per_epoch(index, studies)
     fitted = {task: r.by_source["encoder"] for task, r in tasks.items() if r.reason is None}
@@ -256,35 +239,22 @@ def fit_and_choose(
     return choices, n_bad
 
 
-def _prevalence(index: store.ExampleIndex, labels: Mapping[str, np.ndarray], n_test: int) -> Source:
-    """The baseline without features: every epoch gets the shares of the train epochs."""
-    choices, logits = {}, {}
-    for task, label_N in labels.items():
-        train, val = label_N[index.rows("train")], label_N[index.rows("val")]
-        classes, counts = np.unique(train[train >= 0], return_counts=True)
-        if len(classes) > 1:
-            share_K = np.log(counts / counts.sum())
-            flat_NK = np.tile(share_K, ((val >= 0).sum(), 1))
-            choices[task] = linear.choose(task, val[val >= 0], classes, {None: (None, flat_NK)})
-            logits[task] = np.tile(share_K, (n_test, 1))
-    return Source("prevalence", choices, logits)
-
-
-def _mean_score(choices: Mapping[str, Choice]) -> float:
-    scores = [choice.score for choice in choices.values() if choice.score is not None]
-    return float(np.mean(scores)) if scores else -np.inf
-
-
-def _score_row(source: str, table: FeatureTable, choices: Mapping[str, Choice]) -> dict:
-    row = {"source": source, "features": table.name, "n_features": table.n_features}
-    row |= {task: choice.score for task, choice in choices.items()}
-    mean = _mean_score(choices)
-    return row | {"mean": mean if np.isfinite(mean) else None}
-
-
 # ------------------------------------------------------------------ one task on test
+@dataclass(frozen=True)
+class HeldOut:
+    """The test epochs (positions of the index, in time order) and how figures are resampled."""
+
+    index: store.ExampleIndex
+    positions: np.ndarray
+    studies: pd.DataFrame | None
+    settings: ProbeSettings
+
+    def draw_weights(self, n_groups: int) -> np.ndarray:
+        return metrics.draw_weights(n_groups, self.settings.bootstrap_draws, self.settings.seed)
+
+
 def _judge_task(
-    held_out: HeldOut, task: str, label_N: np.ndarray, sources: Mapping[str, Source]
+    held_out: HeldOut, task: str, label_N: np.ndarray, chosen: dict[str, Chosen]
 ) -> TaskResult:
     """Figures of every source; ``label_N`` holds the task's class of each example of the index."""
     index = held_out.index
@@ -297,13 +267,14 @@ def _judge_task(
     )
     n_groups = int(group_N.max(initial=-1)) + 1
     weights_RG = held_out.draw_weights(max(1, n_groups))
-    by_source = {
-        name: _judge_probe(source, task, val_N, test_N, group_N, weights_RG)
-        for name, source in sources.items()
-        if task in source.choices
-    }
-    reason, subgroups = None, {}
-    if "encoder" in by_source:
+    by_source, reason, subgroups = {}, None, {}
+    if "encoder" in chosen:
+        if "prevalence" in held_out.settings.baselines:
+            chosen = chosen | {"prevalence": _prevalence(task, train_N, val_N, len(test_N))}
+        by_source = {
+            source: _judge_probe(found, val_N, test_N, group_N, weights_RG)
+            for source, found in chosen.items()
+        }
         subgroups = _subgroups(held_out, test_N, by_source["encoder"])
     else:
         what = f"only class {train_N[0]}" if len(train_N) else "no scored epoch"
@@ -313,23 +284,31 @@ def _judge_task(
     return TaskResult(task, test_N, counts, by_source, reason, group, n_groups, subgroups)
 
 
+def _prevalence(task: str, train_N: np.ndarray, val_N: np.ndarray, n_test: int) -> Chosen:
+    """The baseline without features: every epoch gets the shares of the train epochs."""
+    classes, counts = np.unique(train_N, return_counts=True)
+    share_K = np.log(counts / counts.sum())
+    flat_NK = np.tile(share_K, (len(val_N), 1))
+    choice = linear.choose(task, val_N, classes, {None: (None, flat_NK)})
+    return "prevalence", choice, np.tile(share_K, (n_test, 1))
+
+
 def _judge_probe(
-    source: Source,
-    task: str,
+    chosen: Chosen,
     val_N: np.ndarray,
     test_N: np.ndarray,
     group_N: np.ndarray,
     weights_RG: np.ndarray,
 ) -> ProbeResult:
     """Figures of one probe, by the labels of val and test (-1: left out)."""
-    choice, logit_NK = source.choices[task], source.test_logits[task]
+    features, choice, logit_NK = chosen
     probe, scored = choice.probe, test_N >= 0
     prob_NK, val_prob_NK = probe.probabilities(logit_NK), probe.probabilities(choice.logit_NK)
     decided_N, label_N = probe.decide(prob_NK), test_N[scored]
-    raw_NK = probe.raw_probabilities(logit_NK[scored])
+    raw_NK = probe.uncalibrated().probabilities(logit_NK[scored])
     before = metrics.evaluate(label_N, raw_NK, decided_N[scored], group_N)
     return ProbeResult(
-        features=source.features,
+        features=features,
         probe=probe,
         val_score=choice.score,
         val=metrics.evaluate(val_N, val_prob_NK, probe.decide(val_prob_NK)),
@@ -350,30 +329,28 @@ def _subgroups(held_out: HeldOut, test_N: np.ndarray, result: ProbeResult) -> di
     known = held_out.studies.reindex(nights)
     bands = np.array([age_band(float(a)) for a in known["age_days"].fillna(np.nan)], object)
     sexes = known["sex"].astype(object).where(known["sex"].notna(), None).to_numpy()
-    found = {"age": {}, "sex": {}}
-    for kind, values, order in (
-        ("age", bands, [name for name, _ in AGE_BANDS]),
-        ("sex", sexes, sorted({sex for sex in sexes if sex})),
-    ):
-        for name in order:
-            here = scored[values == name]
-            if not len(here):
-                continue
-            patient_N = index.patient_ids[held_out.positions[here]]
-            patients, group_N = np.unique(patient_N, return_inverse=True)
-            # One patient says nothing of the group's others.
-            weights_RG = held_out.draw_weights(len(patients)) if len(patients) > 1 else None
-            label_N, prob_NK = test_N[here], result.prob_NK[here]
-            evaluation = metrics.evaluate(
-                label_N, prob_NK, result.decided_N[here], group_N, weights_RG
-            )
-            found[kind][name] = {
-                "n": len(here),
-                "n_patients": len(patients),
-                "prevalence": prevalence(label_N, prob_NK.shape[1]),
-                **evaluation.as_dict(),
-            }
-    return {kind: groups for kind, groups in found.items() if groups}
+    groups = {
+        "age": {name: bands == name for name, _ in AGE_BANDS},
+        "sex": {sex: sexes == sex for sex in sorted({sex for sex in sexes if sex})},
+    }
+    found = {}
+    for kind, name in [(kind, name) for kind, members in groups.items() for name in members]:
+        here = scored[groups[kind][name]]
+        if not len(here):
+            continue
+        patient_N = index.patient_ids[held_out.positions[here]]
+        patients, group_N = np.unique(patient_N, return_inverse=True)
+        # One patient says nothing of the group's others.
+        weights_RG = held_out.draw_weights(len(patients)) if len(patients) > 1 else None
+        label_N, prob_NK = test_N[here], result.prob_NK[here]
+        evaluation = metrics.evaluate(label_N, prob_NK, result.decided_N[here], group_N, weights_RG)
+        found.setdefault(kind, {})[name] = {
+            "n": len(here),
+            "n_patients": len(patients),
+            "prevalence": prevalence(label_N, prob_NK.shape[1]),
+            **evaluation.as_dict(),
+        }
+    return found
 
 
 def prevalence(label_N: np.ndarray, n_classes: int) -> float | dict[str, float] | None:

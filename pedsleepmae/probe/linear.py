@@ -9,7 +9,7 @@ and the threshold; the test patients are read once, for what has been chosen.
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import joblib
 import numpy as np
@@ -20,26 +20,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from pedsleepmae import metrics, store
-from pedsleepmae.errors import ProbeError
+from pedsleepmae import metrics
 from pedsleepmae.probe import solvers
 from pedsleepmae.probe.embeddings import FeatureTable, column_moments, scale_features
-from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import N_CLASSES
 
 CPU = torch.device("cpu")
 MAX_STEPS = 1000
 COPIES_IN_MEMORY = 3  # features as read, scaled, and the solver's work (or the next chunk)
-
-
-def check_index(index: store.ExampleIndex) -> None:
-    """ProbeError when a split is empty."""
-    for split in SPLITS:
-        if not len(index.rows(split)):
-            raise ProbeError(
-                f"paths.batches_dir holds no {split} examples; run script 1 with more patients or "
-                "larger split fractions (for one person: --split.by time)"
-            )
 
 
 # ------------------------------------------------------------------ one linear probe
@@ -58,14 +46,7 @@ class LinearProbe:
 
     def logits(self, x_NF: np.ndarray) -> np.ndarray:
         """Logits (N, classes); features that are not finite count as the train mean."""
-        scaled_NF = scale_features(x_NF, self.mean_F, self.scale_F)
-        return self.complete((scaled_NF @ self.weight_FK).astype(np.float64) + self.bias_K)
-
-    def complete(self, output_NK: np.ndarray) -> np.ndarray:
-        """Logits of all classes: for two, the first is 0 and the output is the second's."""
-        if len(self.classes) > 2:
-            return output_NK
-        return np.concatenate([np.zeros_like(output_NK), output_NK], axis=1)
+        return predict_features(x_NF, {"this": self})["this"]
 
 
 # ------------------------------------------------------------------ fitting
@@ -93,8 +74,7 @@ def fit_probes(
     the features fit ``fitting.memory_gb``; on a GPU, or where they do not fit, by passes.
     """
     targets = {t: y for t, y in targets.items() if len(np.unique(y[y >= 0])) > 1}
-    fits = len(rows) <= fitting.chunk_rows(table.n_features)
-    if fits and fitting.device.type == "cpu":
+    if fitting.device.type == "cpu" and len(rows) <= fitting.chunk_rows(table.n_features):
         return _fit_in_memory(table.read(rows), targets, fitting)
     return _fit_by_passes(table, rows, targets, fitting)
 
@@ -118,14 +98,10 @@ def _fit_in_memory(x_NF: np.ndarray, targets: Mapping[str, np.ndarray], fitting:
         fitted = {}
         for strength in sorted(fitting.strengths):  # each start is the solution before
             regression.set_params(C=strength).fit(x, y)
+            classes, bias_K = regression.classes_, regression.intercept_.copy()
             weight_FK = regression.coef_.T
-            fitted[strength] = LinearProbe(
-                classes=regression.classes_,
-                mean_F=scaler.mean_,
-                scale_F=scaler.scale_,
-                weight_FK=weight_FK.copy() if basis_FD is None else basis_FD @ weight_FK,
-                bias_K=regression.intercept_.copy(),
-            )
+            weight_FK = weight_FK.copy() if basis_FD is None else basis_FD @ weight_FK
+            fitted[strength] = LinearProbe(classes, scaler.mean_, scaler.scale_, weight_FK, bias_K)
         return fitted
 
     # Side by side, a thread for each task: BLAS's own threads would wait for each other.
@@ -152,10 +128,7 @@ def rotate(x_NF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit_by_passes(
-    table: FeatureTable,
-    rows: np.ndarray,
-    targets: Mapping[str, np.ndarray],
-    fitting: FitSettings,
+    table: FeatureTable, rows: np.ndarray, targets: Mapping[str, np.ndarray], fitting: FitSettings
 ):
     chunk_rows = fitting.chunk_rows(table.n_features)
     mean_F, scale_F, n_bad = column_moments(table, rows, chunk_rows)
@@ -201,12 +174,13 @@ def predict_features(x_NF: np.ndarray, probes: Mapping) -> dict[object, np.ndarr
     scaled_NF = scale_features(x_NF, first.mean_F, first.scale_F)
     output_NK = (scaled_NF @ np.concatenate(weights, axis=1)).astype(np.float64)
     ends = np.cumsum([weight_FK.shape[1] for weight_FK in weights])[:-1]
-    return {
-        key: probe.complete(columns_NK + probe.bias_K)
-        for (key, probe), columns_NK in zip(
-            probes.items(), np.split(output_NK, ends, axis=1), strict=True
-        )
-    }
+    logits = {}
+    for key, columns_NK in zip(probes, np.split(output_NK, ends, axis=1), strict=True):
+        columns_NK = columns_NK + probes[key].bias_K
+        if len(probes[key].classes) == 2:  # the first's logit is 0
+            columns_NK = np.concatenate([np.zeros_like(columns_NK), columns_NK], axis=1)
+        logits[key] = columns_NK
+    return logits
 
 
 # ------------------------------------------------------------------ choosing on val
@@ -225,13 +199,15 @@ class TaskProbe:
     shift_K: np.ndarray
     threshold: float | None
 
+    def uncalibrated(self) -> "TaskProbe":
+        """Its probabilities are those before recalibration: class-weighted, too high for events."""
+        return replace(self, slope=1.0, shift_K=np.zeros(len(self.classes)))
+
     def probabilities(self, logit_NK: np.ndarray) -> np.ndarray:
         """Recalibrated probabilities of all classes of the task, (N, K)."""
-        return self._spread(metrics.calibrated(logit_NK, self.slope, self.shift_K))
-
-    def raw_probabilities(self, logit_NK: np.ndarray) -> np.ndarray:
-        """Probabilities before recalibration, (N, K): class-weighted, so too high for events."""
-        return self._spread(metrics.calibrated(logit_NK, 1.0, np.zeros_like(self.shift_K)))
+        full_NK = np.zeros((len(logit_NK), N_CLASSES[self.task]))
+        full_NK[:, self.classes] = metrics.calibrated(logit_NK, self.slope, self.shift_K)
+        return full_NK
 
     def decide(self, prob_NK: np.ndarray) -> np.ndarray:
         """Classes (N,): by the threshold for an event, the most probable stage for sleep."""
@@ -239,11 +215,6 @@ class TaskProbe:
             threshold = 0.5 if self.threshold is None else self.threshold
             return (prob_NK[:, 1] >= threshold).astype(np.int64)
         return prob_NK.argmax(1)
-
-    def _spread(self, prob_NK: np.ndarray) -> np.ndarray:
-        full_NK = np.zeros((len(prob_NK), N_CLASSES[self.task]))
-        full_NK[:, self.classes] = prob_NK
-        return full_NK
 
 
 @dataclass(frozen=True)
@@ -255,19 +226,6 @@ class Choice:
     logit_NK: np.ndarray
 
 
-def score(
-    task: str, label_N: np.ndarray, logit_NK: np.ndarray, classes: np.ndarray
-) -> float | None:
-    """What choices go by: AUROC of an event, weighted AUROC of the stages; None when undefined."""
-    if len(np.unique(label_N)) < 2:
-        return None
-    if N_CLASSES[task] == 2:
-        return float(roc_auc_score(label_N, logit_NK[:, 1]))
-    prob_NK = np.zeros((len(logit_NK), N_CLASSES[task]))
-    prob_NK[:, classes] = metrics.calibrated(logit_NK, 1.0, np.zeros(len(classes)))
-    return metrics.weighted_auroc(label_N, prob_NK)
-
-
 def choose(
     task: str,
     label_N: np.ndarray,
@@ -276,20 +234,30 @@ def choose(
 ) -> Choice:
     """The best candidate on val, recalibrated and with its threshold.
 
-    ``candidates``: strength -> (probe, its logits at the val epochs). Without a defined score (val
-    shows one class) the middle strength is taken, with threshold 0.5.
+    ``candidates``: strength -> (probe, its logits at the val epochs). The best has the largest
+    AUROC, for the stages weighted over them; where that is not defined (val shows one class) the
+    middle strength is taken, with threshold 0.5.
     """
-    scores = {c: score(task, label_N, logit, classes) for c, (_, logit) in candidates.items()}
+    plain = TaskProbe(task, None, None, classes, 1.0, np.zeros(len(classes)), None)
+
+    def score(logit_NK: np.ndarray) -> float | None:
+        if len(np.unique(label_N)) < 2:
+            return None
+        if N_CLASSES[task] == 2:
+            return float(roc_auc_score(label_N, logit_NK[:, 1]))
+        return metrics.weighted_auroc(label_N, plain.probabilities(logit_NK))
+
+    scores = {strength: score(logit_NK) for strength, (_, logit_NK) in candidates.items()}
     defined = [c for c, value in scores.items() if value is not None]
     strength = max(defined, key=scores.get) if defined else list(scores)[len(scores) // 2]
     linear, logit_NK = candidates[strength]
-    slope, shift_K, threshold = 1.0, np.zeros(len(classes)), None
+    probe = replace(plain, strength=strength, linear=linear)
     known = np.isin(label_N, classes)  # a stage that train lacks cannot be calibrated
     if len(np.unique(label_N[known])) > 1:
         target_N = np.searchsorted(classes, label_N[known])
         slope, shift_K = metrics.fit_calibration(target_N, logit_NK[known])
+        probe = replace(probe, slope=slope, shift_K=shift_K)
     if N_CLASSES[task] == 2:
-        prob_N = metrics.calibrated(logit_NK, slope, shift_K)[:, 1]
-        threshold = metrics.best_f1_threshold(label_N, prob_N)
-    probe = TaskProbe(task, strength, linear, classes, slope, shift_K, threshold)
+        prob_N = probe.probabilities(logit_NK)[:, 1]
+        probe = replace(probe, threshold=metrics.best_f1_threshold(label_N, prob_N))
     return Choice(probe, scores[strength], logit_NK)
