@@ -27,7 +27,7 @@ from pedsleepmae.score import files, night, report, run
 
 LOADED_S = time.perf_counter() - START
 PARTS = {  # what is timed, under the name that the table shows
-    "load encoder, probes": (run, "load_scorer"),
+    "load encoder, probes": (night, "load_scorer"),
     "read, resample": (run, "examples_to_score"),
     "encode": (night.embeddings, "embed_arrays"),
     "probes, distance": (run, "score_examples"),  # less what is encoded in it

@@ -39,64 +39,35 @@ class Channel:
         return "robust" if self.kind == "arbitrary" else "population"
 
 
-def _bipolar(name: str, mean: float, sd: float, *pairs: tuple[str, str]) -> Channel:
-    return Channel(name, mean, sd, "voltage", pairs=pairs)
+def _bipolar(name: str, mean: float, sd: float, *pairs: str) -> Channel:
+    return Channel(name, mean, sd, "voltage", tuple(tuple(pair.split("-")) for pair in pairs))
 
 
+def _sensor(name: str, mean: float, sd: float, *names: str, kind="arbitrary") -> Channel:
+    return Channel(name, mean, sd, kind, names=names)
+
+
+_CHIN = ("CHIN1-CHIN2", "CHIN1-CHIN3", "CHIN3-CHIN2", "LCHIN-RCHIN", "LCHIN-CCHIN", "RCHIN-CCHIN")
+_OXIMETER = ("SPO2", "OSAT", "SAO2", "SA02", "SPO2NONIN", "SAO2NONIN", "SA02NONIN", "SAO2NELLCOR")
+_OXIMETER += ("SA02NELLCOR", "SAO2MASIMO", "SA02MASIMO")
+_ABDOMEN = ("ABDOMINAL", "ABDOMEN", "ABD")
 CHANNELS = (
-    _bipolar("EEG C3-M2", -1.0833859626641414e-06, 0.00014558984976066646, ("C3", "M2")),
-    _bipolar("EEG O1-M2", -8.291726672410153e-07, 0.0001521728413081719, ("O1", "M2")),
-    _bipolar("EEG O2-M1", -1.811740748050755e-06, 0.00019019911218765497, ("O2", "M1")),
-    _bipolar("EEG CZ-O1", -1.1433502234562694e-06, 0.00019669688849956329, ("CZ", "O1")),
-    _bipolar("EEG C4-M1", -1.6688211040158835e-06, 0.00017619468363137838, ("C4", "M1")),
-    _bipolar("EEG F4-M1", -1.5857696126462527e-06, 0.00018215570717133818, ("F4", "M1")),
-    _bipolar("EEG F3-M2", -1.9827185653729583e-06, 0.00018802898586059032, ("F3", "M2")),
-    Channel("CAPNO", -60742.332755499374, 233451.1131535057, "arbitrary", names=("CAPNO", "CAP")),
-    Channel(
-        "SPO2",
-        96.31396782182607,
-        7.725897863665246,
-        "percent",
-        names=(
-            *("SPO2", "OSAT", "SAO2", "SA02", "SPO2NONIN", "SAO2NONIN", "SA02NONIN"),
-            *("SAO2NELLCOR", "SA02NELLCOR", "SAO2MASIMO", "SA02MASIMO"),
-        ),
-    ),
-    Channel(
-        "RESP THORACIC",
-        -2.0846817681959654e-06,
-        0.00016909336189931072,
-        "arbitrary",
-        names=("THORACIC", "CHEST"),
-    ),
-    Channel(
-        "RESP ABDOMINAL",
-        1.9974928520326017e-06,
-        0.00027196510089485973,
-        "arbitrary",
-        names=("ABDOMINAL", "ABDOMEN", "ABD"),
-    ),
-    Channel(
-        "SNORE",
-        2794.962148942422,
-        17223.129321325203,
-        "arbitrary",
-        names=("SNORE", "SNORE 2", "SNORE2"),
-    ),
-    Channel("C-FLOW", 41.744308743949546, 1685.1343182523683, "arbitrary", names=("C-FLOW",)),
-    _bipolar("EOG LOC-M2", -8.659640358491685e-07, 0.0001433352194222531, ("E1", "M2")),
-    _bipolar("EOG ROC-M1", -1.1147240872400516e-06, 0.00017242186435064409, ("E2", "M1")),
-    _bipolar(
-        "EMG CHIN1-CHIN2",
-        -1.943019690822747e-06,
-        0.00025016084927698715,
-        ("CHIN1", "CHIN2"),
-        ("CHIN1", "CHIN3"),
-        ("CHIN3", "CHIN2"),
-        ("LCHIN", "RCHIN"),
-        ("LCHIN", "CCHIN"),
-        ("RCHIN", "CCHIN"),
-    ),
+    _bipolar("EEG C3-M2", -1.0833859626641414e-06, 0.00014558984976066646, "C3-M2"),
+    _bipolar("EEG O1-M2", -8.291726672410153e-07, 0.0001521728413081719, "O1-M2"),
+    _bipolar("EEG O2-M1", -1.811740748050755e-06, 0.00019019911218765497, "O2-M1"),
+    _bipolar("EEG CZ-O1", -1.1433502234562694e-06, 0.00019669688849956329, "CZ-O1"),
+    _bipolar("EEG C4-M1", -1.6688211040158835e-06, 0.00017619468363137838, "C4-M1"),
+    _bipolar("EEG F4-M1", -1.5857696126462527e-06, 0.00018215570717133818, "F4-M1"),
+    _bipolar("EEG F3-M2", -1.9827185653729583e-06, 0.00018802898586059032, "F3-M2"),
+    _sensor("CAPNO", -60742.332755499374, 233451.1131535057, "CAPNO", "CAP"),
+    _sensor("SPO2", 96.31396782182607, 7.725897863665246, *_OXIMETER, kind="percent"),
+    _sensor("RESP THORACIC", -2.0846817681959654e-06, 0.00016909336189931072, "THORACIC", "CHEST"),
+    _sensor("RESP ABDOMINAL", 1.9974928520326017e-06, 0.00027196510089485973, *_ABDOMEN),
+    _sensor("SNORE", 2794.962148942422, 17223.129321325203, "SNORE", "SNORE 2", "SNORE2"),
+    _sensor("C-FLOW", 41.744308743949546, 1685.1343182523683, "C-FLOW"),
+    _bipolar("EOG LOC-M2", -8.659640358491685e-07, 0.0001433352194222531, "E1-M2"),
+    _bipolar("EOG ROC-M1", -1.1147240872400516e-06, 0.00017242186435064409, "E2-M1"),
+    _bipolar("EMG CHIN1-CHIN2", -1.943019690822747e-06, 0.00025016084927698715, *_CHIN),
 )
 CHANNEL_NAMES = tuple(channel.name for channel in CHANNELS)
 N_CHANNELS = len(CHANNELS)

@@ -18,15 +18,13 @@ from pedsleepmae import store
 from pedsleepmae.score.night import Night, annotation_rows
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
-LONGEST_NAME = 100
-
 
 def safe_name(stem: str) -> str:
     """A file's stem as a folder name: letters, digits, `.`, `_` and `-`, no leading dot.
 
     A stem that has to be altered gets eight digits of its hash, so that two stay two.
     """
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._")[:LONGEST_NAME]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._")[:100]
     if name == stem:
         return name
     return f"{name or 'recording'}_{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
@@ -35,8 +33,7 @@ def safe_name(stem: str) -> str:
 def write_night(folder: Path, night: Night, summary: Mapping) -> None:
     """Write the four files, each whole or not at all."""
     store.write_table(folder / "epochs.csv", epoch_table(night))
-    text = json.dumps(summary, indent=1, allow_nan=False)
-    store.write_text(folder / "summary.json", text)
+    store.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
     store.write_table(folder / "summary.csv", summary_table(summary))
     with store.write_whole(folder / "annotations.edf") as temporary:
         write_edf_annotations(temporary, night)
@@ -69,29 +66,17 @@ def summary_table(summary: Mapping) -> pd.DataFrame:
     for quantity in summary["quantities"]:
         rests_on = quantity["rests_on"] or {}
         error = rests_on.get("error_on_test_nights") or {}
+        row = {"quantity": quantity["name"]}
+        row |= {key: quantity.get(key) for key in ("value", "unit", "called", "scored", "reason")}
         low, high = quantity.get("events_per_hour", (None, None))
-        rows.append(
-            {
-                "quantity": quantity["name"],
-                "value": quantity["value"],
-                "unit": quantity["unit"],
-                "called": quantity["called"],
-                "scored": quantity["scored"],
-                "reason": quantity.get("reason"),
-                "events_per_hour_low": low,
-                "events_per_hour_high": high,
-                "checkpoint": summary["checkpoint"]["file"],
-                "calibration_slope": rests_on.get("calibration_slope"),
-                "n_val_patients": rests_on.get("n_val_patients"),
-                "n_test_nights": error.get("n"),
-                "test_bias": error.get("bias"),
-                "test_limit_low": error.get("lower"),
-                "test_limit_high": error.get("upper"),
-                "calibrated_on_simulated": rests_on.get("simulated"),
-                "notice": NOTICE,
-            }
-        )
-    return pd.DataFrame(rows)
+        row |= {"events_per_hour_low": low, "events_per_hour_high": high}
+        row["checkpoint"] = summary["checkpoint"]["file"]
+        row |= {key: rests_on.get(key) for key in ("calibration_slope", "n_val_patients")}
+        row |= {"n_test_nights": error.get("n"), "test_bias": error.get("bias")}
+        row |= {"test_limit_low": error.get("lower"), "test_limit_high": error.get("upper")}
+        row["calibrated_on_simulated"] = rests_on.get("simulated")
+        rows.append(row)
+    return pd.DataFrame(rows).assign(notice=NOTICE)
 
 
 def write_edf_annotations(path: Path, night: Night) -> None:

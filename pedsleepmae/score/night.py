@@ -20,8 +20,6 @@ from pedsleepmae.probe.files import Basis, load_basis, load_probes
 from pedsleepmae.probe.linear import TaskProbe, predict_features
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
 
-FAR_TEXT = "Far from the training data"
-
 
 # ------------------------------------------------------------------ encoder and probes
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ def load_scorer(
     pooling, probes = load_probes(probe_file)
     basis = load_basis(probe_file)
     facts = basis.facts
-    if precision == "auto":
-        precision = facts["precision"]
+    precision = facts["precision"] if precision == "auto" else precision
     compute = Compute.choose(device, precision, batch_size)
     content = read_checkpoint(checkpoint, compute.device)
     model = content.build_model()
@@ -117,15 +114,12 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
     x_NF = embeddings.as_float16(x_NF).astype(np.float32)
     logits = predict_features(x_NF, {task: probe.linear for task, probe in scorer.probes.items()})
     prob = {task: probe.probabilities(logits[task]) for task, probe in scorer.probes.items()}
+    called = {task: probe.decide(prob[task]) for task, probe in scorer.probes.items()}
     density = scorer.basis.density
+    distance_N = density.distance(x_NF) / density.threshold(scorer.far_share)
     scored = {task: task_labels(examples.labels, task) for task in TASKS}
-    return Night(
-        onsets_s=examples.onsets_s,
-        prob=prob,
-        called={task: probe.decide(prob[task]) for task, probe in scorer.probes.items()},
-        distance_N=density.distance(x_NF) / density.threshold(scorer.far_share),
-        scored=scored if (scored["sleep"] >= 0).any() else None,
-    )
+    scored = scored if (scored["sleep"] >= 0).any() else None
+    return Night(examples.onsets_s, prob, called, distance_N, scored)
 
 
 def annotation_rows(night: Night) -> list[tuple[float, float, str]]:
@@ -137,7 +131,7 @@ def annotation_rows(night: Night) -> list[tuple[float, float, str]]:
     for task, text in EVENT_TEXTS.items():
         if task in night.called:
             rows += find_runs(night.onsets_s, night.called[task] == 1, text)
-    rows += find_runs(night.onsets_s, night.far_N, FAR_TEXT)
+    rows += find_runs(night.onsets_s, night.far_N, "Far from the training data")
     return sorted(rows, key=lambda row: row[0])
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.signal import welch
@@ -12,12 +11,11 @@ from scipy.signal import welch
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
 from pedsleepmae.pages import plots
-from pedsleepmae.pages.page import counted, in_digits, page_template, to_base64
+from pedsleepmae.pages.page import counted, page_template, to_base64
 from pedsleepmae.prepare.signals import undo_standard
 from pedsleepmae.score.night import Night
 from pedsleepmae.tasks import EVENT_TEXTS
 
-TEMPLATE = "night_report.html.j2"
 SPECTRUM_S, SPECTRUM_HZ = 4.0, (0.5, 30.0)  # Welch's pieces, half overlapping; what is shown
 SHOWN_EEG = (4, 0, 5, 6, 1, 2, 3)  # C4-M1 first, as sleep is scored, then what there is
 SPO2 = CHANNEL_NAMES.index("SPO2")
@@ -33,12 +31,9 @@ QUANTITY_NAMES = {
 
 def write_report(folder: Path, night: Night, summary: Mapping, examples: store.Examples) -> Path:
     """Write report.html, which stands alone; its path."""
-    page = page_template(TEMPLATE).render(
+    page = page_template("night_report.html.j2").render(
         summary=summary,
         picture=to_base64(draw_night(night, examples, summary["channels"])),
-        minutes=[q for q in summary["quantities"] if not q["name"].endswith("_index")],
-        indices=[q for q in summary["quantities"] if q["name"].endswith("_index")],
-        counts_epochs=not any("events_per_epoch" in q for q in summary["quantities"]),
         name_of=quantity_name,
         counted=counted,
         has_scored=night.scored is not None,
@@ -51,25 +46,6 @@ def write_report(folder: Path, night: Night, summary: Mapping, examples: store.E
 def quantity_name(name: str) -> str:
     """A quantity of the summary in words."""
     return QUANTITY_NAMES.get(name, f"stage {name.removesuffix('_min')}")
-
-
-def text_summary(summary: Mapping) -> str:
-    """The summary in lines for a terminal."""
-    rows = []
-    for quantity in summary["quantities"]:
-        titles = {"value": "expected", "called": "called", "scored": "scored"}
-        figures = {title: in_digits(quantity[way], 1) for way, title in titles.items()}
-        name = quantity_name(quantity["name"])
-        rows.append({"": name, **figures, "unit": quantity["unit"]})
-    lines = [summary["notice"], pd.DataFrame(rows).to_string(index=False, justify="left")]
-    far = summary["far"]
-    lines.append(
-        f"flagged as far from the training data: {far['n_epochs']} of {summary['n_epochs']} epochs"
-    )
-    if summary["agreement"] is not None:
-        kappa = in_digits(summary["agreement"]["kappa"], 2)
-        lines.append(f"agreement with the scorer: Cohen's kappa {kappa}")
-    return "\n".join([*lines, *(f"caution: {line}" for line in summary["cautions"])])
 
 
 # ------------------------------------------------------------------ the picture
@@ -112,9 +88,8 @@ def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str
     if events:
         _draw_events(axes["events"], hours, night, events)
     _draw_distance(axes["distance"], hours, night)
-    last = axes["distance"]
-    last.set_xlim(hours[0], hours[-1] + EPOCH_S / 3600)
-    last.set_xlabel("hours from the start of the recording", fontsize=9)
+    axes["distance"].set_xlim(hours[0], hours[-1] + EPOCH_S / 3600)
+    axes["distance"].set_xlabel("hours from the start of the recording", fontsize=9)
     return figure
 
 
@@ -134,10 +109,9 @@ def _draw_spectrogram(figure, ax: Axes, hours: np.ndarray, examples: store.Examp
     decibel_NM = 10 * np.log10(np.maximum(power_NM[:, shown], 1e-6))
     low, high = np.percentile(decibel_NM, (2, 98))
     colours = {"cmap": "viridis", "vmin": low, "vmax": max(high, low + 1)}
+    rows = np.append(hz[shown], hz[shown][-1] + hz[1]) - hz[1] / 2
     for run in _adjoining(examples.onsets_s[known]):
         edges = np.append(hours[known[run]], hours[known[run[-1]]] + EPOCH_S / 3600)
-        step = hz[1] / 2
-        rows = np.append(hz[shown] - step, hz[shown][-1] + step)
         mesh = ax.pcolormesh(edges, rows, decibel_NM[run].T, rasterized=True, **colours)
     ax.set_ylim(*SPECTRUM_HZ)
     bar = figure.colorbar(mesh, cax=ax.inset_axes([1.008, 0, 0.008, 1]))
@@ -192,10 +166,8 @@ def _draw_distance(ax: Axes, hours: np.ndarray, night: Night) -> None:
 
 def _physical(examples: store.Examples, rows: np.ndarray, c: int) -> np.ndarray:
     """Channel ``c`` of these epochs in its physical unit, (n, 3840)."""
-    column = (rows, slice(c, c + 1))
-    return undo_standard(examples.signals[column], examples.center[column], examples.scale[column])[
-        :, 0
-    ]
+    at = (rows, c)
+    return undo_standard(examples.signals[at], examples.center[at], examples.scale[at])
 
 
 def _adjoining(onsets_s: np.ndarray) -> list[np.ndarray]:

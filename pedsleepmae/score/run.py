@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from pedsleepmae import errors
-from pedsleepmae.checkpoints import other_scaling
-from pedsleepmae.errors import SettingsError, UserError, bounded, require_file
+from pedsleepmae.errors import UserError, bounded
 from pedsleepmae.prepare.annotations import AnnotationError
 from pedsleepmae.prepare.examples import UNFORESEEN, Outcome, ReadSettings, examples_to_score
 from pedsleepmae.prepare.layouts import find_scoring
 from pedsleepmae.prepare.recordings import open_edf
 from pedsleepmae.score import files, report
-from pedsleepmae.score.night import Scorer, load_scorer, score_examples
+from pedsleepmae.score.night import Scorer, score_examples
 from pedsleepmae.score.summary import summarise
 from pedsleepmae.store import Examples
 
@@ -57,30 +56,8 @@ class ScoreSettings(ReadSettings):
     """Arithmetic of the encoder; auto: the one in which the probes' embeddings were computed."""
 
 
-def open_inputs(settings: ScoreSettings) -> Scorer:
-    """Encoder and probes; a UserError names what is missing, or does not belong together."""
-    paths = settings.paths
-    if settings.recording is None:
-        raise SettingsError("recording: none given; name an EDF file, as in --help")
-    require_file(settings.recording, "recording", "give the path of an EDF file")
-    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
-    require_file(paths.probes, "paths.probes", "run script 3 on that checkpoint first")
-    if paths.annotations is not None:
-        require_file(paths.annotations, "paths.annotations", "give the scoring, or leave it out")
-    scorer = load_scorer(
-        paths.checkpoint,
-        paths.probes,
-        far_share=settings.far_share,
-        device=settings.device,
-        precision=settings.precision,
-        batch_size=settings.batch_size,
-    )
-    errors.warn(other_scaling(scorer.scaling, settings.scaling))
-    return scorer
-
-
 def score_recording(scorer: Scorer, recording: Path, settings: ScoreSettings) -> tuple[dict, Path]:
-    """Score one recording and write its folder: its summary, and where report.html is.
+    """Score one recording and write its folder; gives its summary and where report.html is.
 
     UserError says why it cannot be scored; for what nobody foresaw it stands below a traceback.
     """
@@ -102,10 +79,9 @@ def score_recording(scorer: Scorer, recording: Path, settings: ScoreSettings) ->
 
 def read_examples(recording: Path, settings: ScoreSettings) -> tuple[Examples, Outcome]:
     """Its examples at the scored epochs, or on a 30-s grid; RecordingError or AnnotationError."""
-    opened, scoring = open_edf(recording), None
+    opened, paths = open_edf(recording), settings.paths
     try:
-        if settings.use_annotations:
-            scoring = find_scoring(recording, settings.paths.annotations)
+        scoring = find_scoring(recording, paths.annotations) if settings.use_annotations else None
         return examples_to_score(opened, scoring, settings, settings.grid_offset_s)
     except AnnotationError as error:
         remedy = "--use_annotations false passes the annotations over"

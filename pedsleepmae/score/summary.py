@@ -16,11 +16,7 @@ from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
 # Usual durations of the events, s. An event of d seconds at a random place touches 1 + d/30
 # epochs on average, which leads from epochs with events back to events.
-EVENT_SECONDS = {
-    "apnea_hypopnea": (10.0, 30.0),
-    "desaturation": (10.0, 60.0),
-    "arousal": (3.0, 15.0),
-}
+EVENT_SECONDS = {"apnea_hypopnea": (10, 30), "desaturation": (10, 60), "arousal": (3, 15)}
 MANY_FAR = 10  # times the expected share of far epochs: then the night as a whole is unlike
 
 
@@ -41,9 +37,7 @@ def summarise(scorer: Scorer, night: Night, name: str, outcome: Outcome) -> dict
         },
         "probes": {
             "pooling": scorer.pooling,
-            "simulated": facts["simulated"],
-            "patient_disjoint": facts["patient_disjoint"],
-            "n_patients": facts["n_patients"],
+            **{key: facts[key] for key in ("simulated", "patient_disjoint", "n_patients")},
         },
         "quantities": night_quantities(scorer, night, outcome.event_counts),
         "far": {
@@ -65,6 +59,7 @@ def night_quantities(scorer: Scorer, night: Night, event_counts: Mapping[str, in
     is this one's); ``called`` counts the epochs as called; ``scored`` is the scorer's, whose events
     that begin in sleep ``event_counts`` has by kind. ``reason`` says why a value is None.
     """
+    facts = scorer.basis.facts
     minutes_K = {}  # in each stage
     if "sleep" in night.prob:
         minutes_K["value"] = night.prob["sleep"].sum(0) * EPOCH_MINUTES
@@ -75,29 +70,23 @@ def night_quantities(scorer: Scorer, night: Night, event_counts: Mapping[str, in
     sleep = {way: float(m_K[1:].sum()) for way, m_K in minutes_K.items()}
     efficiency = {way: float(100 * m_K[1:].sum() / m_K.sum()) for way, m_K in minutes_K.items()}
     rows = [
-        _quantity(scorer, None, "analysed_min", "min", {"value": len(night) * EPOCH_MINUTES}),
-        _quantity(scorer, "sleep", "sleep_min", "min", sleep),
-        _quantity(scorer, "sleep", "sleep_efficiency", "% of the analysed time", efficiency),
+        _quantity(facts, None, "analysed_min", "min", {"value": len(night) * EPOCH_MINUTES}),
+        _quantity(facts, "sleep", "sleep_min", "min", sleep),
+        _quantity(facts, "sleep", "sleep_efficiency", "% of the analysed time", efficiency),
     ]
     for k, stage in enumerate(STAGES):
         of_stage = {way: float(m_K[k]) for way, m_K in minutes_K.items()}
-        rows.append(_quantity(scorer, "sleep", f"{stage}_min", "min", of_stage))
-    return rows + [_index(scorer, night, name, sleep, event_counts) for name in INDICES]
+        rows.append(_quantity(facts, "sleep", f"{stage}_min", "min", of_stage))
+    return rows + [_index(facts, night, name, sleep, event_counts) for name in INDICES]
 
 
-def _index(
-    scorer: Scorer,
-    night: Night,
-    name: str,
-    sleep_min: Mapping[str, float],
-    event_counts: Mapping[str, int],
-) -> dict:
+def _index(facts: Mapping, night: Night, name: str, sleep_min: Mapping, n_events: Mapping) -> dict:
     """Events per hour of sleep: epochs with an event, times the events for one such epoch.
 
     That ratio is of the val patients behind the probes. Where it is not known the row counts
     epochs, with the range of events per hour that this would be.
     """
-    task, per_epoch = INDICES[name], scorer.basis.facts["nights"]["events_per_epoch"].get(name)
+    task, per_epoch = INDICES[name], facts["nights"]["events_per_epoch"].get(name)
     counts = {}  # of epochs with an event
     if task in night.prob:
         counts["value"] = float(night.prob[task][:, 1].sum())
@@ -109,17 +98,15 @@ def _index(
         unit = "events per hour of sleep"
         counts = {way: n * per_epoch for way, n in counts.items()}
         if "scored" in counts:
-            counts["scored"] = float(count_index_events(name, event_counts))
+            counts["scored"] = float(count_index_events(name, n_events))
     least_min = 60 * MIN_SLEEP_HOURS
     enough = [way for way in counts if sleep_min.get(way, 0) >= least_min]
     per_hour = {way: counts[way] * 60 / sleep_min[way] for way in enough}
-    row = _quantity(scorer, task, name, unit, per_hour)
+    row = _quantity(facts, task, name, unit, per_hour)
     if row["value"] is None and task in night.prob:
-        row["reason"] = (
-            f"less than {least_min:g} minutes of sleep"
-            if "sleep" in night.prob
-            else "the probe file holds no probe for sleep, so no time of sleep is known"
-        )
+        row["reason"] = "the probe file holds no probe for sleep, so no time of sleep is known"
+        if "sleep" in night.prob:
+            row["reason"] = f"less than {least_min:g} minutes of sleep"
     elif per_epoch is not None:
         row["events_per_epoch"] = per_epoch
     elif row["value"] is not None:
@@ -132,24 +119,20 @@ def _index(
     return row
 
 
-def _quantity(
-    scorer: Scorer, task: str | None, name: str, unit: str, values: Mapping[str, float]
-) -> dict:
-    """A row of the summary; ``values`` by way: value, called, scored, those that are known."""
+def _quantity(facts: Mapping, task: str | None, name: str, unit: str, values: Mapping) -> dict:
+    """A row of the summary; ``values`` by way: value, called, scored, those that are known.
+
+    ``rests_on`` is the calibration behind it; None without a probe.
+    """
     row = {"name": name, "unit": unit, "value": None, "called": None, "scored": None} | values
     if row["value"] is None:
         row["reason"] = "the probe file holds no probe for it"
-    return row | {"rests_on": _rests_on(scorer, task, name)}
-
-
-def _rests_on(scorer: Scorer, task: str | None, quantity: str) -> dict | None:
-    """The calibration behind a quantity; None without a probe."""
-    facts = scorer.basis.facts
+    row["rests_on"] = None
     if task not in facts["tasks"]:
-        return None
+        return row
     fitted = facts["tasks"][task]
     figure = "kappa" if task == "sleep" else "auroc"
-    return {
+    row["rests_on"] = {
         "task": task,
         "calibration_slope": fitted["calibration_slope"],
         "n_val_patients": facts["n_patients"]["val"],
@@ -157,9 +140,10 @@ def _rests_on(scorer: Scorer, task: str | None, quantity: str) -> dict | None:
         f"val_{figure}": fitted["val"][figure],
         f"test_{figure}": fitted["test"][figure],
         "n_test_patients": facts["n_patients"]["test"],
-        "error_on_test_nights": facts["nights"]["agreement"].get(quantity),
+        "error_on_test_nights": facts["nights"]["agreement"].get(name),
         "simulated": facts["simulated"],
     }
+    return row
 
 
 def stage_agreement(night: Night) -> dict | None:
@@ -169,13 +153,10 @@ def stage_agreement(night: Night) -> dict | None:
     scored_N, called_N = night.scored["sleep"], night.called["sleep"]
     known = scored_N >= 0
     scored_N, called_N = scored_N[known], called_N[known]
-    defined = len(np.unique(np.concatenate([scored_N, called_N]))) > 1
-    return {
-        "n_epochs": int(known.sum()),
-        "accuracy": float((scored_N == called_N).mean()),
-        "kappa": float(cohen_kappa_score(scored_N, called_N)) if defined else None,
-        **({} if defined else {"reason": "one stage only, in both"}),
-    }
+    found = {"n_epochs": int(known.sum()), "accuracy": float((scored_N == called_N).mean())}
+    if len(np.union1d(scored_N, called_N)) < 2:
+        return found | {"kappa": None, "reason": "one stage only, in both"}
+    return found | {"kappa": float(cohen_kappa_score(scored_N, called_N))}
 
 
 def cautions(content: Mapping) -> list[str]:
