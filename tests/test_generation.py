@@ -126,7 +126,7 @@ def figures(index, model) -> dict:
     Read off with all patches shown: a wave's phase cannot be told from the few that masks leave.
     """
     sample = imputation.sample_classes(index, "test", 40, seed=0)
-    positions = imputation.union(sample)
+    positions = np.unique(np.concatenate(list(sample.values())))
     moments = RecordingMoments(index, positions, seed=0)
     variance_C = imputation.train_variances(index, seed=0)
     imputer = Imputer(model, index, moments, variance_C, show_all=True, compute=COMPUTE)
@@ -310,14 +310,6 @@ def test_targets_are_channels_groups_or_each():
         imputation.parse_targets(["ECG"])
 
 
-def test_a_model_without_its_decoder_is_refused_plainly(model):
-    imputation.require_decoder(model, "m.pt")
-    encoder_alone = MaskedAutoencoder(patch_size=120, emb_dim=2, num_layer=1, num_head=2)
-    encoder_alone.decoder = None
-    with pytest.raises(GenerationError, match=r"m\.pt: holds the encoder alone"):
-        imputation.require_decoder(encoder_alone, "m.pt")
-
-
 # ------------------------------------------------------------------ neighbours and outliers
 @pytest.fixture
 def space(tmp_path, monkeypatch) -> Space:
@@ -336,7 +328,7 @@ def space(tmp_path, monkeypatch) -> Space:
     # Outliers: three test epochs far away in the features of channels 4, 9 and 12.
     for place, channel in ((5, 4), (9, 9), (12, 12)):
         x_NF[rows[place], 2 * channel] += 40 - channel
-    space = Space(index, planted_table(index, tmp_path / "f", mean=x_NF)["mean"])
+    space = Space(planted_table(index, tmp_path / "f", mean=x_NF)["mean"])
     space.planted = {"query": int(rows[0]), "twin": twin, "other": other}
     space.outliers = [int(rows[place]) for place in (5, 9, 12)]
     return space
@@ -379,7 +371,7 @@ def test_where_too_few_examples_are_left_there_is_no_neighbour(space):
 def test_neighbours_agree_by_chance_on_random_labels_and_wholly_on_planted_ones(space):
     index = space.index
     sample = imputation.sample_classes(index, "test", 30, seed=0)
-    queries = imputation.union(sample)
+    queries = np.unique(np.concatenate(list(sample.values())))
     found, _ = find_neighbours(space, queries, 5, exclude_own_night=True)
     by_chance = neighbour_agreement(index, sample, queries, found, 200, seed=0)
     assert by_chance["N2"]["share"] == pytest.approx(by_chance["N2"]["by_chance"], abs=0.15)
@@ -412,7 +404,7 @@ def test_outlier_scores_are_those_of_a_plain_search_and_a_night_does_not_vouch_f
     x_NF = space.table.read(np.arange(len(index)))
     x_NF[alike] = x_NF[alike[0]]
     folder = space.table.paths[0].parent.parent / "g"
-    space = Space(index, planted_table(index, folder, mean=x_NF)["mean"])
+    space = Space(planted_table(index, folder, mean=x_NF)["mean"])
     outliers = find_outliers(space, n_reference=1000, seed=0)
     z_NF = space.read(np.arange(len(index))).astype(np.float64)
     plain_N = np.empty(len(index))
@@ -433,7 +425,7 @@ def test_the_mean_of_a_class_is_decoded_and_its_nearest_and_farthest_epochs_are_
     members = tasks.class_members(index.labels)
     here = patient_10[members["desaturation"][patient_10]]
     assert len(here) == 2
-    space = Space(index, planted_table(index, tmp_path, mean=x_NF)["mean"])
+    space = Space(planted_table(index, tmp_path, mean=x_NF)["mean"])
     means = decode_class_means(model, space, "test", 40, 10, 0, COMPUTE)
     assert [mean.name for mean in means] == ["W", "N1", "N2", "N3", "R", "desaturation"]
     for mean in means:
@@ -442,8 +434,8 @@ def test_the_mean_of_a_class_is_decoded_and_its_nearest_and_farthest_epochs_are_
         gap_N = np.linalg.norm(z_NF - z_NF.mean(axis=0), axis=1)
         order = chosen[np.argsort(gap_N)]
         assert mean.n_epochs == len(chosen)
-        assert mean.nearest.tolist() == order[:2].tolist()
-        assert mean.farthest.tolist() == order[2:][::-1][:2].tolist()
+        assert mean.nearest.positions.tolist() == order[:2].tolist()
+        assert mean.farthest.positions.tolist() == order[2:][::-1][:2].tolist()
         assert mean.present_C.tolist() == index.present[rows[0]].tolist()
 
 
@@ -556,3 +548,15 @@ def test_a_bad_call_ends_with_code_2_and_one_sentence(
     error = capsys.readouterr().err.strip()
     assert sentence in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_checkpoint_without_its_decoder_is_refused_plainly(
+    script, call, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(ROOT)
+    content = torch.load(call[3], weights_only=True)
+    weights = content.pop("state_dict").items()
+    weights = {name: w for name, w in weights if not name.startswith("decoder.")}
+    save_checkpoint(tmp_path / "m.pt", content | {"state_dict": weights, "decoder": "d.pt"})
+    assert script.main([*call, "--paths.checkpoint", str(tmp_path / "m.pt")]) == 2
+    assert "m.pt: holds the encoder alone" in capsys.readouterr().err

@@ -286,9 +286,10 @@ def compare_cohort(
 ) -> list[Comparison]:
     """The cohort against all other patients, and against those of nearest age."""
     rng, patient_n = np.random.default_rng(seed), table.index.patient_ids[positions]
-    ages = pd.Series(age_years_N[positions]).groupby(patient_n).mean()
-    people = pd.DataFrame({"age": ages, "member": ages.index.isin(list(cohort.members))})
-    people["epochs"] = [positions[patient_n == patient] for patient in people.index]
+    by_patient = pd.Series(age_years_N[positions]).groupby(patient_n)
+    people = pd.DataFrame({"age": by_patient.mean()})
+    people["member"] = people.index.isin(list(cohort.members))
+    people["epochs"] = [positions[by_patient.indices[patient]] for patient in people.index]
     people = people[people["epochs"].map(len) >= asked.epochs_per_patient]
     is_member_Q, age_Q = people["member"].to_numpy(), people["age"].to_numpy()
     members, others = np.flatnonzero(is_member_Q), np.flatnonzero(~is_member_Q)

@@ -1,11 +1,11 @@
 """A map of the embedding space, and how far classes are apart in it against shuffled labels."""
 
-import importlib.util
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import entropy
 from sklearn.decomposition import PCA
 from sklearn.manifold import smacof
 from sklearn.metrics import pairwise_distances, silhouette_score
@@ -38,11 +38,6 @@ class EmbeddingMap:
     method: str
     colourings: dict[str, np.ndarray]
     separation: dict[str, dict]
-
-
-def has_umap() -> bool:
-    """Whether umap-learn is installed; it is optional."""
-    return importlib.util.find_spec("umap") is not None
 
 
 def principal_parts(table: FeatureTable, positions: np.ndarray, seed: int) -> np.ndarray:
@@ -181,11 +176,7 @@ def diffusion_steps(value_N: np.ndarray) -> int:
     The entropy first falls as noise dies out and then as structure does; the knee is the point
     farthest below the straight line between the first and the last t.
     """
-    entropy_T = np.empty(LONGEST_DIFFUSION)
-    for step in range(1, LONGEST_DIFFUSION + 1):
-        share = value_N**step
-        share = share[share > 0] / share.sum()
-        entropy_T[step - 1] = -(share * np.log(share, where=share > 0, out=share * 0)).sum()
+    entropy_T = entropy(value_N ** np.arange(1, LONGEST_DIFFUSION + 1)[:, None], axis=1)
     chord_T = np.linspace(entropy_T[0], entropy_T[-1], LONGEST_DIFFUSION)
     return int(np.argmax(chord_T - entropy_T)) + 1
 

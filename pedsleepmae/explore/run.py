@@ -1,5 +1,6 @@
 """Script 5: maps, the path of a night, a cohort against the rest, distances."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -130,7 +131,7 @@ def explore(
         mapped = positions[np.isin(index.patient_ids[positions], settings.patient_ids)]
     found_maps = []
     for kind in settings.maps:
-        if kind == "umap" and not maps.has_umap():
+        if kind == "umap" and importlib.util.find_spec("umap") is None:
             notes.append("UMAP is left out: umap-learn is not installed (pip install umap-learn)")
             continue
         found_maps.append(maps.map_embeddings(table, mapped, kind, settings.max_points, ages, seed))

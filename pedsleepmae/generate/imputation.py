@@ -88,15 +88,6 @@ def sample_classes(
     }
 
 
-def require_decoder(model: MaskedAutoencoder, checkpoint: str) -> None:
-    """GenerationError when a checkpoint's model has its encoder alone."""
-    if getattr(model, "decoder", None) is None:
-        raise GenerationError(
-            f"paths.checkpoint {checkpoint}: holds the encoder alone, and imputing and decoding "
-            "need the decoder; put its decoder file beside it, or give a checkpoint of script 2"
-        )
-
-
 # ------------------------------------------------------------------ the model's imputation
 def impute(
     model: MaskedAutoencoder,
@@ -281,12 +272,9 @@ def score_channel(
     true_N1T = true_NT[:, None].astype(np.float64)
     pred_NMT = pred_NMT.astype(np.float64)
     ratio_NMB = band_powers(pred_NMT, channel, variance) - band_powers(true_N1T, channel, variance)
-    figures = {
-        "correlation": correlation(true_N1T, pred_NMT),
-        "spectral_error": np.abs(ratio_NMB).mean(axis=-1),
-        "nmse": ((pred_NMT - true_N1T) ** 2).mean(axis=-1) / variance,
-    }
-    return np.stack([figures[name] for name in FIGURES], axis=-1)
+    spectral_error_NM = np.abs(ratio_NMB).mean(axis=-1)
+    nmse_NM = ((pred_NMT - true_N1T) ** 2).mean(axis=-1) / variance
+    return np.stack([correlation(true_N1T, pred_NMT), spectral_error_NM, nmse_NM], axis=-1)
 
 
 # ------------------------------------------------------------------ many epochs
@@ -297,7 +285,6 @@ class Imputation:
     NaN where a channel was not recorded, so that nothing is known of the truth.
     """
 
-    target: str
     channels: tuple[int, ...]
     positions: np.ndarray
     scores: np.ndarray
@@ -349,7 +336,7 @@ class Imputer:
                             true_NT, pred_NMT, channel, self.variance_C[channel]
                         )
                 bar.update(len(true_BHT))
-        return Imputation(target, channels, positions, scores)
+        return Imputation(channels, positions, scores)
 
     def predict(
         self, positions: np.ndarray, channels: Sequence[int]
@@ -457,9 +444,8 @@ def summarise_class(
         for f, (figure, (low, high)) in enumerate(BOUNDS.items()):
             model_N, score_N = scores_NMF[:, 0, f], scores_NMF[:, m, f]
             means[figure] = metrics.bootstrap_mean(score_N, group_N, weights_RG, (low, high))
-            gaps[figure] = metrics.bootstrap_mean(
-                model_N - score_N, group_N, weights_RG, (low - high, high - low)
-            )
+            gap_N, edges = model_N - score_N, (low - high, high - low)
+            gaps[figure] = metrics.bootstrap_mean(gap_N, group_N, weights_RG, edges)
         by_method[method] = {figure: mean["value"] for figure, mean in means.items()}
         by_method[method]["ci95"] = {figure: mean["ci95"] for figure, mean in means.items()}
         if method != "model":
@@ -475,13 +461,6 @@ def summarise_class(
 
 def prevalences(index: store.ExampleIndex, split: str) -> dict[str, dict[str, float | int]]:
     """Epochs of each class in a split, and their share of all of them."""
-    rows = index.rows(split)
-    counts = {
-        name: int(member_N[rows].sum()) for name, member_N in class_members(index.labels).items()
-    }
+    rows, members = index.rows(split), class_members(index.labels)
+    counts = {name: int(member_N[rows].sum()) for name, member_N in members.items()}
     return {name: {"n": n, "share": n / len(rows)} for name, n in counts.items()}
-
-
-def union(sample: Mapping[str, np.ndarray]) -> np.ndarray:
-    """All positions of a sample of classes, each once, sorted."""
-    return np.unique(np.concatenate(list(sample.values())))

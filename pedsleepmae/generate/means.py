@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -17,28 +18,24 @@ N_SHOWN = 2  # real epochs on each side of a mean
 
 
 @dataclass(frozen=True)
-class ClassMean:
-    """The mean embedding of one patient's epochs of a class, decoded, and real epochs beside it.
+class Side:
+    """Positions of real epochs, and their distances to the mean."""
 
-    ``decoded_CT`` (16, 3840); ``nearest`` and ``farthest`` positions among the patient's own
-    epochs of the class, by distance to their mean, with the distances.
-    """
+    positions: np.ndarray
+    distance: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClassMean:
+    """The mean embedding of one patient's epochs of a class, decoded (16, 3840), and which of the
+    patient's own epochs of the class lie nearest to it and farthest from it."""
 
     name: str
-    patient_id: int
     n_epochs: int
     decoded_CT: np.ndarray
     present_C: np.ndarray
-    nearest: np.ndarray
-    nearest_distance: np.ndarray
-    farthest: np.ndarray
-    farthest_distance: np.ndarray
-
-
-def choose_patient(index: store.ExampleIndex, rows: np.ndarray) -> int | None:
-    """The patient with most of these examples (the lowest number of several); None without any."""
-    patients, counts = np.unique(index.patient_ids[rows], return_counts=True)
-    return int(patients[np.argmax(counts)]) if len(patients) else None
+    nearest: Side
+    farthest: Side
 
 
 @torch.no_grad()
@@ -85,23 +82,16 @@ def decode_class_means(
     members, means = class_members(index.labels), []
     for name in tqdm(CLASSES[1:], desc="decoding means", unit="class", leave=False):
         here = rows[members[name][rows]]
-        patient = choose_patient(index, here) if patient_id is None else patient_id
-        here = data.fixed_sample(here[index.patient_ids[here] == patient], n_max, seed)
+        most = pd.Series(index.patient_ids[here]).mode()[:1]  # the lowest number of several
+        chosen = most if patient_id is None else [patient_id]
+        here = here[np.isin(index.patient_ids[here], chosen)]
+        here = data.fixed_sample(here, n_max, seed)
         if not len(here):
             continue
         order, distance = by_distance_to_mean(space.read(here))
         near, far = order[:N_SHOWN], order[N_SHOWN:][::-1][:N_SHOWN]
-        means.append(
-            ClassMean(
-                name=name,
-                patient_id=int(patient),
-                n_epochs=len(here),
-                decoded_CT=decode_mean(model, index, here, compute),
-                present_C=index.present[here].all(axis=0),
-                nearest=here[near],
-                nearest_distance=distance[near],
-                farthest=here[far],
-                farthest_distance=distance[far],
-            )
-        )
+        decoded_CT = decode_mean(model, index, here, compute)
+        nearest, farthest = Side(here[near], distance[near]), Side(here[far], distance[far])
+        present_C = index.present[here].all(axis=0)
+        means.append(ClassMean(name, len(here), decoded_CT, present_C, nearest, farthest))
     return means

@@ -171,12 +171,9 @@ def draw_class_mean(index: store.ExampleIndex, mean: ClassMean) -> Figure:
     All columns share each channel's height, which is that of the nearest epoch.
     """
     captions, signals = [f"decoded mean of {mean.n_epochs} epochs"], [mean.decoded_CT]
-    for side, rows, distances in (
-        ("nearest", mean.nearest, mean.nearest_distance),
-        ("farthest", mean.farthest, mean.farthest_distance),
-    ):
-        captions += [f"{side} {rank}: {d:.1f}" for rank, d in enumerate(distances, start=1)]
-        signals += list(store.read_signals(index, rows))
+    for words, side in (("nearest", mean.nearest), ("farthest", mean.farthest)):
+        captions += [f"{words} {rank}: {d:.1f}" for rank, d in enumerate(side.distance, start=1)]
+        signals += list(store.read_signals(index, side.positions))
     present = [mean.present_C] * len(signals)
     return _draw_columns(captions, signals, present, height_C=plots.channel_heights(signals[1]))
 

@@ -30,7 +30,6 @@ from pedsleepmae.pages.page import (
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import CLASSES
 
-TEMPLATE = "generation_report.html.j2"
 NO_DIFFERENCE = {"value": None, "ci95": None}  # of the model to itself
 PICTURE_DPI = 85  # dozens of pictures of signals are to fit in one page
 
@@ -45,7 +44,7 @@ def write_results(output_dir: Path, found: Generation, content: Mapping) -> Path
     for name, table in make_tables(found, content).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
     embedded = write_pictures(output_dir / "pictures", make_pictures(found), PICTURE_DPI)
-    page = page_template(TEMPLATE).render(
+    page = page_template("generation_report.html.j2").render(
         content=content,
         cautions=cautions(found, content),
         headlines=headlines(content),
@@ -171,13 +170,11 @@ def _imputation_rows(content: Mapping) -> Iterator[dict]:
 
 def _mean_tables(found: Generation) -> Iterator[pd.DataFrame]:
     for mean in found.means:
-        for side, rows, distances in (
-            ("nearest", mean.nearest, mean.nearest_distance),
-            ("farthest", mean.farthest, mean.farthest_distance),
-        ):
-            about = {"class": mean.name, "n_epochs": mean.n_epochs, "side": side}
-            about["rank"] = np.arange(1, len(rows) + 1)
-            yield _identify(found.index, rows, about).assign(distance=distances.astype(float))
+        for words, side in (("nearest", mean.nearest), ("farthest", mean.farthest)):
+            about = {"class": mean.name, "n_epochs": mean.n_epochs, "side": words}
+            about["rank"] = np.arange(1, len(side.positions) + 1)
+            table = _identify(found.index, side.positions, about)
+            yield table.assign(distance=side.distance.astype(float))
 
 
 def _neighbour_tables(found: Generation) -> Iterator[pd.DataFrame]:

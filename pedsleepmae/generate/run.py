@@ -7,15 +7,11 @@ from typing import Literal
 import numpy as np
 
 from pedsleepmae import checkpoints, store
-from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.errors import SettingsError, bounded, require_file, require_folder, warn
-from pedsleepmae.generate import imputation, space
-from pedsleepmae.generate.imputation import Trace
-from pedsleepmae.generate.means import ClassMean, decode_class_means
-from pedsleepmae.generate.space import Neighbours, Outliers
+from pedsleepmae.errors import SettingsError, bounded
+from pedsleepmae.generate import imputation, means, space
 from pedsleepmae.machine import Compute
-from pedsleepmae.model import MaskedAutoencoder, check_poolings
-from pedsleepmae.probe.embeddings import open_features
+from pedsleepmae.model import MaskedAutoencoder
+from pedsleepmae.probe.embeddings import FeatureTable
 from pedsleepmae.splits import SPLITS
 
 
@@ -84,102 +80,61 @@ class GenerateSettings:
             )
 
 
-# ------------------------------------------------------------------ what is given
-@dataclass(frozen=True)
-class Inputs:
-    """What script 6 works on; ``targets`` and ``queries`` are those that the settings name."""
-
-    index: store.ExampleIndex
-    checkpoint: Checkpoint
-    model: MaskedAutoencoder
-    targets: dict[str, tuple[int, ...]]
-    queries: dict[str, int]
-    compute: Compute
-
-
-def open_inputs(settings: GenerateSettings) -> Inputs:
-    """Look at all that the settings name; UserError says what is not there or does not fit."""
-    paths = settings.paths
-    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
-    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
-    targets = imputation.parse_targets(settings.targets)
-    check_poolings(settings.pooling, [])
-    index = store.load_index(paths.batches_dir, seed=settings.seed)
-    space.check_index(index, settings.split, settings.mean_of_patient)
-    queries = space.parse_queries(index, settings.neighbours_of)
-    compute = Compute.choose(settings.device, settings.precision, settings.batch_size)
-    checkpoint = checkpoints.read_checkpoint(paths.checkpoint, compute.device)
-    model = checkpoint.build_model()
-    imputation.require_decoder(model, str(paths.checkpoint))
-    warn(checkpoints.other_scaling(checkpoint.scaling, index.scaling))
-    return Inputs(index, checkpoint, model, targets, queries, compute)
-
-
 # ------------------------------------------------------------------ what is found
 @dataclass(frozen=True)
 class Generation:
     """Everything that script 6 computes, for its tables, pictures and page.
 
-    ``sample``: the positions drawn of each class; ``figures`` of imputation by target, channel and
-    class; ``traces``: what pictures show of each target; ``top``: the outliers that are drawn.
+    ``figures`` of imputation by target, channel and class; ``traces``: what pictures show of each
+    target; ``top``: the outliers that are drawn.
     """
 
     index: store.ExampleIndex
-    prevalence: dict[str, dict]
     figures: dict[str, dict]
-    traces: dict[str, list[Trace]]
-    means: list[ClassMean]
-    neighbours: dict[str, Neighbours]
+    traces: dict[str, list[imputation.Trace]]
+    means: list[means.ClassMean]
+    neighbours: dict[str, space.Neighbours]
     agreement: dict[str, dict]
-    outliers: Outliers
+    outliers: space.Outliers
     top: np.ndarray
 
 
-def generate(settings: GenerateSettings, inputs: Inputs) -> Generation:
-    """Impute, decode means, search neighbours and rank outliers."""
-    index, model, compute, seed = inputs.index, inputs.model, inputs.compute, settings.seed
-    folder = settings.paths.embeddings_dir or settings.paths.output_dir / "embeddings"
-    tables = open_features(index, inputs.checkpoint, folder, [settings.pooling], compute)
-    cohort = space.Space(index, tables[settings.pooling])
-    sample = imputation.sample_classes(index, settings.split, settings.max_epochs, seed)
-    positions = imputation.union(sample)
+def generate(
+    settings: GenerateSettings,
+    table: FeatureTable,
+    model: MaskedAutoencoder,
+    targets: dict[str, tuple[int, ...]],
+    queries: dict[str, int],
+    compute: Compute,
+) -> Generation:
+    """Impute, decode means, search neighbours and rank outliers.
 
-    imputer = imputation.Imputer(
-        model,
-        index,
-        imputation.RecordingMoments(index, positions, seed),
-        imputation.train_variances(index, seed),
-        settings.show_all,
-        compute,
-    )
+    ``queries``: the examples whose neighbours are shown; none: the typical one of each class.
+    """
+    index, split, n_max, seed = table.index, settings.split, settings.max_epochs, settings.seed
+    cohort, n_draws = space.Space(table), settings.bootstrap_draws
+    sample = imputation.sample_classes(index, split, n_max, seed)
+    positions = np.unique(np.concatenate(list(sample.values())))
+
+    moments = imputation.RecordingMoments(index, positions, seed)
+    variance_C = imputation.train_variances(index, seed)
+    imputer = imputation.Imputer(model, index, moments, variance_C, settings.show_all, compute)
     figures, traces = {}, {}
-    for target, channels in inputs.targets.items():
+    for target, channels in targets.items():
         imputed = imputer.impute_target(target, channels, positions)
-        figures[target] = imputation.summarise(
-            imputed, index, sample, settings.bootstrap_draws, seed
-        )
+        figures[target] = imputation.summarise(imputed, index, sample, n_draws, seed)
         traces[target] = imputer.typical_traces(imputed, sample)
 
-    means = decode_class_means(
-        model, cohort, settings.split, settings.max_epochs, settings.mean_of_patient, seed, compute
-    )
-    queries = inputs.queries or space.typical_examples(cohort, sample)
+    patient = settings.mean_of_patient
+    decoded = means.decode_class_means(model, cohort, split, n_max, patient, seed, compute)
+    queries = queries or space.typical_examples(cohort, sample)
     k, own = settings.n_neighbours, settings.exclude_own_night
     of_sample, _ = space.find_neighbours(cohort, positions, k, exclude_own_night=own)
+    neighbours = space.neighbours_by_name(cohort, queries, k, exclude_own_night=own)
+    agreement = space.neighbour_agreement(index, sample, positions, of_sample, n_draws, seed)
     outliers = space.find_outliers(cohort, settings.outlier_reference, seed)
-    return Generation(
-        index=index,
-        prevalence=imputation.prevalences(index, settings.split),
-        figures=figures,
-        traces=traces,
-        means=means,
-        neighbours=space.neighbours_by_name(cohort, queries, k, exclude_own_night=own),
-        agreement=space.neighbour_agreement(
-            index, sample, positions, of_sample, settings.bootstrap_draws, seed
-        ),
-        outliers=outliers,
-        top=outliers.top_of_nights(index.nights(), settings.n_outliers),
-    )
+    top = outliers.top_of_nights(index.nights(), settings.n_outliers)
+    return Generation(index, figures, traces, decoded, neighbours, agreement, outliers, top)
 
 
 # ------------------------------------------------------------------ generate.json
@@ -187,11 +142,17 @@ TOLD_SETTINGS = ("pooling", "split", "show_all", "max_epochs", "n_neighbours", "
 TOLD_SETTINGS += ("bootstrap_draws", "seed")
 
 
-def as_content(settings: GenerateSettings, inputs: Inputs, found: Generation) -> dict:
+def as_content(
+    settings: GenerateSettings, checkpoint: checkpoints.Checkpoint, found: Generation
+) -> dict:
     """Content of generate.json: figures, counts and facts, nothing of a single patient."""
-    index, checkpoint, score_N = inputs.index, inputs.checkpoint, found.outliers.score_N
-    scores = {split: score_N[index.rows(split)] for split in SPLITS}
-    scores = {split: score_n[np.isfinite(score_n)] for split, score_n in scores.items()}
+    index, score_N, quantiles = found.index, found.outliers.score_N, {}
+    for split in SPLITS:
+        score_n = score_N[index.rows(split)]
+        score_n = score_n[np.isfinite(score_n)]
+        if len(score_n):
+            levels = (0.5, 0.95, 0.99, 1.0)
+            quantiles[split] = {f"{q:g}": float(np.quantile(score_n, q)) for q in levels}
     return {
         "checkpoint": str(settings.paths.checkpoint),
         "checkpoint_step": checkpoint.step,
@@ -203,25 +164,21 @@ def as_content(settings: GenerateSettings, inputs: Inputs, found: Generation) ->
         "split_hash": index.split_hash,
         "patient_disjoint": index.patient_disjoint,
         "simulated": index.simulated,
-        "prevalence": found.prevalence,
+        "prevalence": imputation.prevalences(index, settings.split),
         "imputation": found.figures,
         "means": [
             {
                 "class": mean.name,
                 "n_epochs": mean.n_epochs,
-                "nearest_distance": mean.nearest_distance.tolist(),
-                "farthest_distance": mean.farthest_distance.tolist(),
+                "nearest_distance": mean.nearest.distance.tolist(),
+                "farthest_distance": mean.farthest.distance.tolist(),
             }
             for mean in found.means
         ],
         "neighbour_agreement": found.agreement,
         "outliers": {
             "n_reference": found.outliers.n_reference,
-            "quantiles": {
-                split: {f"{q:g}": float(np.quantile(score_n, q)) for q in (0.5, 0.95, 0.99, 1.0)}
-                for split, score_n in scores.items()
-                if len(score_n)
-            },
+            "quantiles": quantiles,
             "top_scores": score_N[found.top].tolist(),
         },
     }

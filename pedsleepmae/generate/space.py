@@ -24,57 +24,33 @@ BLOCK_ROWS = 4096
 OUTLIER_NEIGHBOUR = 10
 
 
-# ------------------------------------------------------------------ what can be done
-def check_index(index: store.ExampleIndex, split: str, patient_id: int | None) -> None:
-    """GenerationError when train or ``split`` is empty, or the split lacks the patient asked for.
-
-    Nor can outliers be told where train holds too little to compare with.
-    """
-    rows = index.rows(split)
-    if not len(rows) or len(index.rows("train")) <= OUTLIER_NEIGHBOUR:
-        raise GenerationError(
-            f"paths.batches_dir: {len(rows)} {split} and {len(index.rows('train'))} train "
-            f"examples, and some {split} and more than {OUTLIER_NEIGHBOUR} train ones are needed; "
-            "run script 1 with more patients, or give another split"
-        )
-    if patient_id is not None and patient_id not in index.patient_ids[rows]:
-        raise GenerationError(
-            f"mean_of_patient is {patient_id}, and paths.batches_dir has no {split} examples of "
-            "that patient; give a patient_id of splits.csv, or null for the one with most epochs"
-        )
-
-
 # ------------------------------------------------------------------ the space
 class Space:
     """Pooled embeddings of a cohort, standardised by its train examples as they are read."""
 
-    def __init__(self, index: store.ExampleIndex, table: FeatureTable):
-        self.index, self.table = index, table
-        self.night_N = index.nights()
-        self.mean_F, self.sd_F, _ = column_moments(table, index.rows("train"), BLOCK_ROWS)
+    def __init__(self, table: FeatureTable):
+        self.index, self.table = table.index, table
+        self.night_N = self.index.nights()
+        self.mean_F, self.sd_F, _ = column_moments(table, self.index.rows("train"), BLOCK_ROWS)
 
     def read(self, positions: np.ndarray) -> np.ndarray:
         """Standardised features (n, F) float32 of these positions of the index."""
         return scale_features(self.table.read(positions), self.mean_F, self.sd_F)
 
-    def pieces(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(positions, standardised features) of consecutive pieces of at most BLOCK_ROWS."""
-        for piece, x_NF in self.table.chunks(positions, BLOCK_ROWS):
-            yield positions[piece], scale_features(x_NF, self.mean_F, self.sd_F)
+    def pieces(self, title: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(positions, standardised features) of all examples, at most BLOCK_ROWS at a time."""
+        everyone = np.arange(len(self.index))
+        with tqdm(total=len(everyone), desc=title, unit="ex", leave=False) as bar:
+            for piece, x_NF in self.table.chunks(everyone, BLOCK_ROWS):
+                yield everyone[piece], scale_features(x_NF, self.mean_F, self.sd_F)
+                bar.update(len(x_NF))
 
     def channel_of_feature(self) -> np.ndarray:
         """Channel of each feature, (F,): every pooling lists its features channel by channel."""
         parts = self.table.name.split("+")
         widths = [next(iter(self.table.places.values()))[part][0][1] for part in parts]
-        return np.concatenate(
-            [np.repeat(np.arange(N_CHANNELS), width // N_CHANNELS) for width in widths]
-        )
-
-
-def squared_distances(query_QF: np.ndarray, x_NF: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances (Q, N) by one matrix product; rounding can leave 0 at 1e-6."""
-    squares_Q1, squares_N = (query_QF**2).sum(axis=1)[:, None], (x_NF**2).sum(axis=1)
-    return np.maximum(squares_Q1 + squares_N - 2 * (query_QF @ x_NF.T), 0)
+        channels = [np.repeat(np.arange(N_CHANNELS), width // N_CHANNELS) for width in widths]
+        return np.concatenate(channels)
 
 
 def nearest_examples(
@@ -92,12 +68,14 @@ def nearest_examples(
     ``exclude_own_night`` its whole night. ``pieces`` as of Space.pieces. Where fewer than k
     examples are left the position is -1 and the distance infinite.
     """
-    n_queries = len(query_QF)
-    best_at = np.full((n_queries, k), -1, np.int64)
-    best = np.full((n_queries, k), np.inf, np.float32)
+    best_at = np.full((len(query_QF), k), -1, np.int64)
+    best = np.full((len(query_QF), k), np.inf, np.float32)
+    square_Q1 = (query_QF**2).sum(axis=1, keepdims=True)
     night_Q = np.where(own_Q >= 0, space.night_N[own_Q], -1)
     for positions, x_NF in pieces:
-        squared_QN = squared_distances(query_QF, x_NF).astype(np.float32)
+        # By one matrix product; rounding can leave 0 at 1e-6.
+        squared_QN = square_Q1 + (x_NF**2).sum(axis=1) - 2 * (query_QF @ x_NF.T)
+        squared_QN = np.maximum(squared_QN, 0).astype(np.float32)
         squared_QN[own_Q[:, None] == positions] = np.inf
         if exclude_own_night:
             squared_QN[night_Q[:, None] == space.night_N[positions]] = np.inf
@@ -159,17 +137,8 @@ def find_neighbours(
     space: Space, queries: np.ndarray, k: int, *, exclude_own_night: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nearest examples of the whole cohort: positions (Q, k) and distances, as nearest_examples."""
-    everyone = np.arange(len(space.index))
-    bar = tqdm(
-        space.pieces(everyone),
-        total=-(-len(everyone) // BLOCK_ROWS),
-        desc="neighbours",
-        unit="block",
-        leave=False,
-    )
-    return nearest_examples(
-        space, space.read(queries), queries, bar, k, exclude_own_night=exclude_own_night
-    )
+    x_QF, pieces = space.read(queries), space.pieces("neighbours")
+    return nearest_examples(space, x_QF, queries, pieces, k, exclude_own_night=exclude_own_night)
 
 
 @dataclass(frozen=True)
@@ -185,15 +154,14 @@ def neighbours_by_name(
     space: Space, queries: Mapping[str, int], k: int, *, exclude_own_night: bool
 ) -> dict[str, Neighbours]:
     """Of each query at most ``k`` neighbours, fewer where no more examples are left."""
-    positions = np.array(list(queries.values()))
     found_QK, distance_QK = find_neighbours(
-        space, positions, k, exclude_own_night=exclude_own_night
+        space, np.array(list(queries.values())), k, exclude_own_night=exclude_own_night
     )
-    n_found_Q = (found_QK >= 0).sum(axis=1)
-    return {
-        name: Neighbours(at, found_QK[q, :n], distance_QK[q, :n])
-        for q, ((name, at), n) in enumerate(zip(queries.items(), n_found_Q, strict=True))
-    }
+    near = {}
+    for (name, at), found_K, distance_K in zip(queries.items(), found_QK, distance_QK, strict=True):
+        n = (found_K >= 0).sum()
+        near[name] = Neighbours(at, found_K[:n], distance_K[:n])
+    return near
 
 
 def neighbour_agreement(
@@ -210,8 +178,10 @@ def neighbour_agreement(
     bootstrap over the queries' patients. ``queries`` are sorted positions.
     """
     members, result = class_members(index.labels), {}
-    for name in [name for name in CLASSES[1:] if len(sample[name])]:
+    for name in CLASSES[1:]:
         rows = sample[name]
+        if not len(rows):
+            continue
         found_QK = neighbours_QK[np.searchsorted(queries, rows)]
         is_same_QK = members[name][found_QK] & (found_QK >= 0)
         share_Q = is_same_QK.sum(1) / (found_QK >= 0).sum(1).clip(1)
@@ -254,37 +224,30 @@ class Outliers:
 def find_outliers(space: Space, n_reference: int, seed: int) -> Outliers:
     """Distance to the OUTLIER_NEIGHBOUR-th nearest train example of other nights, relative.
 
-    Divided by the median over the train examples: 1 is as usual as half of them. A k-nearest-
-    neighbour distance, because embeddings of sleep form many clusters (stages, people, montages):
-    a Gaussian (Mahalanobis) or a few principal components would call a rare but well-known stage
-    unusual and miss what lies between clusters; for deep features the k-th distance detects
-    foreign examples better than either and assumes nothing (Sun et al. 2022, ICML,
-    arXiv 2204.06507). The 10th instead of the first, so that a handful of alike artefacts do not
-    vouch for each other; other nights only, since neighbours in time are alike whatever they are.
-    What is common in train is not foreign: an artefact in several per cent of its epochs widens the
-    standardisation too, and scores low.
-    At most ``n_reference`` train examples, drawn by the seed, are compared with. An example for
-    which other nights offer fewer than OUTLIER_NEIGHBOUR of them has no score.
+    Divided by the median over the train examples: 1 is as usual as half of them. Embeddings of
+    sleep form many clusters (stages, people, montages): a Gaussian would call a rare but well-known
+    stage unusual and miss what lies between clusters, while the k-th distance assumes nothing and
+    detects foreign examples better (Sun et al. 2022, arXiv 2204.06507). The 10th, so that a handful
+    of alike artefacts do not vouch for each other; other nights only, since neighbours in time are
+    alike whatever they are. What is common in train is not foreign: an artefact in several per cent
+    of its epochs scores low. At most ``n_reference`` train examples, drawn by the seed, are held
+    against; without OUTLIER_NEIGHBOUR of them in other nights an example has no score.
     """
-    index = space.index
+    index, channel_F = space.index, space.channel_of_feature()
     reference = data.fixed_sample(index.rows("train"), n_reference, seed)
     known_NF = space.read(reference)
     starts = range(0, len(reference), BLOCK_ROWS)
     known = [(reference[i : i + BLOCK_ROWS], known_NF[i : i + BLOCK_ROWS]) for i in starts]
     score_N = np.full(len(index), np.nan, np.float32)
     channel_N = np.zeros(len(index), np.int64)
-    channel_F = space.channel_of_feature()
-    everyone = np.arange(len(index))
-    with tqdm(total=len(index), desc="outliers", unit="ex", leave=False) as bar:
-        for positions, x_NF in space.pieces(everyone):
-            nearest, distance = nearest_examples(
-                space, x_NF, positions, known, OUTLIER_NEIGHBOUR, exclude_own_night=True
-            )
-            last = distance[:, -1]
-            score_N[positions] = np.where(np.isfinite(last), last, np.nan)
-            places = np.searchsorted(reference, np.maximum(nearest[:, 0], reference[0]))
-            channel_N[positions] = standing_out(x_NF - known_NF[places], channel_F)
-            bar.update(len(positions))
+    for positions, x_NF in space.pieces("outliers"):
+        nearest, distance = nearest_examples(
+            space, x_NF, positions, known, OUTLIER_NEIGHBOUR, exclude_own_night=True
+        )
+        last = distance[:, -1]
+        score_N[positions] = np.where(np.isfinite(last), last, np.nan)
+        places = np.searchsorted(reference, np.maximum(nearest[:, 0], reference[0]))
+        channel_N[positions] = standing_out(x_NF - known_NF[places], channel_F)
     train = score_N[index.rows("train")]
     train = train[np.isfinite(train)]  # none where train is one night
     usual = np.median(train) if len(train) else 0
@@ -293,7 +256,5 @@ def find_outliers(space: Space, n_reference: int, seed: int) -> Outliers:
 
 def standing_out(gap_NF: np.ndarray, channel_F: np.ndarray) -> np.ndarray:
     """The channel with the largest mean square of ``gap_NF`` over its features, (N,)."""
-    squares_NC = np.stack(
-        [(gap_NF[:, channel_F == c] ** 2).mean(axis=1) for c in range(N_CHANNELS)], axis=1
-    )
-    return squares_NC.argmax(axis=1)
+    squares = [(gap_NF[:, channel_F == c] ** 2).mean(axis=1) for c in range(N_CHANNELS)]
+    return np.argmax(squares, axis=0)

@@ -140,7 +140,8 @@ def build_diagnoses(folder: Path) -> None:
 
 def read_diagnoses(folder: Path, rng: np.random.Generator) -> None:
     if rng.random() < 0.5:
-        found = diagnoses.read_diagnosed(folder, ["Q87.1", "G47.33"], "", ["Final Dx"]).patients
+        by_code = diagnoses.read_diagnosed(folder, ["Q87.1", "G47.33"], "", ["Final Dx"])
+        found = set().union(*by_code.values())
     else:
         found = diagnoses.read_patient_list(folder / "patients.csv")
     require(all(isinstance(patient, int) for patient in found), "a patient is no number")
