@@ -8,13 +8,12 @@ model's Mahalanobis distance, and the validation patients, whom the fit has not 
 distances are usual.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.decomposition import PCA
 
-from pedsleepmae.probe.embeddings import FeatureTable
+from pedsleepmae.probe.embeddings import FeatureTable, spread_or_one
 
 MAX_AXES = 32
 MAX_TRAIN_ROWS = 4096  # enough for 32 axes; a sample spread evenly over the train rows
@@ -54,15 +53,6 @@ class TrainingDensity:
         places = np.linspace(0, 1, len(self.quantile_Q))
         return float(np.interp(1 - share, places, self.quantile_Q))
 
-    def as_arrays(self) -> dict[str, np.ndarray]:
-        """Plain arrays by name, for a file."""
-        return vars(self).copy()
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "TrainingDensity":
-        """From :meth:`as_arrays`; KeyError when one is missing."""
-        return cls(**{item.name: arrays[item.name] for item in fields(cls)})
-
 
 def fit_density(
     table: FeatureTable, train: np.ndarray, val: np.ndarray, seed: int = 0
@@ -70,8 +60,8 @@ def fit_density(
     """Density of the features at the ``train`` positions, with the usual distances at ``val``."""
     x_NF = table.read(_spread(train, MAX_TRAIN_ROWS)).astype(np.float64)
     x_NF = x_NF[np.isfinite(x_NF).all(1)]
-    mean_F, sd_F = x_NF.mean(0), x_NF.std(0)
-    scale_F = np.where(sd_F > 10 * np.finfo(np.float32).eps * np.abs(mean_F), sd_F, 1)
+    mean_F = x_NF.mean(0)
+    scale_F = spread_or_one(x_NF.std(0), mean_F)
     x_NF = (x_NF - mean_F) / scale_F
     n_axes = max(1, min(MAX_AXES, min(x_NF.shape) - 1))
     pca = PCA(n_axes, svd_solver="randomized", random_state=seed).fit(x_NF)

@@ -182,8 +182,12 @@ def column_moments(
         spread_F += squares_F + (mean_new_F - mean_F) ** 2 * n_F * n_new_F / n_both_F
         mean_F += (mean_new_F - mean_F) * n_new_F / n_both_F
         n_F += n_new_F
-    sd_F = np.sqrt(spread_F / np.maximum(n_F, 1))
-    return mean_F, np.where(sd_F > 10 * np.finfo(np.float32).eps * np.abs(mean_F), sd_F, 1), n_bad
+    return mean_F, spread_or_one(np.sqrt(spread_F / np.maximum(n_F, 1)), mean_F), n_bad
+
+
+def spread_or_one(sd_F: np.ndarray, mean_F: np.ndarray) -> np.ndarray:
+    """Standard deviations, 1 for a feature without spread beyond float32's rounding of its mean."""
+    return np.where(sd_F > 10 * np.finfo(np.float32).eps * np.abs(mean_F), sd_F, 1)
 
 
 def scale_features(x_NF: np.ndarray, mean_F: np.ndarray, scale_F: np.ndarray) -> np.ndarray:

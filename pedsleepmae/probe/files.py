@@ -3,7 +3,7 @@
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from pedsleepmae.probe.linear import LinearProbe, TaskProbe
 from pedsleepmae.tasks import N_CLASSES
 
 PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
+LINEAR_ARRAYS = ("classes", "mean", "scale", "weight", "bias")  # LinearProbe's fields, in order
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,15 @@ def save_probes(path: Path, pooling: str, probes: Mapping[str, TaskProbe], basis
         "pooling": np.array(pooling),
         "facts": np.array(json.dumps(basis.facts, sort_keys=True, allow_nan=False)),
     }
-    arrays |= {f"density/{name}": values for name, values in basis.density.as_arrays().items()}
+    arrays |= {f"density/{name}": values for name, values in vars(basis.density).items()}
     for task, probe in probes.items():
-        arrays |= {
-            f"{task}/classes": probe.classes,
-            f"{task}/mean": probe.linear.mean_F,
-            f"{task}/scale": probe.linear.scale_F,
-            f"{task}/weight": probe.linear.weight_FK,
-            f"{task}/bias": probe.linear.bias_K,
-            f"{task}/slope": np.array(probe.slope),
-            f"{task}/shift": probe.shift_K,
-            f"{task}/threshold": np.array(np.nan if probe.threshold is None else probe.threshold),
-            f"{task}/strength": np.array(probe.strength),
-        }
+        values = zip(LINEAR_ARRAYS, vars(probe.linear).values(), strict=True)
+        arrays |= {f"{task}/{name}": value for name, value in values}
+        arrays[f"{task}/slope"] = np.array(probe.slope)
+        arrays[f"{task}/shift"] = probe.shift_K
+        threshold = np.nan if probe.threshold is None else probe.threshold
+        arrays[f"{task}/threshold"] = np.array(threshold)
+        arrays[f"{task}/strength"] = np.array(probe.strength)
     with store.write_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
@@ -73,17 +70,12 @@ def load_probes(path: Path) -> tuple[str, dict[str, TaskProbe]]:
     try:
         probes = {}
         for task in [name for name in N_CLASSES if f"{name}/weight" in arrays]:
-            names = ("classes", "mean", "scale", "weight", "bias")
-            linear = LinearProbe(*(arrays[f"{task}/{name}"] for name in names))
-            threshold = float(arrays[f"{task}/threshold"])
+            linear = LinearProbe(*(arrays[f"{task}/{name}"] for name in LINEAR_ARRAYS))
+            numbers = (float(arrays[f"{task}/{n}"]) for n in ("strength", "slope", "threshold"))
+            strength, slope, threshold = numbers
+            threshold, shift_K = None if np.isnan(threshold) else threshold, arrays[f"{task}/shift"]
             probes[task] = TaskProbe(
-                task=task,
-                strength=float(arrays[f"{task}/strength"]),
-                linear=linear,
-                classes=linear.classes,
-                slope=float(arrays[f"{task}/slope"]),
-                shift_K=arrays[f"{task}/shift"],
-                threshold=None if np.isnan(threshold) else threshold,
+                task, strength, linear, linear.classes, slope, shift_K, threshold
             )
         return str(arrays["pooling"]), probes
     except (KeyError, ValueError, TypeError) as error:
@@ -94,9 +86,8 @@ def load_basis(path: Path) -> Basis:
     """What the probes of a file rest on; ProbeError for a file that does not say it."""
     arrays = _read_arrays(path)
     try:
-        density = TrainingDensity.from_arrays(
-            {name.removeprefix("density/"): values for name, values in arrays.items()}
-        )
+        names = [item.name for item in fields(TrainingDensity)]
+        density = TrainingDensity(*(arrays[f"density/{name}"] for name in names))
         return Basis(json.loads(str(arrays["facts"])), density)
     except (KeyError, ValueError) as error:
         raise ProbeError(

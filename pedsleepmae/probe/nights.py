@@ -78,31 +78,24 @@ def night_table(
 ) -> pd.DataFrame:
     """One row for each test night: scored and predicted minutes of sleep, stages, and indices.
 
-    ``prob_of``: by task the encoder's probabilities, (n_test, classes); without the tasks that
-    could not be fitted.
-
+    ``prob_of``: by task that could be fitted the encoder's probabilities, (n_test, classes).
     Predicted counts are sums of recalibrated probabilities. An index is the number of scored
     events that begin in sleep, per hour of sleep; predicted, the number of epochs with such an
     event times ``per_epoch`` of :func:`events_per_epoch`. Where single events are not known it is
     the number of epochs on both sides, which lies near the clinical index but is not the same.
     Without the sleep task the scored sleep time serves both.
     """
-    stage_N = task_labels(index.labels, "sleep")[test]
-    sleep_NK = prob_of.get("sleep")
+    stage_N, night_N = task_labels(index.labels, "sleep")[test], index.nights()[test]
     rows = []
-    night_N = index.nights()[test]
     for night in np.unique(night_N[stage_N >= 0]):
         here = np.flatnonzero((night_N == night) & (stage_N >= 0))
         scored_K = np.bincount(stage_N[here], minlength=5) * EPOCH_MINUTES
-        row = {
-            "patient_id": int(index.patient_ids[test[here[0]]]),
-            "study_id": int(index.study_ids[test[here[0]]]),
-            "epochs": len(here),
-            "sleep_min_scored": scored_K[1:].sum(),
-        }
+        first = test[here[0]]
+        row = {"patient_id": int(index.patient_ids[first]), "study_id": int(index.study_ids[first])}
+        row |= {"epochs": len(here), "sleep_min_scored": scored_K[1:].sum()}
         predicted_K = scored_K
-        if sleep_NK is not None:
-            predicted_K = sleep_NK[here].sum(0) * EPOCH_MINUTES
+        if "sleep" in prob_of:
+            predicted_K = prob_of["sleep"][here].sum(0) * EPOCH_MINUTES
             row["sleep_min_predicted"] = predicted_K[1:].sum()
             for k, stage in enumerate(STAGES):
                 row[f"{stage}_min_scored"] = scored_K[k]
@@ -124,10 +117,8 @@ def night_table(
 def night_agreement(nights: pd.DataFrame) -> dict[str, dict]:
     """Bland-Altman figures of every quantity that a night has both scored and predicted."""
     agreement = {}
-    for column in nights.columns:
+    for column in [column for column in nights.columns if column.endswith("_predicted")]:
         name = column.removesuffix("_predicted")
-        if column != name:
-            both = nights[[column, f"{name}_scored"]].dropna()
-            predicted, scored = both[column].to_numpy(), both[f"{name}_scored"].to_numpy()
-            agreement[name] = metrics.bland_altman(predicted, scored)
+        predicted, scored = nights[[column, f"{name}_scored"]].dropna().to_numpy().T
+        agreement[name] = metrics.bland_altman(predicted, scored)
     return agreement

@@ -144,22 +144,18 @@ def _draw_reliability(ax: Axes, is_true_N: np.ndarray, prob_N: np.ndarray) -> No
 def draw_subgroups(result: TaskResult) -> Figure:
     """AUROC within each age band and sex, with its interval."""
     name = auroc_name(result.task)
-    rows = [
-        (f"{'age ' if kind == 'age' else 'sex '}{label}", entry)
-        for kind, groups in result.subgroups.items()
-        for label, entry in groups.items()
-    ]
+    kinds = result.subgroups.items()
+    rows = [(f"{kind} {label}", entry) for kind, group in kinds for label, entry in group.items()]
     figure = Figure(figsize=(6.5, 0.8 + 0.26 * len(rows)), layout="constrained")
     ax = clean_axes(figure)[0, 0]
     whole = result.by_source["encoder"].test.figures[name]
     if whole is not None:
         ax.axvline(whole, color=COLOURS["encoder"], lw=0.9, ls=":")
     for y, (_, entry) in enumerate(rows):
-        if entry[name] is None:
-            continue
         if entry["ci95"].get(name) is not None:
             ax.plot(entry["ci95"][name], [y, y], color=COLOURS["encoder"], lw=2)
-        ax.plot(entry[name], y, "o", color=COLOURS["encoder"], ms=5)
+        if entry[name] is not None:
+            ax.plot(entry[name], y, "o", color=COLOURS["encoder"], ms=5)
     labels = [f"{label}  ({counted(entry['n_patients'], 'patient')})" for label, entry in rows]
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -184,9 +180,9 @@ def draw_night(results: Results, night: int, title: str) -> Figure:
 
     ``night`` is a number of index.nights().
     """
-    index, test, tasks = results.index, results.test, results.tasks
-    here = np.flatnonzero(index.nights()[test] == night)
-    onsets_s = index.onsets_s[test[here]]
+    tasks = results.tasks
+    here = np.flatnonzero(results.index.nights()[results.test] == night)
+    onsets_s = results.index.onsets_s[results.test[here]]
     if np.isnan(onsets_s).any():
         onsets_s = np.arange(len(here)) * EPOCH_S
     hours = (onsets_s - onsets_s[0]) / 3600

@@ -41,20 +41,6 @@ from pedsleepmae.probe.pictures import (
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import N_CLASSES, STAGES, TASKS
 
-TEMPLATE = "probe_report.html.j2"
-
-FIGURE_NAMES = {
-    "auroc": "AUROC",
-    "weighted_auroc": "weighted AUROC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "macro_f1": "macro F1",
-    "weighted_f1": "weighted F1",
-    "kappa": "Cohen's kappa",
-    "brier": "Brier score",
-    "ece": "calibration error (ECE)",
-}
-
 N_NIGHTS = 3
 N_FAILURES = 2  # of each kind: called although absent, missed although scored
 
@@ -67,22 +53,29 @@ def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
     """
     for name, table in make_tables(results, content).items():
         store.write_table(output_dir / "tables" / f"{name}.csv", table)
-    page = page_template(TEMPLATE).render(
+    tasks = content["tasks"]
+    events = [task for task in tasks if task != "sleep"]
+    ranked = [task for task in events if tasks[task]["test"]["auroc"] is not None]
+    cautions = data_cautions(content, "the val and test patients")
+    counts = count(results.index)
+    if content["patient_disjoint"]:
+        cautions += few_patients_caution(counts["test"]["patients"], "Test")
+    page = page_template("probe_report.html.j2").render(
         content=content,
-        tasks=content["tasks"],
-        events=[task for task in content["tasks"] if task != "sleep"],
+        tasks=tasks,
+        events=events,
+        ranked_events=sorted(ranked, key=lambda task: -tasks[task]["test"]["auroc"]),
         task_names=TASKS,
         source_names=NAMES,
-        in_words=lambda name: FIGURE_NAMES.get(name, name.replace("_", " ")),
         figures_of=lambda task: figure_names(N_CLASSES[task]),
         stages=STAGES,
-        headlines=headlines(content),
-        cautions=cautions(results, content),
+        verdicts=lambda baseline: count_verdicts(tasks, baseline),
+        cautions=cautions,
         pictures=write_pictures(output_dir / "pictures", make_pictures(results)),
         pooling_scores=content["pooling_scores_val"],
         quantity=quantity_in_words,
         counted=counted,
-        counts=count(results.index),
+        counts=counts,
     )
     store.write_text(output_dir / "report.html", page)
     return output_dir / "report.html"
@@ -90,87 +83,22 @@ def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
 
 def count(index: store.ExampleIndex) -> dict[str, dict[str, int]]:
     """Epochs, patients and nights of each split."""
-    rows = {split: index.rows(split) for split in SPLITS}
-    return {
-        split: {
-            "epochs": len(here),
-            "patients": len(np.unique(index.patient_ids[here])),
-            "nights": len(np.unique(index.nights()[here])),
-        }
-        for split, here in rows.items()
-    }
+    counts, night_N = {}, index.nights()
+    for split in SPLITS:
+        here = index.rows(split)
+        n_patients, n_nights = (len(np.unique(a[here])) for a in (index.patient_ids, night_N))
+        counts[split] = {"epochs": len(here), "patients": n_patients, "nights": n_nights}
+    return counts
 
 
-def headlines(content: Mapping) -> list[str]:
-    """What a clinician wants to know first, one sentence each."""
-    tasks = {task: entry for task, entry in content["tasks"].items() if "reason" not in entry}
-    lines = []
-    if "sleep" in tasks:
-        test = tasks["sleep"]["test"]
-        lines.append(
-            f"Sleep stages agree with the scorer at Cohen's kappa {in_digits(test['kappa'], 2)} "
-            f"{interval_in_words(test['ci95']['kappa'], 2)}; "
-            f"{test['accuracy']:.0%} of the epochs get the scored stage."
-        )
-    aurocs = {
-        task: entry["test"]["auroc"]
-        for task, entry in tasks.items()
-        if task != "sleep" and entry["test"]["auroc"] is not None
-    }
-    if aurocs:
-        best, worst = max(aurocs, key=aurocs.get), min(aurocs, key=aurocs.get)
-        line = f"Of the events, {TASKS[best]} is recognised best (AUROC {aurocs[best]:.2f}"
-        line += f", precision-recall area {in_digits(tasks[best]['test']['auprc'], 2)}"
-        line += f" at {tasks[best]['prevalence']:.1%} prevalence)"
-        if best != worst:
-            line += f", {TASKS[worst]} least (AUROC {aurocs[worst]:.2f})"
-        lines.append(line + ".")
-    for baseline, words in (
-        ("untrained", "the same encoder untrained"),
-        ("handmade", "hand-made features"),
-        ("compared", f"the checkpoint {Path(content.get('compared_with') or '').name}"),
-    ):
-        verdicts = [_verdict(task, entry, baseline) for task, entry in tasks.items()]
-        verdicts = [verdict for verdict in verdicts if verdict is not None]
-        if verdicts:
-            better, worse = verdicts.count("better"), verdicts.count("worse")
-            lines.append(
-                f"Against {words}: better in {better}, worse in {worse}, not told apart in "
-                f"{len(verdicts) - better - worse} of {len(verdicts)} tasks (95 % interval of the "
-                "paired AUROC difference)."
-            )
-    return lines
-
-
-def _verdict(task: str, entry: Mapping, baseline: str) -> str | None:
-    """Whether the encoder is told apart from a baseline; None where there is no interval."""
-    if baseline not in entry["baselines"]:
-        return None
-    edges = entry["baselines"][baseline]["difference"][auroc_name(task)]["ci95"]
-    if edges is None:
-        return None
-    return "better" if edges[0] > 0 else "worse" if edges[1] < 0 else "unclear"
-
-
-def cautions(results: Results, content: Mapping) -> list[str]:
-    """What must be known before a figure is quoted, gravest first."""
-    lines = data_cautions(content, "the val and test patients")
-    if content["patient_disjoint"]:
-        n_patients = len(np.unique(results.index.patient_ids[results.test]))
-        lines += few_patients_caution(n_patients, "Test")
-    groups = {task.group for task in results.tasks.values()} - {"patient"}
-    if groups:
-        lines.append(
-            f"For want of patients intervals are resampled over {groups.pop()}s of the night; they "
-            "say nothing about other people."
-        )
-    for task, entry in content["tasks"].items():
-        if "reason" in entry:
-            lines.append(f"No probe for {TASKS[task]}: {entry['reason']}.")
-    for name, n in content["non_finite_train_rows"].items():
-        if n and not name.startswith("handmade"):  # there, NaN: channels that were not recorded
-            lines.append(f"{n} train epochs have features that are not finite ({name}).")
-    return lines
+def count_verdicts(tasks: Mapping[str, Mapping], baseline: str) -> dict[str, int]:
+    """In how many tasks the encoder is better or worse than a baseline, or not told apart."""
+    compared = {task: entry["baselines"].get(baseline) for task, entry in tasks.items()}
+    gains = [it["difference"][auroc_name(task)] for task, it in compared.items() if it is not None]
+    edges = [gain["ci95"] for gain in gains if gain["ci95"] is not None]
+    better, worse = sum(low > 0 for low, _ in edges), sum(high < 0 for _, high in edges)
+    unclear = len(edges) - better - worse
+    return {"better": better, "worse": worse, "unclear": unclear, "tasks": len(edges)}
 
 
 def text_table(content: Mapping) -> str:
@@ -180,10 +108,11 @@ def text_table(content: Mapping) -> str:
     for task, entry in content["tasks"].items():
         test, name = entry["test"], auroc_name(task)
         second = ("kappa", "kappa") if task == "sleep" else ("auprc", "AUPRC")
+        share = "–" if entry["prevalence"] is None else "{:.2%}"
         row = {
             "task": TASKS[task],
             "test epochs": f"{entry['n_test']:,}",
-            "prevalence": "" if task == "sleep" else in_percent(entry["prevalence"]),
+            "prevalence": "" if task == "sleep" else share.format(entry["prevalence"]),
             "AUROC": f"{in_digits(test[name])} {interval_in_words(test['ci95'][name])}",
             "AUPRC or kappa": f"{in_digits(test[second[0]])} {second[1]}",
             "F1": in_digits(test["weighted_f1" if task == "sleep" else "f1"]),
@@ -196,10 +125,6 @@ def text_table(content: Mapping) -> str:
     title += "" if content["patient_disjoint"] else ", split in time (patient_disjoint: false)"
     table = pd.DataFrame(rows).to_string(index=False, justify="left")
     return f"{title}, pooling {content['pooling']}\n{table}"
-
-
-def in_percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.2%}"
 
 
 # ------------------------------------------------------------------ pictures and tables
@@ -263,8 +188,7 @@ def make_tables(results: Results, content: Mapping) -> dict[str, pd.DataFrame]:
     figures, differences, subgroups = [], [], []
     for task, entry in content["tasks"].items():
         sources = {"encoder": entry["test"], **entry["baselines"]}
-        if entry.get("context"):
-            sources["context"] = entry["context"]
+        sources |= {"context": entry["context"]} if entry.get("context") else {}
         names = figure_names(N_CLASSES[task])
         for source, values in sources.items():
             for name in names:
@@ -280,9 +204,8 @@ def make_tables(results: Results, content: Mapping) -> dict[str, pd.DataFrame]:
                 for name in names:
                     row = {"task": task, "by": kind, "group": label, "figure": name}
                     row |= {"n_epochs": values["n"], "n_patients": values["n_patients"]}
-                    subgroups.append(
-                        row | {"value": values[name]} | _edges(values["ci95"].get(name))
-                    )
+                    row |= {"value": values[name], **_edges(values["ci95"].get(name))}
+                    subgroups.append(row)
     agreement = [{"quantity": name, **values} for name, values in results.agreement.items()]
     tables = {
         "figures": pd.DataFrame(figures),
@@ -317,35 +240,28 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
     facts["encoder_sha256"] = encoder_sha256
     facts["n_features"] = results.best_table.n_features
     facts["n_patients"] = {split: counts["patients"] for split, counts in count(index).items()}
-    facts["tasks"] = {
-        task: {
+    facts["tasks"] = {}
+    for task, result in results.fitted.items():
+        names = (auroc_name(task), "kappa" if task == "sleep" else "auprc", "ci95")
+        facts["tasks"][task] = {
             "calibration_slope": result.probe.slope,
             "n_val": tasks[task]["n_val"],
             "val": tasks[task]["val"],
-            "test": {
-                name: tasks[task]["test"][name] for name in (*_headline_figures(task), "ci95")
-            },
+            "test": {name: tasks[task]["test"][name] for name in names},
         }
-        for task, result in results.fitted.items()
-    }
     density = fit_density(results.best_table, index.rows("train"), index.rows("val"), seed)
     return Basis(facts, density)
-
-
-def _headline_figures(task: str) -> tuple[str, str]:
-    return auroc_name(task), "kappa" if task == "sleep" else "auprc"
 
 
 def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
     """Content of metrics.json; ``facts`` (checkpoint, simulated, …) stand beside the tasks."""
     tasks = {task: _task_metrics(result) for task, result in results.tasks.items()}
+    scores = results.pooling_scores
     return {
         "tasks": tasks,
         **facts,
         "pooling": results.best_table.name,
-        "pooling_scores_val": results.pooling_scores.astype(object)
-        .where(results.pooling_scores.notna(), None)
-        .to_dict("records"),
+        "pooling_scores_val": scores.astype(object).where(scores.notna(), None).to_dict("records"),
         "non_finite_train_rows": results.non_finite,
         "split_hash": results.index.split_hash,
         "patient_disjoint": results.index.patient_disjoint,
@@ -402,16 +318,11 @@ def _test_figures(found: ProbeResult, n_classes: int) -> dict:
     figures = found.test.as_dict()
     figures |= {f"{name}_before_recalibration": value for name, value in found.before.items()}
     if n_classes > 2:
-        figures["f1_by_stage"] = _f1_by_stage(found.test.confusion)
-        figures["confusion_matrix"] = found.test.confusion.tolist()
+        confusion_KK = found.test.confusion
+        scored_K, called_K = confusion_KK.sum(1), confusion_KK.sum(0)
+        f1_K = 2 * confusion_KK.diagonal() / np.maximum(scored_K + called_K, 1)
+        known = zip(STAGES, f1_K.tolist(), scored_K > 0, strict=True)
+        figures["f1_by_stage"] = {stage: f1 if here else None for stage, f1, here in known}
+        figures["confusion_matrix"] = confusion_KK.tolist()
         figures["confusion_matrix_order"] = list(STAGES)
     return figures
-
-
-def _f1_by_stage(confusion_KK: np.ndarray) -> dict[str, float | None]:
-    """F1 of each stage, None for a stage that test does not hold."""
-    scored_K, called_K = confusion_KK.sum(1), confusion_KK.sum(0)
-    return {
-        stage: float(2 * confusion_KK[k, k] / (scored_K[k] + called_K[k])) if scored_K[k] else None
-        for k, stage in enumerate(STAGES)
-    }

@@ -97,8 +97,7 @@ def fit_by_passes(
                         asked[i] = weight_FK
                 if asked:
                     bar.set_postfix_str(f"{n_open} of {len(problems)} open")
-                    found = _one_pass(read_chunks, scaling, problems, asked)
-                    for i, answer in found.items():
+                    for i, answer in _one_pass(read_chunks, scaling, problems, asked).items():
                         answers[i].put(answer)
                     bar.update()
         except BaseException:
@@ -141,18 +140,12 @@ def _one_pass(
             )
         torch.stack(losses).sum().backward()
         loss_P += torch.stack(losses).detach()
-    gradients = coefficients.grad.cpu().split(widths, dim=1)
-    return {
-        i: _penalised(float(loss), gradient.numpy(), asked[i], problems[i])
-        for i, loss, gradient in zip(asked, loss_P, gradients, strict=True)
-    }
-
-
-def _penalised(
-    loss: float, gradient: np.ndarray, coefficient: np.ndarray, problem: Problem
-) -> tuple[float, np.ndarray]:
-    """Mean loss plus ridge penalty, as scikit-learn scales them, and its gradient."""
-    n = (problem.target_N >= 0).sum()  # balanced weights sum to the number of rows
-    penalty = 1 / (problem.strength * n)
-    weight = np.concatenate([coefficient[:-1], np.zeros((1, coefficient.shape[1]))])
-    return loss / n + 0.5 * penalty * (weight**2).sum(), gradient / n + penalty * weight
+    answers, gradients = {}, coefficients.grad.cpu().split(widths, dim=1)
+    for i, loss, gradient in zip(asked, loss_P, gradients, strict=True):
+        # Mean loss plus ridge penalty, as scikit-learn scales them.
+        n = (problems[i].target_N >= 0).sum()  # balanced weights sum to the number of rows
+        penalty, weight = 1 / (problems[i].strength * n), asked[i].copy()
+        weight[-1] = 0  # none on the intercept
+        value = float(loss) / n + 0.5 * penalty * (weight**2).sum()
+        answers[i] = value, gradient.numpy() / n + penalty * weight
+    return answers
