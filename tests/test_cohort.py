@@ -15,7 +15,7 @@ import pytest
 from pedsleepmae import channels, store, tasks
 from pedsleepmae.errors import SettingsError, UserError, check_bounds
 from pedsleepmae.prepare import annotations, layouts, recordings
-from pedsleepmae.simulate import batches, cohort, draw, nch_files, run
+from pedsleepmae.simulate import batches, cohort, events, health, nch_files
 from pedsleepmae.simulate.cohort import SimulateSettings
 from pedsleepmae.simulate.events import EventRates
 from pedsleepmae.simulate.signals import simulate_signals
@@ -31,7 +31,8 @@ def settings_for(folder: Path, **fields) -> SimulateSettings:
 
 def write(settings) -> list[cohort.Visit]:
     visits = cohort.plan_cohort(settings)
-    run.simulate(visits, settings)
+    health.write_health_data(settings.output_dir / "Health_Data", visits)
+    assert all(nch_files.write_recordings(visits, settings))
     return visits
 
 
@@ -349,7 +350,7 @@ def test_labels_read_back_are_those_of_the_simulated_scoring():
         rows = nch_files.tsv_rows(night, visit, None, np.random.default_rng((*visit.stream, 3)))
         read = annotations.label_epochs(annotations.scoring_from_rows(rows), visit.duration_s)
         wanted = annotations.label_epochs(
-            annotations.scoring_from_rows(draw.scored_rows(night)), visit.duration_s
+            annotations.scoring_from_rows(events.scored_rows(night)), visit.duration_s
         )
         # A break is unscored in the file.
         kept = np.isin(np.round(wanted.onsets_s, 6), np.round(read.onsets_s, 6))
@@ -392,9 +393,9 @@ def test_health_data_say_age_and_sex_as_nchs_do(small):
     ]
     assert len(studies) == len(visits)
     assert len(people) == len({visit.patient_id for visit in visits})
-    health = layouts.read_health(folder).set_index(["patient_id", "study_id"])
+    found = layouts.read_health(folder).set_index(["patient_id", "study_id"])
     for visit in visits:
-        row = health.loc[visit.patient_id, visit.study_id]
+        row = found.loc[visit.patient_id, visit.study_id]
         assert row.age_days == visit.age_days
         assert row.sex == visit.child.sex
     first = studies.iloc[0]
@@ -569,7 +570,7 @@ def test_the_demo_cohort_fits_its_purpose():
     for visit in visits:
         night = cohort.visit_night(visit, settings)
         labels = annotations.label_epochs(
-            annotations.scoring_from_rows(draw.scored_rows(night)), visit.duration_s
+            annotations.scoring_from_rows(events.scored_rows(night)), visit.duration_s
         )
         assert set(labels.sleep) == set(range(5))
         for kind in tasks.EVENT_KINDS:

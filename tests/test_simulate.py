@@ -10,8 +10,14 @@ import pytest
 from pedsleepmae import tasks
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import annotations
-from pedsleepmae.simulate import batches, body, draw, head, norms, waves
-from pedsleepmae.simulate.events import EventRates, _desaturation
+from pedsleepmae.simulate import batches, body, head, norms, waves
+from pedsleepmae.simulate.events import (
+    EventRates,
+    _desaturation,
+    draw_night,
+    night_from_scoring,
+    scored_rows,
+)
 from pedsleepmae.simulate.night import (
     AROUSAL,
     DESATURATION,
@@ -110,7 +116,7 @@ def drawn():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         child = any_child(rng)
-        nights.append(draw.draw_night(child, 10_800.0, 97.25, EventRates(), rng))
+        nights.append(draw_night(child, 10_800.0, 97.25, EventRates(), rng))
     return nights
 
 
@@ -258,7 +264,7 @@ def test_events_are_where_children_have_them(drawn):
 def test_the_default_cohort_is_enriched_as_documented(drawn):
     positive, n_epochs = dict.fromkeys(tasks.EVENT_KINDS, 0), 0
     for night in drawn:
-        scoring = annotations.scoring_from_rows(draw.scored_rows(night))
+        scoring = annotations.scoring_from_rows(scored_rows(night))
         labels = annotations.label_epochs(scoring, night.duration_s)
         n_epochs += len(labels.sleep)
         for kind, codes in labels.events.items():
@@ -274,7 +280,7 @@ def test_the_default_cohort_is_enriched_as_documented(drawn):
 def test_rates_of_zero_give_a_night_without_events():
     rng = np.random.default_rng(0)
     none = EventRates(0, 0, 0, 0, min_events=0)
-    night = draw.draw_night(a_child(), 4000.0, 100.0, none, rng)
+    night = draw_night(a_child(), 4000.0, 100.0, none, rng)
     assert night.events == []
     assert night.scored_events == []
 
@@ -607,7 +613,7 @@ def test_spo2_is_held_for_a_second_and_the_probe_falls_off_at_times(quiet):
     seconds = quiet["SPO2"].reshape(-1, RATE)
     assert (seconds == seconds[:, :1]).all()
     night = made_night(blocks=(W, N2), block_s=7200)
-    state = waves.night_state(night, np.random.default_rng(0))
+    state = waves.night_state(night, RATE, np.random.default_rng(0))
     spo2 = body.oximeter(night, state, np.random.default_rng(1))
     assert spo2.shape == (14_400,)
     assert 0.001 < (spo2 == 0).mean() < 0.1
@@ -646,7 +652,7 @@ def test_a_rate_that_does_not_fit_the_knots_is_refused():
 def test_examples_are_the_scored_epochs_in_the_units_of_the_channels():
     rng = np.random.default_rng(5)
     child = any_child(rng)
-    night = draw.draw_night(child, 1900.0, 50.5, EventRates(), rng)
+    night = draw_night(child, 1900.0, 50.5, EventRates(), rng)
     present = np.ones(16, bool)
     present[12] = False
     x_NCT, labels, present_NC = batches.simulate_examples(night, present, np.random.default_rng(1))
@@ -672,7 +678,7 @@ def test_examples_are_the_scored_epochs_in_the_units_of_the_channels():
 def test_the_seed_decides_everything():
     def make(seed):
         rng = np.random.default_rng(seed)
-        night = draw.draw_night(any_child(rng), 900.0, 20.0, EventRates(), rng)
+        night = draw_night(any_child(rng), 900.0, 20.0, EventRates(), rng)
         return batches.simulate_examples(night, ALL_CHANNELS, rng)[0]
 
     np.testing.assert_array_equal(make(3), make(3))
@@ -683,7 +689,7 @@ def test_simple_features_tell_n3_from_wake_but_not_n1_from_rem():
     slow, tone, stages = [], [], []
     for seed in range(8):
         rng = np.random.default_rng(seed + 20)
-        night = draw.draw_night(any_child(rng), 3660.0, 60.0, EventRates(), rng)
+        night = draw_night(any_child(rng), 3660.0, 60.0, EventRates(), rng)
         x_NCT, labels, _ = batches.simulate_examples(night, ALL_CHANNELS, rng)
         spectrum = np.abs(np.fft.rfft(x_NCT[:, 6])) ** 2
         hz = np.fft.rfftfreq(3840, 1 / 128)
@@ -705,7 +711,7 @@ def test_a_scoring_drives_a_night_and_keeps_its_rows():
     rows += [(200.0, 15.0, "Central Apnea"), (400.5, 20.0, "obstructive hypopnea")]
     rows += [(600.0, 0.0, "Central Apnea")]  # a note, not an event with a duration
     scoring = annotations.scoring_from_rows(rows)
-    night = draw.night_from_scoring(
+    night = night_from_scoring(
         a_child(), scoring, 1312.0, EventRates(0, 0, 0, 0, 0), np.random.default_rng(1)
     )
     scored = [e for e in night.scored_events if e.name in RESPIRATORY]
@@ -722,7 +728,7 @@ def test_a_scoring_drives_a_night_and_keeps_its_rows():
     with_desaturations = annotations.scoring_from_rows(
         [*rows, (430.0, 20.0, "Oxygen Desaturation")]
     )
-    night = draw.night_from_scoring(
+    night = night_from_scoring(
         a_child(), with_desaturations, 1312.0, EventRates(), np.random.default_rng(1)
     )
     assert sum(e.name == DESATURATION for e in night.scored_events) == 1
@@ -731,7 +737,7 @@ def test_a_scoring_drives_a_night_and_keeps_its_rows():
 def test_a_scoring_without_stages_is_refused():
     scoring = annotations.scoring_from_rows([(0.0, 30.0, "Sleep stage ?")])
     with pytest.raises(ValueError, match="no scored stage"):
-        draw.night_from_scoring(a_child(), scoring, 60.0, EventRates(), np.random.default_rng(0))
+        night_from_scoring(a_child(), scoring, 60.0, EventRates(), np.random.default_rng(0))
 
 
 def test_nights_of_ucddb_drive_nights():
@@ -740,12 +746,12 @@ def test_nights_of_ucddb_drive_nights():
     for path in sorted(SHARED_TSV.glob("*.tsv"))[:5]:
         scoring = annotations.read_tsv(path)
         duration_s = float(scoring.stage_onsets_s[-1] + 30)
-        night = draw.night_from_scoring(
+        night = night_from_scoring(
             a_child(), scoring, duration_s, EventRates(), np.random.default_rng(0)
         )
         labels = annotations.label_epochs(scoring, duration_s)
         ours = annotations.label_epochs(
-            annotations.scoring_from_rows(draw.scored_rows(night)), duration_s
+            annotations.scoring_from_rows(scored_rows(night)), duration_s
         )
         np.testing.assert_array_equal(ours.sleep, labels.sleep)
         np.testing.assert_array_equal(ours.events["apnea"], labels.events["apnea"])

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 
 import joblib
 import numpy as np
+from numpy.random import Generator
 
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
@@ -15,7 +16,7 @@ from pedsleepmae.prepare import annotations
 from pedsleepmae.prepare.signals import standardise_epochs
 from pedsleepmae.prepare.tables import write_splits, write_studies
 from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
-from pedsleepmae.simulate.draw import scored_rows
+from pedsleepmae.simulate.events import scored_rows
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.signals import simulate_signals
 from pedsleepmae.splits import SPLITS, split_hash, split_patients
@@ -25,7 +26,7 @@ VISITS_IN_MEMORY = 16  # nights whose examples are mixed at a time when batch fi
 
 
 def simulate_examples(
-    night: Night, present_C: np.ndarray, rng: np.random.Generator
+    night: Night, present_C: np.ndarray, rng: Generator
 ) -> tuple[np.ndarray, annotations.EpochLabels, np.ndarray]:
     """(x_NCT, labels, present_NC): the scored epochs of a night, straight at 128 Hz.
 
@@ -138,7 +139,7 @@ def _study_row(visit: Visit, split: str, n_examples: int, n_events: dict[str, in
     }
 
 
-def _shuffled_batches(parts: list[store.Examples], rng: np.random.Generator) -> list[np.ndarray]:
+def _shuffled_batches(parts: list[store.Examples], rng: Generator) -> list[np.ndarray]:
     """Rows (part, k) of all examples in random order, 128 at a time; the last may be fewer."""
     rows = [(p, k) for p, part in enumerate(parts) for k in range(len(part))]
     if rows:

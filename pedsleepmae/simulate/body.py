@@ -8,6 +8,7 @@ sources are spelt out in `norms`.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from pedsleepmae.simulate import norms
 from pedsleepmae.simulate.night import DESATURATION, RESPIRATORY, SHALLOW_DIP, Event, Night
@@ -15,13 +16,11 @@ from pedsleepmae.simulate.norms import REM, WAKE
 from pedsleepmae.simulate.waves import (
     KNOT_HZ,
     State,
-    band_noise,
     look_up,
     pulse,
     scatter,
     slow_noise,
     soften,
-    spread,
     spread_phase,
 )
 
@@ -33,7 +32,8 @@ PHASES = np.arange(2048) / 2048  # of one breath or heartbeat, where their table
 class Breathing:
     """Curves of knots of the breathing: cycles breathed so far, and amplitudes (1: quiet sleep).
 
-    ``paradox`` is the phase by which the abdomen lags the chest, in cycles: 0.5 is opposite.
+    ``paradox`` is the phase by which the abdomen lags the chest, in cycles: 0.5 is opposite;
+    ``phase_n`` (n,) where each sample is in its breath, 0 to 1.
     """
 
     cycles: np.ndarray
@@ -43,9 +43,10 @@ class Breathing:
     abdomen: np.ndarray
     paradox: np.ndarray
     snore: np.ndarray
+    phase_n: np.ndarray
 
 
-def breathe(night: Night, state: State, rng: np.random.Generator) -> Breathing:
+def breathe(night: Night, state: State, rng: Generator) -> Breathing:
     """Breathing of a night as its events command.
 
     Regular in N3, irregular in R and wake. Obstructive: flow stops, effort goes on, grows and
@@ -92,14 +93,16 @@ def breathe(night: Night, state: State, rng: np.random.Generator) -> Breathing:
             before = slice(max(first - round(rng.uniform(8, 25) * KNOT_HZ), 0), first)
             snore[before] = np.maximum(snore[before], rng.uniform(0.25, 0.9))
             snore[recovery] = np.maximum(snore[recovery], rng.uniform(0.3, 1.2))
+    cycles = np.cumsum(per_minute) / (60 * KNOT_HZ)
     return Breathing(
-        cycles=np.cumsum(per_minute) / (60 * KNOT_HZ),
+        cycles=cycles,
         per_minute=per_minute,
         flow=soften(flow, 0.75) * size,
         chest=soften(chest, 0.75) * size,
         abdomen=soften(abdomen, 0.75) * size * np.exp(0.1 * slow_noise(rng, n_knots, 60.0)),
         paradox=soften(paradox, 1.5),
         snore=soften(snore, 1.5) * np.exp(0.4 * slow_noise(rng, n_knots, 5.0)),
+        phase_n=spread_phase(cycles, state.rate_hz),
     )
 
 
@@ -147,49 +150,45 @@ def breath_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def effort_belts(
-    night: Night, state: State, breath: Breathing, phase_n: np.ndarray, heart_n: np.ndarray, rng
+    night: Night, state: State, breath: Breathing, heart_n: np.ndarray, rng
 ) -> tuple[np.ndarray, np.ndarray]:
     """(chest, abdomen) belts, (n,) uV each: arbitrary gain, posture steps, heartbeat, movement."""
-    rate_hz = len(phase_n) * KNOT_HZ // (state.n_knots - 1)
     volume, _, _ = breath_tables()
-    moved = spread(state.movement, rate_hz)
+    moved = state.spread(state.movement)
     postures = np.sort(rng.uniform(0, night.duration_s, rng.poisson(night.duration_s / 3000)))
     belts = []
     for amplitude, lag in ((breath.chest, 0.0), (breath.abdomen, breath.paradox)):
         posture = np.ones(state.n_knots)
         for time_s in postures:
             posture[round(time_s * KNOT_HZ) :] = np.exp(0.35 * rng.standard_normal())
-        shifted = spread_phase(breath.cycles - lag, rate_hz)
-        x = look_up(volume, shifted) * spread(amplitude * soften(posture, 3), rate_hz)
+        shifted = spread_phase(breath.cycles - lag, state.rate_hz)
+        x = look_up(volume, shifted) * state.spread(amplitude * soften(posture, 3))
         x += 0.025 * heart_n + 0.02 * rng.standard_normal(len(x), np.float32)
-        x += 0.25 * spread(slow_noise(rng, state.n_knots, 20.0), rate_hz)
-        x += 2.5 * moved * band_noise(rng, len(x), rate_hz, (0.2, 3.0), 1.0)
+        x += 0.25 * state.spread(slow_noise(rng, state.n_knots, 20.0))
+        x += 2.5 * moved * state.noise(rng, (0.2, 3.0), 1.0)
         belts.append(np.float32(110 * np.exp(0.6 * rng.standard_normal())) * x)
     return belts[0], belts[1]
 
 
-def flow_sensors(
-    state: State, breath: Breathing, phase_n: np.ndarray, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def flow_sensors(state: State, breath: Breathing, rng: Generator) -> dict[str, np.ndarray]:
     """C-FLOW, RESP PTAF (nasal pressure) and RESP AIRFLOW (thermistor), (n,) each, any gain.
 
     In one recording of eight C-FLOW is not connected and shows noise, as in NCH's studies
     without positive pressure.
     """
-    rate_hz = len(phase_n) * KNOT_HZ // (state.n_knots - 1)
     _, flow, _ = breath_tables()
-    amplitude = spread(breath.flow, rate_hz)
-    moved = spread(state.movement, rate_hz)
-    clean = look_up(flow, phase_n) * amplitude
-    mouth = spread(np.clip(0.9 + 0.3 * slow_noise(rng, state.n_knots, 120.0), 0.25, 1.2), rate_hz)
+    amplitude = state.spread(breath.flow)
+    moved = state.spread(state.movement)
+    clean = look_up(flow, breath.phase_n) * amplitude
+    mouth = state.spread(np.clip(0.9 + 0.3 * slow_noise(rng, state.n_knots, 120.0), 0.25, 1.2))
     noise = rng.standard_normal((3, len(clean)), np.float32)
-    bumps = moved * band_noise(rng, len(clean), rate_hz, (0.3, 4.0), 1.0)
+    bumps = moved * state.noise(rng, (0.3, 4.0), 1.0)
     c_flow = clean * mouth + 0.03 * noise[0] + 0.8 * bumps
     if rng.random() < 1 / 8:
         c_flow = 0.03 * noise[0] + 0.01 * clean
     ptaf = np.sign(clean) * np.sqrt(np.abs(clean)) * mouth + 0.04 * noise[1] + 0.6 * bumps
-    delayed = np.roll(clean, round(0.25 * rate_hz))
-    thermistor = look_up(np.sin(2 * np.pi * PHASES - 0.4), phase_n)
+    delayed = np.roll(clean, round(0.25 * state.rate_hz))
+    thermistor = look_up(np.sin(2 * np.pi * PHASES - 0.4), breath.phase_n)
     thermistor = thermistor * np.sqrt(np.abs(amplitude)) * 0.8 + 0.3 * delayed + 0.03 * noise[2]
     gains = np.exp(0.7 * rng.standard_normal(3)).astype(np.float32)
     return {
@@ -200,46 +199,42 @@ def flow_sensors(
 
 
 def capnography(
-    night: Night, state: State, breath: Breathing, phase_n: np.ndarray, rng
+    night: Night, state: State, breath: Breathing, rng
 ) -> tuple[np.ndarray, np.ndarray]:
     """(CAPNO, ETCO2): the CO2 wave and its end-tidal value, (n,) mmHg each.
 
     A plateau of about 40 mmHg at each expiration; no expired gas, no CO2. The gas reaches the
     instrument 1 to 2 s late; a mouth-breather's plateau is low.
     """
-    rate_hz = len(phase_n) * KNOT_HZ // (state.n_knots - 1)
     _, _, co2 = breath_tables()
     plateau = rng.uniform(37, 44) + 1.2 * slow_noise(rng, state.n_knots, 200.0)
     plateau *= np.clip(0.97 + 0.1 * slow_noise(rng, state.n_knots, 150.0), 0.5, 1.05)
     reach = breath.flow**2 / (breath.flow**2 + 0.12**2)  # a shallow breath does not fill the line
-    late = round(rng.uniform(1.0, 2.0) * rate_hz)
-    level = spread(plateau * reach, rate_hz)
-    capno = np.roll(look_up(co2, phase_n) * level, late)
+    late = round(rng.uniform(1.0, 2.0) * state.rate_hz)
+    level = state.spread(plateau * reach)
+    capno = np.roll(look_up(co2, breath.phase_n) * level, late)
     capno += 0.4 * rng.standard_normal(len(capno), np.float32)
     if rng.random() < 0.12:  # cannula out of the nose for a while
         first = rng.uniform(0.1, 0.8) * night.duration_s
         gone = pulse(state.n_knots, [first], [first + rng.uniform(60, 400)])
-        capno *= 1 - 0.97 * spread(gone, rate_hz)
-    end_tidal = np.repeat((plateau * np.clip(reach * 1.02, 0, 1))[:-1:KNOT_HZ], rate_hz)
+        capno *= 1 - 0.97 * state.spread(gone)
+    end_tidal = np.repeat((plateau * np.clip(reach * 1.02, 0, 1))[:-1:KNOT_HZ], state.rate_hz)
     return capno, np.roll(end_tidal, late).astype(np.float32)
 
 
-def snore_microphone(
-    state: State, breath: Breathing, phase_n: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def snore_microphone(state: State, breath: Breathing, rng: Generator) -> np.ndarray:
     """Snore sensor, (n,) uV of arbitrary gain: 20-100 Hz vibration in inspiration, room noise."""
-    rate_hz = len(phase_n) * KNOT_HZ // (state.n_knots - 1)
-    window = np.where(phase_n < 0.4, np.sin(np.pi * phase_n / 0.4), 0.08).astype(np.float32)
-    loud = spread(breath.snore * breath.flow, rate_hz) * window**2
-    loud += spread(0.5 * state.movement, rate_hz)
-    buzz = band_noise(rng, len(phase_n), rate_hz, (20.0, 100.0), 1.0)
-    hiss = rng.standard_normal(len(phase_n), np.float32)
+    window = np.where(breath.phase_n < 0.4, np.sin(np.pi * breath.phase_n / 0.4), 0.08)
+    loud = state.spread(breath.snore * breath.flow) * window.astype(np.float32) ** 2
+    loud += state.spread(0.5 * state.movement)
+    buzz = state.noise(rng, (20.0, 100.0), 1.0)
+    hiss = rng.standard_normal(state.n, np.float32)
     gain = 60 * np.exp(0.8 * rng.standard_normal())
     return np.float32(gain) * (buzz * loud + np.float32(rng.uniform(0.01, 0.05)) * hiss)
 
 
 # ------------------------------------------------------------------ oxygen and heart
-def oximeter(night: Night, state: State, rng: np.random.Generator) -> np.ndarray:
+def oximeter(night: Night, state: State, rng: Generator) -> np.ndarray:
     """SpO2 in percent, one value a second, (S,).
 
     Each desaturation falls by its size while its cause lasts and recovers in the rest of it; a
@@ -265,7 +260,7 @@ def oximeter(night: Night, state: State, rng: np.random.Generator) -> np.ndarray
 
 
 def heart(
-    night: Night, state: State, breath: Breathing, rate_hz: int, rng: np.random.Generator
+    night: Night, state: State, breath: Breathing, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """(ECG (n,) with R waves of 1, beats a minute (K,)).
 
@@ -278,4 +273,4 @@ def heart(
     waves = ((0.20, 0.025, 0.12), (0.345, 0.008, -0.12), (0.36, 0.010, 1.0), (0.378, 0.009, -0.25))
     table = sum(size * np.exp(-0.5 * ((PHASES - at) / sd) ** 2) for at, sd, size in waves)
     table = table + 0.28 * np.exp(-0.5 * ((PHASES - 0.62) / 0.045) ** 2)
-    return look_up(table, spread_phase(np.cumsum(bpm) / (60 * KNOT_HZ), rate_hz)), bpm
+    return look_up(table, spread_phase(np.cumsum(bpm) / (60 * KNOT_HZ), state.rate_hz)), bpm

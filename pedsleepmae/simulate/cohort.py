@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 
 from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_S
 from pedsleepmae.errors import SettingsError, UserError, bounded
 from pedsleepmae.prepare.annotations import Scoring, read_tsv
-from pedsleepmae.simulate.draw import draw_night, night_from_scoring
-from pedsleepmae.simulate.events import EventRates
+from pedsleepmae.simulate.events import EventRates, draw_night, night_from_scoring
 from pedsleepmae.simulate.night import Child, Night, draw_ages, draw_child, with_prader_willi
 from pedsleepmae.tasks import UNSCORED
 
@@ -136,32 +136,25 @@ def plan_cohort(settings: SimulateSettings) -> list[Visit]:
     event_files = [None] if event_dir is None else sorted(event_dir.glob("*.tsv"))
     if not event_files:
         raise SettingsError(f"event_dir: no .tsv file in {event_dir}; give a folder of NCH's")
-    ages, ill = _ages(settings), _with_prader_willi(settings)
+    n_patients, ages = settings.n_patients, _ages(settings)
+    # From a stream of their own: the others' nights are the same whatever the share.
+    in_random_order = np.random.default_rng((settings.seed, 4)).permutation(n_patients)
+    with_syndrome = in_random_order[: round(settings.prader_willi_fraction * n_patients)]
     visits = []
-    for patient in range(settings.n_patients):
+    for patient in range(n_patients):
         rng = np.random.default_rng((settings.seed, 1, patient))
         child = draw_child(rng, ages[patient])
-        if patient in ill:
+        if patient in with_syndrome:
             child = with_prader_willi(child)
         for number in range(1 + (patient < settings.n_repeat_studies)):
             if number:
-                child = replace(
-                    child,
-                    age_years=child.age_years + rng.uniform(0.4, 1.2),
-                    severity=max(0.5 * child.severity, 0.3),
-                )
-            stream = (settings.seed, 2, patient, number)
-            file = event_files[len(visits) % len(event_files)]
-            visits.append(_plan_visit(settings, patient, len(visits), child, stream, file))
+                age_years = child.age_years + rng.uniform(0.4, 1.2)
+                severity = max(0.5 * child.severity, 0.3)
+                child = replace(child, age_years=age_years, severity=severity)
+            study, stream = len(visits), (settings.seed, 2, patient, number)
+            file = event_files[study % len(event_files)]
+            visits.append(_plan_visit(settings, patient, study, child, stream, file))
     return visits
-
-
-def _with_prader_willi(settings: SimulateSettings) -> set[int]:
-    """Which patients have Prader-Willi syndrome, drawn from a stream of their own: the others'
-    nights are the same whatever the share."""
-    n_affected = round(settings.prader_willi_fraction * settings.n_patients)
-    order = np.random.default_rng((settings.seed, 4)).permutation(settings.n_patients)
-    return set(order[:n_affected].tolist())
 
 
 def _ages(settings: SimulateSettings) -> list[float]:
@@ -174,12 +167,7 @@ def _ages(settings: SimulateSettings) -> list[float]:
 
 
 def _plan_visit(
-    settings: SimulateSettings,
-    patient: int,
-    study: int,
-    child: Child,
-    stream: tuple[int, ...],
-    event_file: Path | None,
+    settings: SimulateSettings, patient: int, study: int, child: Child, stream, event_file
 ) -> Visit:
     """Montage, rate, length, absent channels and date of one visit."""
     rng = np.random.default_rng((*stream, 0))
@@ -191,15 +179,16 @@ def _plan_visit(
     lacks = (study + 1) * settings.absent_channel_fraction % 1 < settings.absent_channel_fraction
     groups = rng.choice(len(ABSENT_GROUPS), 1 + int(rng.random() < 0.3), replace=False)
     absent = {name for group in groups for name in ABSENT_GROUPS[group]} if lacks else set()
-    absent |= _absent_whole(settings, stream)
-    start = datetime(2008, 1, 1) + timedelta(
-        days=int(rng.integers(365 * 9)), seconds=int(rng.integers(19 * 3600, 22 * 3600))
-    )
+    day, second = int(rng.integers(365 * 9)), int(rng.integers(19 * 3600, 22 * 3600))
+    rng = np.random.default_rng((*stream, 4))  # whole groups do not change the rest
+    if rng.random() < settings.absent_group_fraction:
+        for group in ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]:
+            absent |= {CHANNEL_NAMES[place] for place in CHANNEL_GROUPS[group]}
     return Visit(
         patient_id=settings.first_id + patient,
         study_id=settings.first_id + study,
         child=child,
-        start=start,
+        start=datetime(2008, 1, 1) + timedelta(days=day, seconds=second),
         duration_s=float(duration_s),
         first_onset_s=round(first_onset_s * rate_hz) / rate_hz,
         montage="B" if is_b else "A",
@@ -208,15 +197,6 @@ def _plan_visit(
         stream=stream,
         event_file=event_file,
     )
-
-
-def _absent_whole(settings: SimulateSettings, stream: tuple[int, ...]) -> set[str]:
-    """Channels of whole groups that a visit lacks, from random numbers of their own."""
-    rng = np.random.default_rng((*stream, 4))
-    if rng.random() >= settings.absent_group_fraction:
-        return set()
-    groups = ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]
-    return {CHANNEL_NAMES[place] for group in groups for place in CHANNEL_GROUPS[group]}
 
 
 # ------------------------------------------------------------------ one visit
@@ -234,9 +214,7 @@ def visit_night(visit: Visit, settings: SimulateSettings) -> Night:
     return night_from_scoring(visit.child, scoring, duration_s, settings.events, rng)
 
 
-def excerpt(
-    scoring: Scoring, duration_s: float, first_onset_s: float, rng: np.random.Generator
-) -> Scoring:
+def excerpt(scoring: Scoring, duration_s: float, first_onset_s: float, rng: Generator) -> Scoring:
     """A stretch of a scored night that fits a recording and begins at ``first_onset_s``.
 
     Where the night is longer the stretch is drawn; of ten draws the one with most events counts.

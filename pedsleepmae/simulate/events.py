@@ -2,18 +2,34 @@
 
 Axes: S seconds. The truth is drawn over the stage of each second (``stage_of_S``); a scorer misses
 some events, invents some, takes some for their neighbour and is a little off in time. Rules and
-their sources stand in `norms`.
+their sources stand in `norms`. With its events a night is whole: drawn by age, or driven by the
+scoring of a real one.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.random import Generator
 from scipy.ndimage import gaussian_filter1d
 
-from pedsleepmae.errors import bounded
+from pedsleepmae import tasks
+from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.errors import UserError, bounded
+from pedsleepmae.prepare.annotations import EVENTS, Scoring
 from pedsleepmae.simulate import norms
-from pedsleepmae.simulate.night import AROUSAL, DESATURATION, SHALLOW_DIP, Child, Event
+from pedsleepmae.simulate.night import (
+    AROUSAL,
+    DESATURATION,
+    RESPIRATORY,
+    SHALLOW_DIP,
+    Child,
+    Event,
+    Night,
+    draw_hypnogram,
+    night_without_events,
+    score_stages,
+)
 from pedsleepmae.simulate.norms import REM
 
 
@@ -45,12 +61,16 @@ _CONFUSED_WITH = {  # what a scorer takes an event for instead
     "Obstructive Hypopnea": "Obstructive Apnea",
     "Hypopnea": "Obstructive Hypopnea",
 }
+STAGE_TEXTS = tuple(f"Sleep stage {name}" for name in tasks.STAGES)
+UNSCORED_TEXT = "Sleep stage ?"
+# (kind, code) of a scored event -> NCH's text for it
+NCH_EVENT_TEXTS = {EVENTS[text.lower()]: text for text in (*RESPIRATORY, DESATURATION, AROUSAL)}
 QUIET_END_S = 45  # no event begins later: its desaturation still fits into the recording
 
 
 # ------------------------------------------------------------------ the truth
 def draw_events(
-    child: Child, stage_of_S: np.ndarray, rates: EventRates, rng: np.random.Generator
+    child: Child, stage_of_S: np.ndarray, rates: EventRates, rng: Generator
 ) -> list[Event]:
     """True events of a night whose true stage in each second is ``stage_of_S`` (S,).
 
@@ -94,7 +114,7 @@ def _occupy(free_S: np.ndarray, event: Event, after_s: float = 10.0) -> None:
     free_S[max(int(event.onset_s - before_s), 0) : int(event.end_s + after_s) + 1] = False
 
 
-def _event_duration_s(name: str, child: Child, rng: np.random.Generator) -> float:
+def _event_duration_s(name: str, child: Child, rng: Generator) -> float:
     """Two breaths at least (AASM); medians of 11 s (apneas) and 14 s (hypopneas) are ours."""
     median_s = 11.0 if "Apnea" in name else 14.0
     if child.prader_willi and "Apnea" in name:
@@ -104,7 +124,7 @@ def _event_duration_s(name: str, child: Child, rng: np.random.Generator) -> floa
 
 
 def _place(
-    name: str, duration_s: float, risk_S: np.ndarray, free_S: np.ndarray, rng: np.random.Generator
+    name: str, duration_s: float, risk_S: np.ndarray, free_S: np.ndarray, rng: Generator
 ) -> Event | None:
     """The event at a random free place, or None where 30 tries find none."""
     cumulative = np.cumsum(risk_S * free_S)
@@ -120,11 +140,7 @@ def _place(
 
 
 def add_consequences(
-    breathing: Sequence[Event],
-    child: Child,
-    stage_of_S: np.ndarray,
-    rates: EventRates,
-    rng: np.random.Generator,
+    breathing: list[Event], child: Child, stage_of_S: np.ndarray, rates: EventRates, rng: Generator
 ) -> list[Event]:
     """Desaturations and arousals: those that respiratory events cause, and spontaneous ones.
 
@@ -161,9 +177,7 @@ def add_consequences(
     return [event for event in found if event.end_s < len(stage_of_S)]
 
 
-def _desaturation(
-    cause: Event, scored: bool, in_rem: bool, child: Child, rng: np.random.Generator
-) -> Event:
+def _desaturation(cause: Event, scored: bool, in_rem: bool, child: Child, rng: Generator) -> Event:
     """The fall of SpO2 after a respiratory event, deeper after longer ones and in REM (Goh).
 
     It begins a lag after the event does (blood travels from lung to finger, the oximeter
@@ -180,11 +194,11 @@ def _desaturation(
     return Event(onset_s, duration_s, DESATURATION, depth)
 
 
-def _arousal_duration_s(rng: np.random.Generator) -> float:
+def _arousal_duration_s(rng: Generator) -> float:
     return float(np.clip(6.0 * np.exp(0.4 * rng.standard_normal()), 3.2, 15))
 
 
-def draw_size(event: Event, rng: np.random.Generator) -> Event:
+def draw_size(event: Event, rng: Generator) -> Event:
     """The event with a flow that is left (hypopneas) or a fall of SpO2 (desaturations)."""
     if "Hypopnea" in event.name:
         return event._replace(size=rng.uniform(0.25, 1 - norms.LEAST_FLOW_DROP - 0.05))
@@ -194,9 +208,7 @@ def draw_size(event: Event, rng: np.random.Generator) -> Event:
 
 
 # ------------------------------------------------------------------ the scorer
-def score_events(
-    events: Iterable[Event], stage_of_S: np.ndarray, rng: np.random.Generator
-) -> list[Event]:
+def score_events(events: Iterable[Event], stage_of_S: np.ndarray, rng: Generator) -> list[Event]:
     """Scored events: some missed, some taken for a neighbouring kind, some spurious, all jittered.
 
     Rates: `norms.MISSED_EVENTS` and its neighbours, after Rosenberg.
@@ -216,9 +228,72 @@ def score_events(
     return sorted(event for event in scored if event.end_s < len(stage_of_S))
 
 
-def jitter(event: Event, rng: np.random.Generator) -> Event:
+def jitter(event: Event, rng: Generator) -> Event:
     """The event with another onset and duration, as two scorers differ; not shorter than 3 s."""
     onset_s = max(event.onset_s + norms.ONSET_JITTER_S * rng.standard_normal(), 0.0)
     factor = np.exp(norms.DURATION_JITTER * rng.standard_normal())
     duration_s = max(event.duration_s * factor, norms.SHORTEST_AROUSAL_S)
     return event._replace(onset_s=float(onset_s), duration_s=float(duration_s))
+
+
+# ------------------------------------------------------------------ whole nights
+def draw_night(
+    child: Child, duration_s: float, first_s: float, rates: EventRates, rng: Generator
+) -> Night:
+    """A night of a child, scored from ``first_s`` on to the end of the recording.
+
+    The last epoch may reach beyond the recording: it is the truncated one of NCH's files.
+    """
+    n_epochs = int(np.ceil((duration_s - first_s) / EPOCH_S))
+    stages = draw_hypnogram(n_epochs, child.age_years, rng)
+    epoch_onsets_s = first_s + EPOCH_S * np.arange(n_epochs)
+    night = night_without_events(child, duration_s, epoch_onsets_s, stages, rng)
+    stage_of_S = night.stage_of_seconds()
+    events = draw_events(child, stage_of_S, rates, rng)
+    return replace(
+        night,
+        events=events,
+        scored_stages=score_stages(stages, rng),
+        scored_events=score_events(events, stage_of_S, rng),
+    )
+
+
+def night_from_scoring(
+    child: Child, scoring: Scoring, duration_s: float, rates: EventRates, rng: Generator
+) -> Night:
+    """A night driven by the scoring of a real one, which is the scoring of this one too.
+
+    The truth behind it differs as a scorer does. Desaturations and arousals that the file does not
+    have (UCDDB has none) are drawn as consequences of its respiratory events and scored too.
+    Raises UserError when no stage is scored within the recording.
+    """
+    kept = (scoring.stages != tasks.UNSCORED) & (scoring.stage_onsets_s < duration_s)
+    if not kept.any():
+        raise UserError("no scored stage in the recording; give the .tsv of a scored night")
+    night = night_without_events(
+        child, duration_s, scoring.stage_onsets_s[kept], scoring.stages[kept], rng
+    )
+    stage_of_S = night.stage_of_seconds()
+    given = [
+        Event(event.onset_s, event.duration_s, NCH_EVENT_TEXTS[event.kind, event.code])
+        for event in scoring.events
+        if event.duration_s > 0 and event.onset_s + event.duration_s < duration_s - 1
+    ]
+    truth = [draw_size(jitter(event, rng), rng) for event in given]
+    truth = [event for event in truth if event.end_s < duration_s]
+    breathing = [event for event in truth if event.name in RESPIRATORY]
+    added = add_consequences(breathing, child, stage_of_S, rates, rng)
+    given_names = {event.name for event in given}
+    added = [event for event in added if event.name not in given_names]
+    scored_events = sorted(given + score_events(added, stage_of_S, rng))
+    return replace(night, events=sorted(truth + added), scored_events=scored_events)
+
+
+def scored_rows(night: Night) -> list[tuple[float, float, str]]:
+    """(onset_s, duration_s, description) of the scored epochs and events, in time order."""
+    rows = [
+        (float(onset_s), EPOCH_S, STAGE_TEXTS[stage])
+        for onset_s, stage in zip(night.epoch_onsets_s, night.scored_stages, strict=True)
+    ]
+    rows += [(event.onset_s, event.duration_s, event.name) for event in night.scored_events]
+    return sorted(rows, key=lambda row: row[0])

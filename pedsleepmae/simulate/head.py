@@ -7,33 +7,18 @@ without a source are ours, chosen to look right on a technician's screen; source
 """
 
 import numpy as np
+from numpy.random import Generator
 
 from pedsleepmae.simulate import norms
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.norms import N1, N3, REM, WAKE
-from pedsleepmae.simulate.waves import (
-    KNOT_HZ,
-    State,
-    add_wave,
-    band_noise,
-    scatter,
-    slow_noise,
-    spread,
-)
+from pedsleepmae.simulate.waves import State, band_noise, scatter, slow_noise
 
 MAINS_HZ = 60.0
 ELECTRODES = ("F3", "F4", "C3", "C4", "CZ", "O1", "O2", "M1", "M2", "E1", "E2")
-BIPOLAR = {
-    "EEG C3-M2": ("C3", "M2"),
-    "EEG O1-M2": ("O1", "M2"),
-    "EEG O2-M1": ("O2", "M1"),
-    "EEG CZ-O1": ("CZ", "O1"),
-    "EEG C4-M1": ("C4", "M1"),
-    "EEG F4-M1": ("F4", "M1"),
-    "EEG F3-M2": ("F3", "M2"),
-    "EOG LOC-M2": ("E1", "M2"),
-    "EOG ROC-M1": ("E2", "M1"),
-}
+_SCALP = ("C3-M2", "O1-M2", "O2-M1", "CZ-O1", "C4-M1", "F4-M1", "F3-M2")
+BIPOLAR = {f"EEG {pair}": tuple(pair.split("-")) for pair in _SCALP}
+BIPOLAR |= {"EOG LOC-M2": ("E1", "M2"), "EOG ROC-M1": ("E2", "M1")}
 # How strongly each electrode sees a source (F3 F4 C3 C4 CZ O1 O2 M1 M2 E1 E2). The lower face
 # sees frontal activity in both eye channels alike; the mastoids see a little of everything.
 _MAP = {
@@ -65,16 +50,13 @@ def on_map(name: str, gain: float = 1.0) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ EEG
-def brain_electrodes(
-    night: Night, state: State, rate_hz: int, rng: np.random.Generator
-) -> np.ndarray:
+def brain_electrodes(night: Night, state: State, rng: Generator) -> np.ndarray:
     """Brain potentials at the electrodes, (E, n) float32."""
-    n = (state.n_knots - 1) * rate_hz // KNOT_HZ
-    x = np.zeros((len(ELECTRODES), n), np.float32)
+    x = np.zeros((len(ELECTRODES), state.n), np.float32)
     parts = [_add_background, _add_slow_waves, _add_posterior_rhythm]
     parts += [_add_spindles, _add_sleep_waves, _add_arousals]
     for add_part, stream in zip(parts, rng.spawn(len(parts)), strict=True):
-        add_part(x, night, state, rate_hz, stream)
+        add_part(x, night, state, stream)
     return x
 
 
@@ -85,7 +67,7 @@ def _add_noise(x: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> None:
             row += weight * noise
 
 
-def _add_background(x, night, state, rate_hz, rng) -> None:
+def _add_background(x, night, state, rng) -> None:
     """1/f background whose bands depend on the stage; each source waxes and wanes by itself."""
     gain = night.child.eeg_gain * norms.background_gain(night.child.age_years)
     for band_hz, steepness, rms_uv, sources in _BANDS:
@@ -93,12 +75,12 @@ def _add_background(x, night, state, rate_hz, rng) -> None:
         for name in sources:
             wander = np.exp(0.3 * slow_noise(rng, state.n_knots, 15.0))
             level = state.by_stage(rms_uv) * wander * (1 - 0.4 * state.arousal * state.depth)
-            noise = band_noise(rng, x.shape[1], rate_hz, band_hz, steepness)
-            noise *= spread(level * gain / at_c3, rate_hz)
+            noise = state.noise(rng, band_hz, steepness)
+            noise *= state.spread(level * gain / at_c3)
             _add_noise(x, noise, on_map(name))
 
 
-def _add_slow_waves(x, night, state, rate_hz, rng) -> None:
+def _add_slow_waves(x, night, state, rng) -> None:
     """Slow waves, 0.5 to 2 Hz, that travel from front to back in 50 ms; N3 is full of them.
 
     Their size and map follow age (Feinberg, Kurth). N3 needs 75 uV in a fifth of the epoch
@@ -109,32 +91,32 @@ def _add_slow_waves(x, night, state, rate_hz, rng) -> None:
     level = state.by_stage(_SLOW_WAVE_UV * (1, 1, 1, 0, 1)) + _SLOW_WAVE_UV[N3] * state.depth
     level *= child.eeg_gain * norms.slow_wave_gain(child.age_years)
     level *= np.exp(0.25 * slow_noise(rng, state.n_knots, 12.0)) * (1 - 0.8 * state.arousal)
-    shared = band_noise(rng, x.shape[1], rate_hz, (0.5, 2.0), 0.5)
-    curve = spread(level, rate_hz)
+    shared = state.noise(rng, (0.5, 2.0), 0.5)
+    curve = state.spread(level)
     for name, weight, delay_s in (
         ("frontal", 0.45 + 0.35 * front, 0.0),
         ("central", 0.6, 0.02),
         ("occipital", 0.65 - 0.35 * front, 0.05),
     ):
-        own = band_noise(rng, x.shape[1], rate_hz, (0.5, 2.0), 0.5)
-        wave = 0.85 * np.roll(shared, round(delay_s * rate_hz)) + 0.5 * own
+        own = state.noise(rng, (0.5, 2.0), 0.5)
+        wave = 0.85 * np.roll(shared, round(delay_s * state.rate_hz)) + 0.5 * own
         _add_noise(x, wave * curve, on_map(name, weight))
 
 
-def _add_posterior_rhythm(x, night, state, rate_hz, rng) -> None:
+def _add_posterior_rhythm(x, night, state, rng) -> None:
     """Posterior dominant rhythm: in wake with closed eyes, at the frequency of the age (AASM)."""
     child = night.child
     hz = norms.posterior_rhythm_hz(child.age_years) + child.posterior_shift_hz
     level = 32 * child.posterior_gain * child.eeg_gain * norms.background_gain(child.age_years)
     closed = state.stage[WAKE] - 0.9 * state.eyes_open + 0.25 * state.stage[N1]
     curve = level * np.clip(closed, 0, 1) * np.exp(0.45 * slow_noise(rng, state.n_knots, 4.0))
-    curve = spread(curve, rate_hz)
+    curve = state.spread(curve)
     for name, weight in (("occipital", 0.85), ("left", 0.4), ("right", 0.4)):
-        noise = band_noise(rng, x.shape[1], rate_hz, (hz - 0.6, hz + 0.6))
+        noise = state.noise(rng, (hz - 0.6, hz + 0.6))
         _add_noise(x, noise * curve, on_map(name, weight))
 
 
-def _add_spindles(x, night, state, rate_hz, rng) -> None:
+def _add_spindles(x, night, state, rng) -> None:
     """Spindles of 0.5 to 2 s in N2, fewer in N3: fast ones central, slow ones frontal (AASM)."""
     child = night.child
     slow_hz, fast_hz = norms.spindle_hz(child.age_years)
@@ -144,15 +126,15 @@ def _add_spindles(x, night, state, rate_hz, rng) -> None:
         fast = rng.random() < 0.6
         hz = (fast_hz if fast else slow_hz) + child.spindle_shift_hz + 0.25 * rng.normal()
         length_s = np.clip(0.9 * np.exp(0.35 * rng.normal()), 0.5, 2.2)
-        t = np.arange(round(length_s * rate_hz)) / rate_hz
+        t = state.times(length_s)
         size_uv = 30 * child.spindle_gain * np.exp(0.3 * rng.normal())
         chirp = hz * t - 0.25 * t**2  # spindles slow down a little as they go
         wave = size_uv * np.sin(np.pi * t / length_s) ** 2 * np.sin(2 * np.pi * chirp)
         weights = on_map("central" if fast else "frontal")
-        add_wave(x, round(start_s * rate_hz), wave.astype(np.float32), weights)
+        state.add_wave(x, start_s, wave, weights)
 
 
-def _add_sleep_waves(x, night, state, rate_hz, rng) -> None:
+def _add_sleep_waves(x, night, state, rng) -> None:
     """K-complexes (N2), vertex waves and hypnagogic hypersynchrony (N1), sawtooth waves (R).
 
     Shapes as in the AASM manual; hypersynchrony, bursts of high 3-4.5 Hz waves, is a child's way
@@ -163,58 +145,52 @@ def _add_sleep_waves(x, night, state, rate_hz, rng) -> None:
     quiet = state.arousal < 0.1
     frontal, central = on_map("frontal"), on_map("central")
     for start_s in scatter(rng, state.by_stage((0, 0.1, 1.3, 0.3, 0)) * quiet, 4.0):
-        t = np.arange(round(rng.uniform(0.7, 1.1) * rate_hz)) / rate_hz
+        t = state.times(rng.uniform(0.7, 1.1))
         u = t / t[-1]
         shape = -np.exp(-0.5 * ((u - 0.25) / 0.09) ** 2)
         shape += 0.75 * np.exp(-0.5 * ((u - 0.58) / 0.15) ** 2)
-        wave = (gain * rng.uniform(110, 190) * shape).astype(np.float32)
-        add_wave(x, round(start_s * rate_hz), wave, frontal)
+        state.add_wave(x, start_s, gain * rng.uniform(110, 190) * shape, frontal)
     for start_s in scatter(rng, state.by_stage((0, 3.5, 0.3, 0, 0)), 1.0):
-        t = np.arange(round(0.3 * rate_hz)) / rate_hz
+        t = state.times(0.3)
         shape = -np.sin(2 * np.pi * t / 0.4) * np.hanning(len(t))
-        wave = (gain * rng.uniform(50, 110) * shape).astype(np.float32)
-        add_wave(x, round(start_s * rate_hz), wave, central)
+        state.add_wave(x, start_s, gain * rng.uniform(50, 110) * shape, central)
     for start_s in scatter(rng, 2.0 * child.hypersynchrony * state.by_stage((0.1, 1, 0, 0, 0)), 5):
-        t = np.arange(round(rng.uniform(1.5, 4) * rate_hz)) / rate_hz
+        t = state.times(rng.uniform(1.5, 4))
         shape = np.sin(2 * np.pi * rng.uniform(3, 4.5) * t) * np.hanning(len(t))
-        wave = (child.eeg_gain * rng.uniform(60, 130) * shape).astype(np.float32)
-        add_wave(x, round(start_s * rate_hz), wave, 0.6 * frontal + 0.6 * central)
+        wave = child.eeg_gain * rng.uniform(60, 130) * shape
+        state.add_wave(x, start_s, wave, 0.6 * frontal + 0.6 * central)
     for start_s in scatter(rng, state.by_stage((0, 0, 0, 0, 0.9)), 6.0):
-        t = np.arange(round(rng.uniform(1.5, 4) * rate_hz)) / rate_hz
+        t = state.times(rng.uniform(1.5, 4))
         cycles = rng.uniform(2.2, 4.5) * t
         saw = 2 * np.abs(2 * (cycles - np.floor(cycles + 0.5))) - 1
-        wave = (rng.uniform(18, 40) * saw * np.hanning(len(t))).astype(np.float32)
-        add_wave(x, round(start_s * rate_hz), wave, central)
+        state.add_wave(x, start_s, rng.uniform(18, 40) * saw * np.hanning(len(t)), central)
 
 
-def _add_arousals(x, night, state, rate_hz, rng) -> None:
+def _add_arousals(x, night, state, rng) -> None:
     """Arousals: an abrupt shift to alpha and beta for 3 to 15 s (AASM); alpha as of the age."""
     child = night.child
     alpha_hz = max(norms.posterior_rhythm_hz(child.age_years) + child.posterior_shift_hz, 5.0)
-    curve = spread(state.arousal * np.exp(0.3 * slow_noise(rng, state.n_knots, 3.0)), rate_hz)
+    curve = state.spread(state.arousal * np.exp(0.3 * slow_noise(rng, state.n_knots, 3.0)))
     for (low, high), size_uv, name in (
         ((alpha_hz - 1, alpha_hz + 1.5), 15.0, "central"),
         ((alpha_hz - 1, alpha_hz + 1.5), 13.0, "occipital"),
         ((16.0, 30.0), 9.0, "frontal"),
     ):
-        noise = band_noise(rng, x.shape[1], rate_hz, (low, high))
+        noise = state.noise(rng, (low, high))
         _add_noise(x, noise * curve, on_map(name, size_uv * child.eeg_gain))
 
 
 # ------------------------------------------------------------------ eyes
-def eye_movements(
-    night: Night, state: State, rate_hz: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def eye_movements(night: Night, state: State, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
     """(eye, blink): potential of the eyeballs at the right eye and of blinks, (n,) uV each.
 
     Wake: saccades and blinks while the eyes are open. N1: slow rolling of 0.2-0.4 Hz. R: bursts
     of saccades, denser towards morning (Karamessinis). Each saccade is a step that the
     amplifier's high-pass lets decay.
     """
-    n = (state.n_knots - 1) * rate_hz // KNOT_HZ
-    eyes = np.zeros((2, n), np.float32)
+    eyes = np.zeros((2, state.n), np.float32)
     eye, blink = np.array((1, 0), np.float32), np.array((0, 1), np.float32)
-    t = np.arange(3 * rate_hz) / rate_hz
+    t = state.times(3)
     step = ((1 - np.exp(-t / 0.025)) * np.exp(-t / 0.7)).astype(np.float32)
     late = np.linspace(0.6, 1.3, state.n_knots)
     bursts = scatter(rng, 5.0 * state.stage[REM] * late)
@@ -222,86 +198,84 @@ def eye_movements(
     saccades += [scatter(rng, 26 * state.eyes_open + 0.8 * state.stage[REM])]
     for time_s in np.concatenate(saccades):
         size_uv = rng.choice((-1, 1)) * rng.uniform(25, 130)
-        add_wave(eyes, round(time_s * rate_hz), size_uv * step, eye)
-    t = np.arange(round(0.35 * rate_hz)) / rate_hz
+        state.add_wave(eyes, time_s, step, size_uv * eye)
+    t = state.times(0.35)
     shape = (np.sin(np.pi * t / 0.35) ** 2).astype(np.float32)
     for time_s in scatter(rng, 15 * state.eyes_open, 0.6):
-        add_wave(eyes, round(time_s * rate_hz), rng.uniform(70, 170) * shape, blink)
+        state.add_wave(eyes, time_s, rng.uniform(70, 170) * shape, blink)
     drowsy = 9 * state.stage[N1] + 1.5 * np.clip(state.stage[WAKE] - state.eyes_open, 0, 1)
     for time_s in scatter(rng, drowsy, 3.0):
-        t = np.arange(round(rng.uniform(2.5, 6) * rate_hz)) / rate_hz
+        t = state.times(rng.uniform(2.5, 6))
         wave = np.sin(2 * np.pi * rng.uniform(0.2, 0.4) * t) * np.hanning(len(t))
         size_uv = rng.choice((-1, 1)) * rng.uniform(35, 110)
-        add_wave(eyes, round(time_s * rate_hz), (size_uv * wave).astype(np.float32), eye)
+        state.add_wave(eyes, time_s, size_uv * wave, eye)
     return eyes[0], eyes[1]
 
 
 # ------------------------------------------------------------------ muscle
-def chin_emg(night: Night, state: State, rate_hz: int, rng: np.random.Generator) -> np.ndarray:
+def chin_emg(night: Night, state: State, rng: Generator) -> np.ndarray:
     """Chin EMG, 10 to 100 Hz, (n,) uV: tone by stage, atonia with twitches in R (AASM).
 
     In R an arousal needs a rise of the chin EMG (AASM). The electrode's own noise, which differs
     between recordings, hides the atonia of some.
     """
-    n = (state.n_knots - 1) * rate_hz // KNOT_HZ
     tone = state.by_stage(_TONE_UV) * np.exp(0.4 * slow_noise(rng, state.n_knots, 40.0))
     tone *= 1 + 1.6 * state.arousal + 4.0 * state.movement
     tone += 12 * state.arousal * state.stage[REM]
     floor = 2.0 * np.exp(0.6 * rng.standard_normal())
     level = np.sqrt((night.child.muscle_gain * tone) ** 2 + floor**2)
-    x = (band_noise(rng, n, rate_hz, (10.0, 100.0), 0.4) * spread(level, rate_hz))[None]
+    x = (state.noise(rng, (10.0, 100.0), 0.4) * state.spread(level))[None]
     for time_s in scatter(rng, 6.0 * state.stage[REM] + 0.3):
-        m = round(rng.uniform(0.08, 0.4) * rate_hz)
+        m = round(rng.uniform(0.08, 0.4) * state.rate_hz)
         burst = rng.uniform(6, 28) * rng.standard_normal(m) * np.hanning(m)
-        add_wave(x, round(time_s * rate_hz), burst.astype(np.float32), np.ones(1, np.float32))
+        state.add_wave(x, time_s, burst, np.ones(1, np.float32))
     return x[0]
 
 
 # ------------------------------------------------------------------ electrodes as recorded
 def recorded_electrodes(
-    night: Night, state: State, rate_hz: int, heart_n: np.ndarray, rng: np.random.Generator
+    night: Night, state: State, heart_n: np.ndarray, rng: Generator
 ) -> dict[str, np.ndarray]:
     """What each electrode picks up, (n,) uV: brain, eyes, heart, movement, mains, poor contact."""
     streams = rng.spawn(3)
-    x = brain_electrodes(night, state, rate_hz, streams[0])
-    eye, blink = eye_movements(night, state, rate_hz, streams[1])
+    x = brain_electrodes(night, state, streams[0])
+    eye, blink = eye_movements(night, state, streams[1])
     _add_noise(x, eye, on_map("eyeballs"))
     _add_noise(x, blink, on_map("lids"))
 
     # What all electrodes see, each with a weight of its own.
     rng = streams[2]
-    n = x.shape[1]
-    seconds = np.arange(n, dtype=np.float64) / rate_hz
+    seconds = np.arange(state.n) / state.rate_hz
     mains = np.sin(2 * np.pi * (MAINS_HZ * seconds % 1)).astype(np.float32)
-    sway = spread(state.movement, rate_hz) * band_noise(rng, n, rate_hz, (0.3, 3.0), 1.0)
-    muscle = band_noise(rng, n, rate_hz, (15.0, 90.0), 0.3)
-    muscle *= spread(0.6 + 1.5 * state.stage[WAKE] + 14 * state.movement, rate_hz)
+    sway = state.spread(state.movement) * state.noise(rng, (0.3, 3.0), 1.0)
+    muscle = state.noise(rng, (15.0, 90.0), 0.3)
+    muscle *= state.spread(0.6 + 1.5 * state.stage[WAKE] + 14 * state.movement)
     beat = rng.uniform(0, 7)
     for row, name in zip(x, ELECTRODES, strict=True):
         row += np.float32(rng.uniform(20, 90) * rng.choice((-1, 1))) * sway
         row += np.float32(rng.uniform(0.15, 0.6)) * muscle
         row += np.float32(rng.gamma(1.2, 0.5)) * mains
         hiss_uv = np.float32(1.2 * np.exp(0.3 * rng.standard_normal()))
-        row += hiss_uv * rng.standard_normal(n, np.float32)
+        row += hiss_uv * rng.standard_normal(state.n, np.float32)
         if name in ("M1", "M2"):
             row += np.float32(beat * rng.uniform(0.5, 1.5)) * heart_n
         row *= np.float32(np.exp(0.08 * rng.standard_normal()))
-    _spoil_electrodes(x, night, rate_hz, mains, rng)
+    _spoil_electrodes(x, night, state, mains, rng)
     return dict(zip(ELECTRODES, x, strict=True))
 
 
-def _spoil_electrodes(x, night, rate_hz, mains, rng) -> None:
+def _spoil_electrodes(x, night, state, mains, rng) -> None:
     """Electrode pops (two an hour in the whole head) and, in some nights, one bad contact."""
-    t = np.arange(4 * rate_hz) / rate_hz
+    t = state.times(4)
     decay = np.exp(-t / 0.6).astype(np.float32)
     for time_s in rng.uniform(0, night.duration_s, rng.poisson(night.duration_s / 1800)):
         weights = np.zeros(len(x), np.float32)
         weights[rng.integers(len(x))] = rng.choice((-1, 1)) * rng.uniform(100, 700)
-        add_wave(x, round(time_s * rate_hz), decay, weights)
+        state.add_wave(x, time_s, decay, weights)
     if rng.random() < 0.2:
         row = x[rng.integers(len(x))]
         first = int(rng.uniform(0, 0.8) * len(row))
-        last = first + int(rng.uniform(120, 600) * rate_hz)
+        last = first + int(rng.uniform(120, 600) * state.rate_hz)
         part = row[first:last]
         part += np.float32(rng.uniform(8, 35)) * mains[first:last]
-        part += 15 * band_noise(rng, len(part), rate_hz, (0.3, 2.0), 1.5)
+        part += 15 * band_noise(rng, len(part), state.rate_hz, (0.3, 2.0), 1.5)

@@ -15,7 +15,7 @@ from pedsleepmae.simulate.cohort import Visit
 from pedsleepmae.store import write_whole
 
 APNEA_SEVERITY = 1.0  # children above it carry a diagnosis of sleep apnea, the others of snoring
-CODE_COLUMNS = ("DX_CODE_TYPE", "DX_CODE", "DX_NAME", "DX_ALT_CODE")
+_CODE_COLUMNS = ("DX_CODE_TYPE", "DX_CODE", "DX_NAME", "DX_ALT_CODE")
 _APNEA = ("ICD10", "G47.33", "Obstructive sleep apnea (adult) (pediatric)", "327.23")
 _SNORING = ("ICD10", "R06.83", "Snoring", "786.09")
 _PRADER_WILLI = (  # NCH's rows before October 2015 are ICD-9
@@ -31,6 +31,7 @@ def write_health_data(folder: Path, visits: list[Visit]) -> None:
     """SLEEP_STUDY.csv, DEMOGRAPHIC.csv and DIAGNOSIS.csv with NCH's columns, latin-1."""
     studies, people = [], {}
     for visit in visits:
+        born = visit.start - datetime.timedelta(days=visit.age_days)
         studies.append(
             {
                 "STUDY_PAT_ID": visit.patient_id,
@@ -41,23 +42,17 @@ def write_health_data(folder: Path, visits: list[Visit]) -> None:
                 "AGE_AT_SLEEP_STUDY_DAYS": visit.age_days,
             }
         )
-        born = visit.start.date() - datetime.timedelta(days=visit.age_days)
-        people.setdefault(
-            visit.patient_id,
-            {
-                "STUDY_PAT_ID": visit.patient_id,
-                "BIRTH_DATE": born.strftime("%m/%d/%Y"),
-                "PCORI_GENDER_CD": visit.child.sex,
-                "PCORI_RACE_CD": "UN",
-                "PCORI_HISPANIC_CD": "UN",
-                "GENDER_DESCR": "Male" if visit.child.sex == "M" else "Female",
-                "RACE_DESCR": "Unknown",
-                "ETHNICITY_DESCR": "Unknown",
-                "LANGUAGE_DESCR": "Español" if visit.patient_id % 9 == 0 else "English",
-                "PEDS_GEST_AGE_NUM_WEEKS": "",
-                "PEDS_GEST_AGE_NUM_DAYS": "",
-            },
-        )
+        person = {
+            "STUDY_PAT_ID": visit.patient_id,
+            "BIRTH_DATE": born.strftime("%m/%d/%Y"),
+            "PCORI_GENDER_CD": visit.child.sex,
+            **dict.fromkeys(("PCORI_RACE_CD", "PCORI_HISPANIC_CD"), "UN"),
+            "GENDER_DESCR": "Male" if visit.child.sex == "M" else "Female",
+            **dict.fromkeys(("RACE_DESCR", "ETHNICITY_DESCR"), "Unknown"),
+            "LANGUAGE_DESCR": "Español" if visit.patient_id % 9 == 0 else "English",
+            **dict.fromkeys(("PEDS_GEST_AGE_NUM_WEEKS", "PEDS_GEST_AGE_NUM_DAYS"), ""),
+        }
+        people.setdefault(visit.patient_id, person)
     tables = {"SLEEP_STUDY": studies, "DEMOGRAPHIC": people.values()}
     for name, rows in (tables | {"DIAGNOSIS": _diagnoses(visits)}).items():
         text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
@@ -86,7 +81,7 @@ def _diagnoses(visits: list[Visit]) -> list[dict]:
                     "DX_END_DATETIME": "",
                     "DX_SOURCE_TYPE": "Final Dx",
                     "DX_ENC_TYPE": "Sleep Study",
-                    **dict(zip(CODE_COLUMNS, code, strict=True)),
+                    **dict(zip(_CODE_COLUMNS, code, strict=True)),
                     "CLASS_OF_PROBLEM": "redacted" if hidden else "",
                     "CHRONIC_YN": "redacted" if hidden else "Y",
                     "PROV_ID": "",

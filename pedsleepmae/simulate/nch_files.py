@@ -15,16 +15,16 @@ from pathlib import Path
 import edfio
 import joblib
 import numpy as np
+from numpy.random import Generator
 
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.prepare.recordings import SIMULATED_MARK
 from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
-from pedsleepmae.simulate.draw import STAGE_TEXTS, UNSCORED_TEXT, scored_rows
+from pedsleepmae.simulate.events import STAGE_TEXTS, UNSCORED_TEXT, scored_rows
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.signals import simulate_signals
 from pedsleepmae.store import write_text, write_whole
 
-EDF_RESERVED = (192, b"EDF+C")  # place of the reserved field in the header, and what NCH has there
 DIGITAL = (-32768, 32767)
 ANONYMISED = datetime.date(2001, 1, 1)
 
@@ -44,50 +44,45 @@ class Slot:
     factor: float = 1.0
 
 
-_HEAD = ("EOG LOC-M2", "EOG ROC-M1")
-_SCALP = ("F3-M2", "F4-M1", "C3-M2", "C4-M1", "O1-M2", "O2-M1")
-_EEG = tuple(Slot(f"EEG {pair}", f"EEG {pair}") for pair in _SCALP)
-_DEVICES = (
+def _volts(*labels: str) -> list[Slot]:
+    """Slots in uV that show the signal of their label's name."""
+    return [Slot(label, label.upper()) for label in labels]
+
+
+_EEG = _volts("EEG F3-M2", "EEG F4-M1", "EEG C3-M2", "EEG C4-M1", "EEG O1-M2", "EEG O2-M1")
+_DEVICES = [
     Slot("Rate", "RATE", "bpm", 0, 300),
     Slot("EtCO2", "ETCO2", "mmHg", 0, 150),
     Slot("Capno", "CAPNO", "mmHg", -10, 150),
     Slot("Resp Rate", "RESP RATE", "bpm", 0, 150),
-)
+]
 _TCCO2 = Slot("TcCO2", "TCCO2", "mmHg", 0, 150)
 # The order of 10000_17728; `Patient Event` stands first in 97 % of montage A's files.
-MONTAGE_A = (
+MONTAGE_A = [
     Slot("Patient Event", "PATIENT EVENT", "", -1, 1),
-    *(Slot(label, label) for label in _HEAD),
-    Slot("EMG Chin1-Chin2", "EMG CHIN1-CHIN2"),
+    *_volts("EOG LOC-M2", "EOG ROC-M1", "EMG Chin1-Chin2"),
     *_EEG,
-    Slot("EEG CZ-O1", "EEG CZ-O1"),
+    *_volts("EEG CZ-O1"),
     Slot("EMG LLeg-RLeg", "EMG LLEG"),
     Slot("ECG EKG2-EKG", "ECG"),
-    Slot("Snore", "SNORE"),
-    Slot("Resp PTAF", "RESP PTAF"),
-    Slot("Resp Airflow", "RESP AIRFLOW"),
-    Slot("Resp Thoracic", "RESP THORACIC"),
-    Slot("Resp Abdominal", "RESP ABDOMINAL"),
+    *_volts("Snore", "Resp PTAF", "Resp Airflow", "Resp Thoracic", "Resp Abdominal"),
     Slot("SpO2", "SPO2", "%", 0, 102.3),
     *_DEVICES,
     Slot("C-flow", "C-FLOW", "LPM", -500, 500),
     Slot("Tidal Vol", "TIDAL VOL", "mL", 0, 3000),
     Slot("Pressure", "PRESSURE", "cmH2O", -10, 40),
-)
+]
 # The order of 18685_16246. OSAT and the belts carry a voltage unit here: another scale than A's.
-MONTAGE_B = (
-    *(Slot(label, label) for label in _HEAD),
-    Slot("EMG CHIN1-CHIN2", "EMG CHIN1-CHIN2"),
+MONTAGE_B = [
+    *_volts("EOG LOC-M2", "EOG ROC-M1", "EMG CHIN1-CHIN2"),
     *_EEG,
-    Slot("EEG Cz-O1", "EEG CZ-O1"),
+    *_volts("EEG Cz-O1"),
     Slot("EMG LLEG+-LLEG-", "EMG LLEG"),
     Slot("EMG RLEG+-RLEG-", "EMG RLEG"),
     Slot("ECG LA-RA", "ECG"),
-    Slot("Snore", "SNORE"),
-    Slot("Snore_DR", "SNORE_DR"),
-    Slot("Flow_DR", "FLOW_DR"),
+    *_volts("Snore", "Snore_DR", "Flow_DR"),
     Slot("Resp Flow", "RESP PTAF"),
-    Slot("XFlow", "XFLOW"),
+    *_volts("XFlow"),
     Slot("Resp Chest", "RESP THORACIC", "mV", 8711, -8711, 0.7),
     Slot("Resp Abdomen", "RESP ABDOMINAL", "mV", 8711, -8711, 0.7),
     Slot("OSAT", "SPO2", "uV", 0, 102.3),
@@ -95,25 +90,15 @@ MONTAGE_B = (
     _TCCO2,
     Slot("C-Flow", "C-FLOW", "LPM", -500, 500),
     Slot("C-Pressure", "PRESSURE", "cmH2O", -10, 40),
-)
+]
 # Chin labels of NCH besides the common one, with the sign of their derivation.
 CHIN_VARIANTS = (("EEG Chin1-Chin2", 1), ("EMG Chin2-Chin1", -1), ("EMG Chin3-Chin2", 1))
-_NOTES = (
-    "not a desat",
-    "desat to 90",
-    "possible obstructive apnea",
-    "c apnea",
-    "move",
-    "snoring",
-    "mom in room, adjusting cannula",
-    "tech in, SpO2 probe replaced",
-    "left foot stim",
-    "",
-)
+_NOTES = ("not a desat", "desat to 90", "possible obstructive apnea", "c apnea", "move", "snoring")
+_NOTES += ("mom in room, adjusting cannula", "tech in, SpO2 probe replaced", "left foot stim", "")
 
 
 # ------------------------------------------------------------------ EDF
-def montage_of(visit: Visit, rng: np.random.Generator) -> list[Slot]:
+def montage_of(visit: Visit, rng: Generator) -> list[Slot]:
     """Signals of a visit's recording, without its absent channels; labels vary as NCH's do."""
     slots = list(MONTAGE_A if visit.montage == "A" else MONTAGE_B)
     if visit.montage == "A":
@@ -166,13 +151,13 @@ def write_edf(
     with write_whole(path) as temporary:
         edf.write(temporary)
         with open(temporary, "r+b") as file:
-            file.seek(EDF_RESERVED[0])
-            file.write(EDF_RESERVED[1])
+            file.seek(192)  # the place of the reserved field
+            file.write(b"EDF+C")
 
 
 # ------------------------------------------------------------------ .tsv
 def tsv_rows(
-    night: Night, visit: Visit, spo2_S: np.ndarray | None, rng: np.random.Generator
+    night: Night, visit: Visit, spo2_S: np.ndarray | None, rng: Generator
 ) -> list[tuple[float, float, str]]:
     """Rows of a visit's .tsv in onset order, times in multiples of one sample.
 
@@ -181,14 +166,12 @@ def tsv_rows(
     the probe is off, and technicians' notes that are no scored events. Some studies have the
     older stage names, some another case.
     """
-    rate_hz = visit.rate_hz
-    scored = scored_rows(night)
-    events = [row for row in scored if row[2] not in STAGE_TEXTS]
-    stages = [
-        (onset_s, min(duration_s, night.duration_s - onset_s), text)
-        for onset_s, duration_s, text in scored
-        if text in STAGE_TEXTS
-    ]
+    stages, events = [], []
+    for onset_s, duration_s, text in scored_rows(night):
+        if text in STAGE_TEXTS:
+            stages.append((onset_s, min(duration_s, night.duration_s - onset_s), text))
+        else:
+            events.append((onset_s, duration_s, text))
     awake = [i for i, row in enumerate(stages) if row[2] == STAGE_TEXTS[0]]
     if awake and rng.random() < 0.2:  # the child was out of bed
         for i in range(awake[-1], min(awake[-1] + 3, len(stages))):
@@ -201,7 +184,7 @@ def tsv_rows(
     before_s = [first_s - k * EPOCH_S for k in range(int(first_s // EPOCH_S), 0, -1)]
     before = [(onset_s, EPOCH_S, UNSCORED_TEXT) for onset_s in before_s]
     rows = [*_technical_rows(night, first_s, spo2_S, rng), *before, *stages, *events]
-    rows = [(*(round(s * rate_hz) / rate_hz for s in row[:2]), row[2]) for row in rows]
+    rows = [(*(round(s * visit.rate_hz) / visit.rate_hz for s in row[:2]), row[2]) for row in rows]
     return sorted(rows, key=lambda row: row[0])
 
 
@@ -209,8 +192,7 @@ def _technical_rows(night, first_s, spo2_S, rng) -> list[tuple[float, float, str
     """Preamble, lights, body positions, oximeter events, limb movements and notes."""
     start_s = rng.uniform(0.5, 2)
     rows = [
-        (start_s, 0.0, "Montage:NCH_PSG_STANDARD, Ref"),
-        (start_s, 0.0, "Montage:NCH_PSG_STANDARD, Ref"),
+        *[(start_s, 0.0, "Montage:NCH_PSG_STANDARD, Ref")] * 2,
         (start_s, 0.0, "Start Recording"),
         (start_s + 0.13, 0.0, "Recording Analyzer - ECG"),
         (start_s + 0.6, 0.0, "Video Recording ON"),
@@ -236,13 +218,6 @@ def _technical_rows(night, first_s, spo2_S, rng) -> list[tuple[float, float, str
     return rows
 
 
-def write_tsv(path: Path, rows: list[tuple[float, float, str]]) -> None:
-    """Write onset, duration and description with tabs, whole or not at all."""
-    lines = ["onset\tduration\tdescription"]
-    lines += [f"{onset_s!r}\t{duration_s!r}\t{text}" for onset_s, duration_s, text in rows]
-    write_text(path, "\n".join(lines) + "\n")
-
-
 # ------------------------------------------------------------------ the cohort
 def write_visit(visit: Visit, settings: SimulateSettings) -> int:
     """Simulate one visit and write its EDF and .tsv; returns the number of scored epochs."""
@@ -253,7 +228,9 @@ def write_visit(visit: Visit, settings: SimulateSettings) -> int:
     slots = montage_of(visit, rng)
     folder = settings.output_dir / "Sleep_Data"
     spo2_S = None if "SPO2" in visit.absent else signals["SPO2"][:: visit.rate_hz]
-    write_tsv(folder / f"{visit.key}.tsv", tsv_rows(night, visit, spo2_S, rng))
+    lines = ["onset\tduration\tdescription"]
+    lines += ["\t".join(map(str, row)) for row in tsv_rows(night, visit, spo2_S, rng)]
+    write_text(folder / f"{visit.key}.tsv", "\n".join(lines) + "\n")
     write_edf(folder / f"{visit.key}.edf", slots, signals, visit.rate_hz, visit.start)
     return len(night.epoch_onsets_s)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from pedsleepmae.simulate import norms
 from pedsleepmae.simulate.norms import N1, N2, N3, REM, WAKE
@@ -80,12 +81,12 @@ class Night:
         return self.stage_at(np.arange(int(self.duration_s)) + 0.5)
 
 
-def draw_ages(rng: np.random.Generator, n: int) -> np.ndarray:
+def draw_ages(rng: Generator, n: int) -> np.ndarray:
     """Ages in years, (n,): 6 months to 18 years, around NCH's mean of 8.8 and median of 7.9."""
     return 0.5 + 17.5 * rng.beta(1.3, 1.6, n)
 
 
-def draw_child(rng: np.random.Generator, age_years: float) -> Child:
+def draw_child(rng: Generator, age_years: float) -> Child:
     """A child of this age.
 
     Spreads between children are ours: wide enough that no fixed threshold works for all.
@@ -121,7 +122,7 @@ def with_prader_willi(child: Child) -> Child:
     )
 
 
-def draw_hypnogram(n_epochs: int, age_years: float, rng: np.random.Generator) -> np.ndarray:
+def draw_hypnogram(n_epochs: int, age_years: float, rng: Generator) -> np.ndarray:
     """Stages (n_epochs,) of one night, W N1 N2 N3 R as 0 to 4.
 
     The stages' budgets are drawn around `norms.stage_shares` and dealt out to cycles of
@@ -180,7 +181,7 @@ def _deal(total: int, weights: np.ndarray, least: int = 0) -> np.ndarray:
     return counts
 
 
-def _awakenings(awake: int, drowsy: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _awakenings(awake: int, drowsy: int, rng: Generator) -> list[tuple[int, int]]:
     """(epochs W, epochs N1) of each awakening that together use up both budgets."""
     found = []
     while awake > 0 or drowsy > 0:
@@ -192,11 +193,7 @@ def _awakenings(awake: int, drowsy: int, rng: np.random.Generator) -> list[tuple
 
 
 def night_without_events(
-    child: Child,
-    duration_s: float,
-    epoch_onsets_s: np.ndarray,
-    stages: np.ndarray,
-    rng: np.random.Generator,
+    child: Child, duration_s: float, epoch_onsets_s: np.ndarray, stages: np.ndarray, rng: Generator
 ) -> Night:
     """A night scored by these epochs (N,), with the true stages behind them, drawn.
 
@@ -217,7 +214,7 @@ def night_without_events(
     )
 
 
-def score_stages(stages: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def score_stages(stages: np.ndarray, rng: Generator) -> np.ndarray:
     """Epoch stages (N,) as a scorer writes them: confused by `norms.STAGE_CONFUSION`.
 
     Confusion is more frequent beside a change of stage; a stage that occurs is scored somewhere.

@@ -5,6 +5,7 @@ channels and of the other signals in NCH's montages.
 """
 
 import numpy as np
+from numpy.random import Generator
 
 from pedsleepmae.simulate import body, head, waves
 from pedsleepmae.simulate.night import Night
@@ -12,7 +13,7 @@ from pedsleepmae.simulate.norms import WAKE
 
 
 def simulate_signals(
-    night: Night, rate_hz: int, rng: np.random.Generator, *, all_sensors: bool = False
+    night: Night, rate_hz: int, rng: Generator, *, all_sensors: bool = False
 ) -> dict[str, np.ndarray]:
     """Signals of a night at ``rate_hz`` (a multiple of 4), each (n,) float32, by upper-case name.
 
@@ -23,40 +24,30 @@ def simulate_signals(
     if rate_hz % waves.KNOT_HZ:
         raise ValueError(f"rate_hz is {rate_hz}; give a multiple of {waves.KNOT_HZ}")
     streams = rng.spawn(10)
-    state = waves.night_state(night, streams[0])
+    state = waves.night_state(night, rate_hz, streams[0])
     breath = body.breathe(night, state, streams[1])
-    phase_n = waves.spread_phase(breath.cycles, rate_hz)
-    heart_n, bpm = body.heart(night, state, breath, rate_hz, streams[2])
-    electrodes = head.recorded_electrodes(night, state, rate_hz, heart_n, streams[3])
+    heart_n, bpm = body.heart(night, state, breath, streams[2])
+    electrodes = head.recorded_electrodes(night, state, heart_n, streams[3])
     signals = {
         name: electrodes[plus] - electrodes[minus] for name, (plus, minus) in head.BIPOLAR.items()
     }
-    signals["EMG CHIN1-CHIN2"] = head.chin_emg(night, state, rate_hz, streams[4])
+    signals["EMG CHIN1-CHIN2"] = head.chin_emg(night, state, streams[4])
     signals["EMG CHIN1-CHIN2"] += np.float32(streams[4].uniform(0, 5)) * heart_n
-    chest, abdomen = body.effort_belts(night, state, breath, phase_n, heart_n, streams[5])
+    chest, abdomen = body.effort_belts(night, state, breath, heart_n, streams[5])
     signals |= {"RESP THORACIC": chest, "RESP ABDOMINAL": abdomen}
-    signals |= body.flow_sensors(state, breath, phase_n, streams[6])
-    signals["CAPNO"], end_tidal = body.capnography(night, state, breath, phase_n, streams[7])
-    signals["SNORE"] = body.snore_microphone(state, breath, phase_n, streams[8])
+    signals |= body.flow_sensors(state, breath, streams[6])
+    signals["CAPNO"], end_tidal = body.capnography(night, state, breath, streams[7])
+    signals["SNORE"] = body.snore_microphone(state, breath, streams[8])
     signals["SPO2"] = np.repeat(body.oximeter(night, state, streams[9]), rate_hz).astype(np.float32)
     if all_sensors:
         signals["ETCO2"] = end_tidal
-        signals |= other_sensors(night, state, breath, signals, heart_n, bpm, rng)
+        signals |= _other_sensors(night, state, breath, signals, heart_n, bpm, rng)
     return signals
 
 
-def other_sensors(
-    night: Night,
-    state: waves.State,
-    breath: body.Breathing,
-    signals: dict[str, np.ndarray],
-    heart_n: np.ndarray,
-    bpm: np.ndarray,
-    rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
+def _other_sensors(night, state, breath, signals, heart_n, bpm, rng) -> dict[str, np.ndarray]:
     """The signals of NCH's montages that are none of the 16, (n,) float32 each."""
-    n = len(heart_n)
-    rate_hz = n * waves.KNOT_HZ // (state.n_knots - 1)
+    rate_hz, n = state.rate_hz, state.n
 
     def held(knots_K: np.ndarray, every_s: int) -> np.ndarray:
         numbers = knots_K[: -1 : waves.KNOT_HZ * every_s].astype(np.float32)
@@ -65,13 +56,9 @@ def other_sensors(
     legs = {}
     for name in ("EMG LLEG", "EMG RLEG"):
         kicks = waves.scatter(rng, 0.2 + 0.4 * state.stage[WAKE])
-        level = (
-            3
-            + 60 * waves.soften(waves.pulse(state.n_knots, kicks, kicks + 1.5), 0.5)
-            + 30 * state.movement
-        )
-        noise = waves.band_noise(rng, n, rate_hz, (10.0, 100.0), 0.4)
-        legs[name] = noise * waves.spread(level, rate_hz)
+        kicking = waves.soften(waves.pulse(state.n_knots, kicks, kicks + 1.5), 0.5)
+        level = 3 + 60 * kicking + 30 * state.movement
+        legs[name] = state.noise(rng, (10.0, 100.0), 0.4) * state.spread(level)
     belts = signals["RESP THORACIC"] + signals["RESP ABDOMINAL"]
     quiet = rng.standard_normal((3, n), np.float32)
     pressed = np.zeros(n, np.float32)  # the button of the patient event

@@ -8,6 +8,7 @@ sampling rate and multiplied by such curves. :class:`State` holds the curves of 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from scipy.fft import next_fast_len
 
 from pedsleepmae.simulate.night import AROUSAL, Night
@@ -17,7 +18,7 @@ KNOT_HZ = 4
 
 
 def band_noise(
-    rng: np.random.Generator, n: int, rate_hz: float, band_hz: tuple[float, float], steepness=0.0
+    rng: Generator, n: int, rate_hz: float, band_hz: tuple[float, float], steepness=0.0
 ) -> np.ndarray:
     """Gaussian noise (n,) float32 of unit RMS, its power falling as 1/f^steepness in the band.
 
@@ -42,7 +43,7 @@ def band_noise(
     return np.fft.irfft(spectrum, n_fft)[:n].astype(np.float32, copy=False)
 
 
-def slow_noise(rng: np.random.Generator, n_knots: int, period_s: float) -> np.ndarray:
+def slow_noise(rng: Generator, n_knots: int, period_s: float) -> np.ndarray:
     """Unit-RMS noise over knots that wanders with about this period."""
     slowest = max(0.2 / period_s, 1.2 * KNOT_HZ / n_knots)
     return band_noise(rng, n_knots, KNOT_HZ, (slowest, max(1 / period_s, 2 * slowest)))
@@ -89,9 +90,7 @@ def soften(curve_K: np.ndarray, seconds: float) -> np.ndarray:
     return (total[width:] - total[:-width]) / width
 
 
-def scatter(
-    rng: np.random.Generator, per_minute_K: np.ndarray, least_gap_s: float = 0.0
-) -> np.ndarray:
+def scatter(rng: Generator, per_minute_K: np.ndarray, least_gap_s: float = 0.0) -> np.ndarray:
     """Times in seconds of a random process whose rate at each knot is given, sorted."""
     hits = rng.random(len(per_minute_K) - 1) < per_minute_K[:-1] / (60 * KNOT_HZ)
     times = (np.flatnonzero(hits) + rng.random(hits.sum())) / KNOT_HZ
@@ -102,23 +101,18 @@ def scatter(
     return np.array(kept)
 
 
-def add_wave(x: np.ndarray, start: int, wave: np.ndarray, weights: np.ndarray) -> None:
-    """Add a wave (m,) to each row of x (E, n), times the row's weight, from a sample on."""
-    end = min(start + len(wave), x.shape[1])
-    if 0 <= start < end:
-        seen = np.flatnonzero(weights)
-        x[seen, start:end] += weights[seen, None] * wave[: end - start]
-
-
 # ------------------------------------------------------------------ state
 @dataclass(frozen=True)
 class State:
     """The night as curves of knots, (K,) each; ``stage`` (5, K) holds the shares of W N1 N2 N3 R.
 
     ``depth`` is how deep N3 has become, 0 to 1, and lags the stage, so that N2 and N3 pass into
-    each other; ``arousal``, ``movement`` and ``eyes_open`` are 0 to 1.
+    each other; ``arousal``, ``movement`` and ``eyes_open`` are 0 to 1. Its signals have ``n``
+    samples at ``rate_hz``.
     """
 
+    rate_hz: int
+    n: int
     n_knots: int
     stage: np.ndarray
     depth: np.ndarray
@@ -130,8 +124,28 @@ class State:
         """Curve of a quantity that has these values in W, N1, N2, N3, R."""
         return np.asarray(values, float) @ self.stage
 
+    def spread(self, knots_K: np.ndarray) -> np.ndarray:
+        """A curve of knots at the sampling rate, (n,) float32."""
+        return spread(knots_K, self.rate_hz)
 
-def night_state(night: Night, rng: np.random.Generator) -> State:
+    def noise(self, rng: Generator, band_hz: tuple[float, float], steepness=0.0) -> np.ndarray:
+        """Noise of a band, (n,) float32: `band_noise`."""
+        return band_noise(rng, self.n, self.rate_hz, band_hz, steepness)
+
+    def times(self, length_s: float) -> np.ndarray:
+        """Seconds from 0 on of the samples of a wave that lasts so long, (m,)."""
+        return np.arange(round(length_s * self.rate_hz)) / self.rate_hz
+
+    def add_wave(self, x: np.ndarray, start_s: float, wave: np.ndarray, weights) -> None:
+        """Add a wave (m,) from a time on to each row of x (E, n), times the row's weight (E,)."""
+        start = round(start_s * self.rate_hz)
+        end = min(start + len(wave), x.shape[1])
+        if 0 <= start < end:
+            seen = np.flatnonzero(weights)
+            x[seen, start:end] += weights[seen, None] * wave[: end - start].astype(np.float32)
+
+
+def night_state(night: Night, rate_hz: int, rng: Generator) -> State:
     """Curves of a night's stages, arousals and movements.
 
     Movements: often in wake, with a third of the arousals, now and then in sleep. Bursts of alpha
@@ -157,6 +171,8 @@ def night_state(night: Night, rng: np.random.Generator) -> State:
         open_eyes[round(first * KNOT_HZ) : round(last * KNOT_HZ)] = 1.0
     moves = pulse(n_knots, starts, starts + lengths, rng.uniform(0.4, 1, len(starts)))
     return State(
+        rate_hz=rate_hz,
+        n=(n_knots - 1) * rate_hz // KNOT_HZ,
         n_knots=n_knots,
         stage=stage,
         depth=soften(soften((codes == N3).astype(float), 30), 20),
