@@ -28,6 +28,7 @@ VERSION = 1
 PATIENT_SALT = "pedsleepmae-patient"
 SUMS_NAME = "SHA256SUMS"  # as sha256sum writes and checks it; beside published checkpoints
 LARGEST_FILE = 90_000_000  # bytes: what plain git hosts take without complaint, with a margin
+WANTED = "give a checkpoint that script 2 or the original authors wrote"
 PUBLISHED = ("model", "settings", "step", "val_loss", "split_hash", "patients_seen", "simulated")
 PUBLISHED += ("scaling", "data")
 # Counters and stream position; the optimiser's state; what each channel's error is multiplied
@@ -37,9 +38,6 @@ TO_RESUME = ("progress", "optimizer", "channel_weights", "training_weights")
 ARCHITECTURE = ("patch_size", "emb_dim", "num_layer", "num_head", "token_layout")
 ARCHITECTURE += ("decoder_emb_dim", "decoder_num_layer")
 ORIGINAL_NUM_HEAD = 4  # cannot be read off the tensors; all of the original's models have 4
-
-
-WANTED = "give a checkpoint that script 2 or the original authors wrote"
 
 
 class CheckpointError(UserError):
@@ -82,9 +80,8 @@ class Checkpoint:
         try:
             model = MaskedAutoencoder(**self.model)
         except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path}: its model settings do not make a model: {error}"
-            ) from error
+            problem = f"{self.path}: its model settings do not make a model: {error}"
+            raise CheckpointError(problem) from error
         if self.decoder and not any(name.startswith("decoder.") for name in self.state_dict):
             model.drop_decoder(f"{self.path.with_name(self.decoder)} is not there")
         load_weights(model, self.state_dict, f"{self.path}")
@@ -177,17 +174,14 @@ def list_sums(*paths: Path) -> Path:
 def forget_sum(*paths: Path) -> None:
     """Take these files out of the SHA256SUMS beside them, which may not be there."""
     sums = paths[0].with_name(SUMS_NAME)
-    names = {path.name for path in paths}
     if sums.is_file():
-        listed = _read_sums(sums)
-        _write_sums(sums, {name: listed[name] for name in listed if name not in names})
+        gone = {path.name for path in paths}
+        _write_sums(sums, {name: s for name, s in _read_sums(sums).items() if name not in gone})
 
 
 def _write_sums(sums: Path, listed: Mapping[str, str]) -> None:
     """SHA256SUMS as sha256sum writes and checks it."""
-    with write_whole(sums) as temporary:
-        lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(listed.items())]
-        temporary.write_text("".join(lines), encoding="utf-8")
+    store.write_text(sums, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)))
 
 
 def _read_sums(sums: Path) -> dict[str, str]:
@@ -256,19 +250,16 @@ def publish(source: Path, target: Path) -> list[Path]:
     weights = {name: value.bfloat16() for name, value in checkpoint.state_dict.items()}
     n_bytes = sum(2 * value.numel() for value in weights.values())
     beside = target.with_name(f"{target.stem}.decoder{target.suffix}")
-    files = {target: content | {"state_dict": weights}}
+    files, more = {target: weights}, {}
     if n_bytes > LARGEST_FILE:
-        of_decoder = {name: v for name, v in weights.items() if name.startswith("decoder.")}
-        of_encoder = {name: v for name, v in weights.items() if name not in of_decoder}
-        files = {
-            beside: content | {"state_dict": of_decoder, "decoder": beside.name},
-            target: content | {"state_dict": of_encoder, "decoder": beside.name},
-        }
+        files = {beside: {n: weights[n] for n in weights if n.startswith("decoder.")}}
+        files[target] = {n: weights[n] for n in weights if n not in files[beside]}
+        more = {"decoder": beside.name}
     else:
         beside.unlink(missing_ok=True)
     forget_sum(*files)  # until the end it would call the new ones damaged
-    for path, its_content in files.items():
-        save_checkpoint(path, its_content)
+    for path, its_weights in files.items():
+        save_checkpoint(path, content | {"state_dict": its_weights} | more)
     return [*files, list_sums(*files)]
 
 
@@ -276,14 +267,18 @@ def publish(source: Path, target: Path) -> list[Path]:
 def _content_of_original(path: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
     """What the weights of an original checkpoint tell, under our names."""
     try:
+        n_blocks = {  # by the third part of names such as encoder.transformer.0.norm1.weight
+            part: len({n.split(".")[2] for n in weights if n.startswith(f"{part}.transformer.")})
+            for part in ("encoder", "decoder")
+        }
         patch_size = weights["encoder.patch_projection.projection.weight"].shape[1]
         model = {
             "patch_size": patch_size,
             "emb_dim": weights["encoder.cls_token"].shape[3],
-            "num_layer": _count_blocks(weights, "encoder"),
+            "num_layer": n_blocks["encoder"],
             "num_head": ORIGINAL_NUM_HEAD,
             "decoder_emb_dim": weights["decoder.mask_token"].shape[3],
-            "decoder_num_layer": _count_blocks(weights, "decoder"),
+            "decoder_num_layer": n_blocks["decoder"],
             "token_layout": "reference",
             "loss_on": "all",
         }
@@ -306,11 +301,6 @@ def _content_of_original(path: Path, weights: dict[str, Tensor]) -> dict[str, An
         "data": {"source": "original authors' checkpoint; training patients unknown"},
         "original": True,
     }
-
-
-def _count_blocks(weights: Mapping[str, Any], part: str) -> int:
-    start = f"{part}.transformer."
-    return len({name[len(start) :].split(".")[0] for name in weights if name.startswith(start)})
 
 
 def count_seen_patients(index: store.ExampleIndex, seen: Sequence[str] | None) -> int | None:

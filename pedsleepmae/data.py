@@ -109,15 +109,9 @@ def training_batches(
         number, whole = job
         whole = positions[whole]
         x_BCT, present_BC, n_bad = _read_signals(index, whole[rows], map_file, pin)
-        return Batch(
-            x_BCT=x_BCT,
-            present_BC=present_BC,
-            rows=rows,
-            batch_size=batch_size,
-            n_present=int(index.present[whole].sum()),
-            end=start + (number + 1) * batch_size,
-            n_bad=n_bad,
-        )
+        n_present = int(index.present[whole].sum())
+        end = start + (number + 1) * batch_size
+        return Batch(x_BCT, present_BC, rows, batch_size, n_present, end, n_bad)
 
     yield from in_advance(read, enumerate(chosen), n_threads, AHEAD)
 
@@ -148,36 +142,27 @@ def _read_signals(
 ) -> tuple[Tensor, Tensor, int]:
     """Signals (B, 16, 3840) copied once, from the mapped file into the batch; present_BC; n_bad.
 
-    A channel without a finite value is absent, whatever the index says.
+    Values that are not finite become 0; a channel without others is absent, whatever the index
+    says.
     """
     files = [map_file(index.files[file]) for file in index.file_of[positions]]
     narrow = all(signals.dtype == np.float16 for signals in files)
-    x_BCT = torch.empty(
-        (len(positions), N_CHANNELS, EPOCH_SAMPLES),
-        dtype=torch.float16 if narrow else torch.float32,
-        pin_memory=pin,
-    )
+    shape = len(positions), N_CHANNELS, EPOCH_SAMPLES
+    x_BCT = torch.empty(shape, dtype=torch.float16 if narrow else torch.float32, pin_memory=pin)
     out = x_BCT.numpy()
     with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32: replaced below
         for i, (signals, row) in enumerate(zip(files, index.row_of[positions], strict=True)):
             out[i] = signals[row]
     present_BC = index.present[positions]
-    n_bad = _replace_not_finite(out, present_BC)
-    return x_BCT, torch.from_numpy(present_BC), n_bad
-
-
-def _replace_not_finite(x_BCT: np.ndarray, present_BC: np.ndarray) -> int:
-    """Replace infinite values and not-a-numbers by 0, and mark channels of nothing else as absent,
-    both in place; the number of values replaced."""
-    if x_BCT.dtype == np.float16:  # numpy's isfinite is slow for float16
-        bad = (x_BCT.view(np.uint16) & FLOAT16_EXPONENT) == FLOAT16_EXPONENT
+    if narrow:  # numpy's isfinite is slow for float16
+        bad = (out.view(np.uint16) & FLOAT16_EXPONENT) == FLOAT16_EXPONENT
     else:
-        bad = ~np.isfinite(x_BCT)
+        bad = ~np.isfinite(out)
     n_bad = int(np.count_nonzero(bad))
     if n_bad:
-        x_BCT[bad] = 0
+        out[bad] = 0
         present_BC &= ~bad.all(axis=2)
-    return n_bad
+    return x_BCT, torch.from_numpy(present_BC), n_bad
 
 
 def in_advance(read: Callable, jobs: Iterable, n_threads: int, ahead: int) -> Iterator:

@@ -68,12 +68,11 @@ class ModelSettings:
                 f"{EPOCH_SAMPLES:,} samples of an example; give a divisor such as 4, 8, 16 or 20"
             )
         for name in ("emb_dim", "decoder_emb_dim"):
-            emb_dim = getattr(self, name)
-            if emb_dim is not None and PATCHES_PER_TOKEN * emb_dim % self.num_head:
+            width = PATCHES_PER_TOKEN * (getattr(self, name) or 0)
+            if width % self.num_head:
                 raise SettingsError(
                     f"model.num_head is {self.num_head}, which does not divide the token width "
-                    f"{PATCHES_PER_TOKEN} x {name} = {PATCHES_PER_TOKEN * emb_dim}; give a "
-                    "divisor of it"
+                    f"{PATCHES_PER_TOKEN} x {name} = {width}; give a divisor of it"
                 )
         if self.mask_span > self.n_patches:
             raise SettingsError(
@@ -175,19 +174,15 @@ def mean_over_present(error_BC: Tensor, present_BC: Tensor, n_present: int) -> T
 
 # ------------------------------------------------------------------ tokens
 class TokenLayout:
-    """What the tokens are made of; token 0 holds the 16 class tokens, but in the original's."""
+    """What the tokens are made of; token 0 holds the 16 class tokens, but in the original's.
+
+    ``to_tokens(class_BCE, z_BCKE)`` makes ``tokens_BND`` of class tokens and patch embeddings,
+    ``from_tokens(tokens_BND)`` gives the two back, as views.
+    """
 
     unit = 1  # patches of a channel that are kept or hidden together
     n_masks = N_CHANNELS  # masks drawn for an example; 1: the same for all channels
     has_absent_token = True  # an absent channel is a learned token, not a signal of zeros
-
-    def to_tokens(self, class_BCE: Tensor, z_BCKE: Tensor) -> Tensor:
-        """Class tokens and patch embeddings -> ``tokens_BND``."""
-        raise NotImplementedError
-
-    def from_tokens(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """``class_BCE`` and ``z_BCKE`` again, as views."""
-        raise NotImplementedError
 
     def n_keep(self, n_patches: int, mask_ratio: float) -> int:
         """Patches of a channel that stay visible: whole units, one at least, and one hidden."""
@@ -208,8 +203,7 @@ class ReferenceLayout(TokenLayout):
         return z_BCNE.view(len(z_BCNE), z_BCNE.shape[2], -1)
 
     def from_tokens(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
-        n_batch, n_tokens, _ = tokens_BND.shape
-        z_BCNE = tokens_BND.reshape(n_batch, N_CHANNELS, n_tokens, -1)
+        z_BCNE = tokens_BND.reshape(len(tokens_BND), N_CHANNELS, tokens_BND.shape[1], -1)
         return z_BCNE[:, :, 0], z_BCNE[:, :, 1:]
 
 
@@ -284,12 +278,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.attn = Attention(width, num_head)
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        layers = {
-            "fc1": nn.Linear(width, MLP_RATIO * width),
-            "gelu": nn.GELU(),
-            "fc2": nn.Linear(MLP_RATIO * width, width),
-        }
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        fc1, fc2 = nn.Linear(width, MLP_RATIO * width), nn.Linear(MLP_RATIO * width, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU(), fc2=fc2))
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.attn(self.norm1(x_BND))
@@ -418,33 +408,20 @@ class MaskedAutoencoder(nn.Module):
         self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
     ) -> Tensor:
         """``keep_BCK`` for a batch, by this model's ratio, span and layout (see random_mask)."""
-        keep_BCK = random_mask(
-            n_examples,
-            self.n_patches,
-            self.n_keep,
-            generator=generator,
-            n_channels=self.layout.n_masks,
-            span=self.settings.mask_span,
-            rows=rows,
-        )
+        sizes = n_examples, self.n_patches, self.n_keep
+        masks = {"n_channels": self.layout.n_masks, "span": self.settings.mask_span}
+        keep_BCK = random_mask(*sizes, generator=generator, rows=rows, **masks)
         return keep_BCK.expand(-1, N_CHANNELS, -1)
 
     def draw_hidden_channels(
         self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
     ) -> Tensor | None:
         """``hidden_BC`` for a training batch (see random_channels); None where there are none."""
-        if not self.settings.mask_channels:
-            return None
-        return random_channels(
-            n_examples, self.settings.mask_channels, generator=generator, rows=rows
-        )
+        share = self.settings.mask_channels
+        return random_channels(n_examples, share, generator=generator, rows=rows) if share else None
 
     def forward(
-        self,
-        x_BCT: Tensor,
-        present_BC: Tensor,
-        keep_BCK: Tensor,
-        hidden_BC: Tensor | None = None,
+        self, x_BCT: Tensor, present_BC: Tensor, keep_BCK: Tensor, hidden_BC: Tensor | None = None
     ) -> Tensor:
         """``error_BC``: mean squared error of each channel, over its hidden or all patches.
 
@@ -495,27 +472,16 @@ class MaskedAutoencoder(nn.Module):
     ) -> dict[str, Tensor]:
         """Features by pooling (see :meth:`embed`), all from one pass through the encoder."""
         class_BCE, z_BCSE = self.encode(x_BCT, present)
-        parts = {}
-        for part in {part for pooling in poolings for part in pooling.split("+")}:
-            parts[part] = pool(class_BCE, z_BCSE, part)
-        return {
-            pooling: torch.cat([parts[part] for part in pooling.split("+")], dim=1)
-            for pooling in poolings
-        }
+        return {pooling: pool(class_BCE, z_BCSE, pooling) for pooling in poolings}
 
     def n_features(self, pooling: str) -> int:
         """Length F of the features that :meth:`embed` gives; ValueError for an unknown pooling."""
-        emb_dim = self.encoder.cls_token.shape[3]
-        class_BCE = torch.empty(0, N_CHANNELS, emb_dim)
-        z_BCSE = torch.empty(0, N_CHANNELS, self.n_patches, emb_dim)
-        return sum(pool(class_BCE, z_BCSE, part).shape[1] for part in pooling.split("+"))
+        z_BCSE = torch.empty(0, N_CHANNELS, self.n_patches, self.settings.emb_dim)
+        return pool(z_BCSE[:, :, 0], z_BCSE, pooling).shape[1]
 
     @torch.no_grad()
     def reconstruct(
-        self,
-        x_BCT: Tensor,
-        visible_indices: Tensor | None = None,
-        present: Tensor | None = None,
+        self, x_BCT: Tensor, visible_indices: Tensor | None = None, present: Tensor | None = None
     ) -> Tensor:
         """All samples (B, 16, 3840) float32 from the visible patches of ``x_BCT``.
 
@@ -527,9 +493,7 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"this model has no decoder ({self.no_decoder}); it can only embed")
         x_BCT, present_BC = self._checked(x_BCT, present)
         keep_BCK = self._checked_indices(visible_indices, x_BCT)
-        x_BCSP = self._patches(x_BCT, present_BC)
-        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK)
-        return self.decoder(tokens_BND, keep_BCK).float().flatten(2)
+        return self.decode(*self.encode(x_BCT, present_BC, keep_BCK), keep_BCK)
 
     def _patches(self, x_BCT: Tensor, present_BC: Tensor) -> Tensor:
         """``x_BCSP`` float32, zeros where a channel is absent, whatever stood there."""
@@ -585,22 +549,23 @@ POOLINGS = {
 
 
 def pool(class_BCE: Tensor, z_BCSE: Tensor, pooling: str) -> Tensor:
-    """Features (B, F) from the encoder's class tokens and patch features, by one of POOLINGS."""
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(POOLINGS)}, joined by +")
-    return POOLINGS[pooling](class_BCE, z_BCSE).flatten(1)
+    """Features (B, F) from class tokens and patch features, by POOLINGS, several joined by +."""
+    parts = pooling.split("+")
+    if unknown := set(parts) - set(POOLINGS):
+        known = f"known: {', '.join(POOLINGS)}, joined by +"
+        raise ValueError(f"unknown pooling {unknown.pop()!r}; {known}")
+    return torch.cat([POOLINGS[part](class_BCE, z_BCSE).flatten(1) for part in parts], dim=1)
 
 
 def check_poolings(pooling: str, candidates: Sequence[str]) -> list[str]:
     """The poolings to compute: the candidates for "best", else the one; ProbeError names a bad."""
     wanted = list(dict.fromkeys(candidates)) if pooling == "best" else [pooling]
-    for name in wanted:
-        for part in name.split("+"):
-            if part not in POOLINGS:
-                raise ProbeError(
-                    f"pooling: there is no {part!r}; give best, one of {', '.join(POOLINGS)}, or "
-                    "several of them joined by +"
-                )
+    for part in (part for name in wanted for part in name.split("+")):
+        if part not in POOLINGS:
+            raise ProbeError(
+                f"pooling: there is no {part!r}; give best, one of {', '.join(POOLINGS)}, or "
+                "several of them joined by +"
+            )
     return wanted
 
 

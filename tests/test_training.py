@@ -323,9 +323,7 @@ def test_a_run_writes_checkpoints_metrics_settings_and_pictures(
         assert content["scaling"] == "policy"
         assert content["data"]["n_examples"] == 13
         load_model(tmp_path / name).embed(torch.zeros(1, 16, 3840), "class")
-    said = capsys.readouterr().out
-    assert "13 training examples of 2 patient(s) (simulated data)" in said
-    assert "validation loss" in said
+    assert "step 4: validation loss" in capsys.readouterr().out
 
 
 def test_best_checkpoint_is_that_of_the_lowest_validation_loss(batches_dir, tmp_path, monkeypatch):
@@ -337,10 +335,11 @@ def test_best_checkpoint_is_that_of_the_lowest_validation_loss(batches_dir, tmp_
     assert read_content(tmp_path / "checkpoint_last.pt")["step"] == 9
 
 
-def test_without_validation_examples_the_last_checkpoint_is_the_best(tmp_path, capsys):
+def test_without_validation_examples_the_last_checkpoint_is_the_best(script, tmp_path, capsys):
     folder = write_folder(tmp_path / "batches", train=[5])
     run_dir = tmp_path / "run"
     train(settings_for(folder, run_dir, max_steps=4))
+    assert script.main(["--config", str(run_dir / "settings.yaml")]) == 0
     assert "without validation" in capsys.readouterr().out
     last, best = (read_content(run_dir / f"checkpoint_{name}.pt") for name in ("last", "best"))
     assert_same(dict(last["state_dict"]), dict(best["state_dict"]))
@@ -725,12 +724,16 @@ def test_a_signal_ends_the_script_with_code_1_and_stop_at_step_with_0(
     assert script.main([*arguments, "--stop_at_step", "null"]) == 0
 
 
-def test_settings_written_by_a_run_start_the_same_run(script, batches_dir, tmp_path):
+def test_settings_written_by_a_run_start_the_same_run(script, batches_dir, tmp_path, capsys):
     settings = settings_for(batches_dir, tmp_path / "run", max_steps=2)
     train(settings)
     again = tmp_path / "again"
     config = ["--config", str(tmp_path / "run" / "settings.yaml")]
     assert script.main([*config, "--paths.run_dir", str(again)]) == 0
+    said = capsys.readouterr().out
+    assert "13 training examples of 2 patient(s) (simulated data), 5 for validation" in said
+    assert "2 of 2 steps done; results in" in said
+    assert "Best validation loss" in said
     one, other = (read_content(run / "checkpoint_last.pt") for run in (tmp_path / "run", again))
     for key in STATE:
         assert_same(one[key], other[key])

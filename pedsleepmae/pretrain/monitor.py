@@ -21,7 +21,7 @@ from pedsleepmae import data
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_SAMPLES, RATE_HZ
 from pedsleepmae.model import hidden_patches
 from pedsleepmae.pretrain.trainer import VAL_BATCH, Trainer
-from pedsleepmae.store import write_whole
+from pedsleepmae.store import write_text, write_whole
 
 LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
 
@@ -45,19 +45,21 @@ class Logbook:
         self.path = Path(run_dir) / "metrics.jsonl"
         self.simulated = simulated
         kept = [line for line in read_metrics(run_dir) if 0 < line["step"] <= step]
-        with write_whole(self.path) as temporary:
-            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in kept), "utf-8")
+        write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._tensorboard = SummaryWriter(Path(run_dir) / "tensorboard", purge_step=step + 1)
 
     def write(self, step: int, split: str, figures: Mapping[str, Any]) -> None:
         """Add a line; numbers that are not finite become null, since JSON has no name for them."""
-        line = {"step": step, "split": split, **_plain(figures)}
+        line = {"step": step, "split": split, **figures}
         if self.simulated:
             line["simulated"] = True
+        line = json.loads(json.dumps(line), parse_constant=lambda _: None)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in _flat(figures):
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        groups = figures.get("loss_by_group", {})
+        for name, value in [*figures.items(), *((f"loss_by_group/{g}", groups[g]) for g in groups)]:
+            if isinstance(value, (int, float)):
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         self._tensorboard.close()
@@ -123,7 +125,14 @@ def look_at_model(
         if logbook:
             figures = probe(trainer)
             logbook.write(step, "probe", figures)
-            say(trainer, f"step {step:,}: {probe_in_words(figures)}{simulated_in_words(trainer)}")
+            words = f"no online probe: {figures.get('reason')}"
+            if figures["kappa"] is not None:
+                words = (
+                    f"online probe of sleep stage ({PROBE_POOLING}): kappa {figures['kappa']:.3f}, "
+                    f"balanced accuracy {figures['balanced_accuracy']:.3f} on "
+                    f"{figures['n_scored']:,} examples"
+                )
+            say(trainer, f"step {step:,}: {words}{simulated_in_words(trainer)}")
 
 
 def validate(trainer: Trainer, logbook: Logbook | None, stop_wanted: Callable[[], bool]) -> bool:
@@ -139,11 +148,9 @@ def validate(trainer: Trainer, logbook: Logbook | None, stop_wanted: Callable[[]
         is_best = progress.best_val_loss is None or progress.val_loss < progress.best_val_loss
         if is_best:
             progress.best_val_loss, progress.best_step = progress.val_loss, step
-        say(
-            trainer,
-            f"step {step:,}: validation loss {loss_in_words(progress.val_loss)}"
-            f"{' (best so far)' if is_best else ''}{simulated_in_words(trainer)}",
-        )
+        words = f"validation loss {loss_in_words(progress.val_loss)}"
+        words += f"{' (best so far)' if is_best else ''}{simulated_in_words(trainer)}"
+        say(trainer, f"step {step:,}: {words}")
     if logbook:
         draw_picture(trainer, run_dir / "pictures" / f"step_{step:08d}.png")
         if figures:
@@ -155,46 +162,37 @@ def validate(trainer: Trainer, logbook: Logbook | None, stop_wanted: Callable[[]
 
 def draw_picture(trainer: Trainer, path: Path) -> None:
     """Picture of one example that has the most channels: the same one each time."""
-    sample = (
-        trainer.val_positions if len(trainer.val_positions) else trainer.train_positions[:VAL_BATCH]
-    )
+    what, sample = "validation", trainer.val_positions
+    if not len(sample):
+        what, sample = "training", trainer.train_positions[:VAL_BATCH]
     best = sample[np.argmax(trainer.index.present[sample].sum(axis=1))]
     ((x_BCT, present_BC),) = data.sample_batches(trainer.index, np.array([best]), 1)
     keep_BCK = trainer.val_mask(0, 1)
     with trainer.compute.autocast():
         pred_BCT = trainer.saved_model.reconstruct(x_BCT.to(trainer.device), keep_BCK, present_BC)
-    draw_reconstruction(
-        path,
-        x_BCT[0].float().numpy(),
-        pred_BCT[0].cpu().numpy(),
-        hidden_patches(keep_BCK, trainer.model.n_patches)[0].cpu().numpy(),
-        present_BC[0].numpy(),
-        f"{'validation' if len(trainer.val_positions) else 'training'} example"
-        f"{' (simulated)' if trainer.index.simulated else ''} after {trainer.progress.step} steps",
-    )
+    x_CT, pred_CT = x_BCT[0].float().numpy(), pred_BCT[0].cpu().numpy()
+    hidden_CS = hidden_patches(keep_BCK, trainer.model.n_patches)[0].cpu().numpy()
+    simulated = " (simulated)" if trainer.index.simulated else ""
+    title = f"{what} example{simulated} after {trainer.progress.step} steps"
+    draw_reconstruction(path, x_CT, pred_CT, hidden_CS, present_BC[0].numpy(), title)
 
 
 def probe(trainer: Trainer) -> dict[str, Any]:
     """Figures of a quick linear probe of sleep stage on the validation sample."""
-    features = []
-    batches = data.sample_batches(trainer.index, trainer.val_positions, VAL_BATCH)
-    for x_BCT, present_BC in batches:
+    features, index, positions = [], trainer.index, trainer.val_positions
+    for x_BCT, present_BC in data.sample_batches(index, positions, VAL_BATCH):
         with trainer.compute.autocast():
             pooled = trainer.saved_model.embed(x_BCT.to(trainer.device), PROBE_POOLING, present_BC)
         features.append(pooled.cpu().numpy())
-    return probe_sleep_stage(
-        np.concatenate(features),
-        trainer.index.labels["sleep"][trainer.val_positions],
-        trainer.index.patient_ids[trainer.val_positions],
-    )
+    stages, patient_ids = index.labels["sleep"][positions], index.patient_ids[positions]
+    return probe_sleep_stage(np.concatenate(features), stages, patient_ids)
 
 
 # ------------------------------------------------------------------ words
-def say(trainer: Trainer, *lines: str) -> None:
-    """Print lines for the user above the progress bar, in one process only."""
+def say(trainer: Trainer, line: str) -> None:
+    """Print a line for the user above the progress bar, in one process only."""
     if trainer.world.is_first:
-        for line in lines:
-            tqdm.write(line)
+        tqdm.write(line)
 
 
 def simulated_in_words(trainer: Trainer) -> str:
@@ -203,15 +201,6 @@ def simulated_in_words(trainer: Trainer) -> str:
 
 def loss_in_words(loss: float | None) -> str:
     return "undefined" if loss is None else f"{loss:.4f}"
-
-
-def probe_in_words(figures: dict[str, Any]) -> str:
-    if figures["kappa"] is None:
-        return f"no online probe: {figures['reason']}"
-    return (
-        f"online probe of sleep stage ({PROBE_POOLING}): kappa {figures['kappa']:.3f}, balanced "
-        f"accuracy {figures['balanced_accuracy']:.3f} on {figures['n_scored']:,} examples"
-    )
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -224,22 +213,6 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
-
-
-def _flat(figures: Mapping[str, Any], prefix: str = ""):
-    for name, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield prefix + name, value
 
 
 def probe_sleep_stage(

@@ -4,57 +4,30 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import numpy as np
 import yaml
 from tqdm import tqdm
 
 from pedsleepmae import checkpoints, data, machine
 from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.errors import as_plain_dict, require_file, require_folder, warn
-from pedsleepmae.model import flops_per_example
-from pedsleepmae.pretrain.monitor import (
-    BEST,
-    LAST,
-    Logbook,
-    look_at_model,
-    loss_in_words,
-    say,
-    simulated_in_words,
-)
+from pedsleepmae.errors import as_plain_dict
+from pedsleepmae.pretrain.monitor import BEST, LAST, Logbook, look_at_model, loss_in_words
 from pedsleepmae.pretrain.trainer import PretrainError, PretrainSettings, Trainer
-from pedsleepmae.store import ExampleIndex, load_index, write_whole
+from pedsleepmae.store import ExampleIndex, write_text
 
 READ_THREADS = {"cpu": 1, "cuda": 4}  # of each process; a CPU's cores are the model's
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: steps done, whether that is the whole schedule, and whether by a signal."""
+    """How a run ended, and the files that it published."""
 
     step: int
-    finished: bool
+    finished: bool  # the whole schedule is done
     stopped_by_signal: bool
-
-
-# ------------------------------------------------------------------ opening
-def open_inputs(settings: PretrainSettings) -> Trainer:
-    """Look at all that the settings name and build the trainer, before anything is written.
-
-    With init_from the model's shape becomes that of the checkpoint, in ``settings`` too. UserError
-    says what is not there or does not fit.
-    """
-    require_folder(settings.paths.batches_dir, "paths.batches_dir", "run script 1 first")
-    start = None
-    if settings.init_from is not None:
-        require_file(settings.init_from, "init_from", "give a checkpoint of script 2")
-        start = checkpoints.read_checkpoint(settings.init_from)
-        settings.model = replace(settings.model, **start.architecture)
-    index = load_index(settings.paths.batches_dir, seed=settings.seed)
-    if start is not None:
-        warn(checkpoints.other_scaling(start.scaling, index.scaling))
-    return open_trainer(settings, index, start)
+    published: list[Path] = field(default_factory=list)
 
 
 def open_trainer(
@@ -83,16 +56,18 @@ def open_trainer(
     return trainer
 
 
-# ------------------------------------------------------------------ training
 def pretrain(trainer: Trainer) -> Outcome:
     """Train on the "train" examples to the last step or until a signal, writing to run_dir.
 
     Raises DivergedError when training fails.
     """
+    paths = trainer.settings.paths
     try:
         with stop_on_signal() as stop_wanted:
             outcome = train(trainer, stop_wanted)
-            conclude(trainer, outcome)
+            if paths.publish_to is not None and outcome.finished and trainer.world.is_first:
+                files = checkpoints.publish(paths.run_dir / BEST, paths.publish_to)
+                outcome = replace(outcome, published=files)
             return outcome
     finally:
         machine.leave_world(trainer.world)
@@ -102,27 +77,16 @@ def train(trainer: Trainer, stop_wanted: Callable[[], bool]) -> Outcome:
     """Train from the trainer's step to the last one, or until ``stop_wanted()``."""
     settings, world, progress = trainer.settings, trainer.world, trainer.progress
     last_step = min(settings.max_steps, settings.stop_at_step or settings.max_steps)
-    rate = machine.matmul_rate(trainer.device, trainer.compute.dtype)
-    announce(trainer, rate)
     logbook = open_run_dir(trainer) if world.is_first else None
+    on_gpu = trainer.device.type == "cuda"
+    order = {"batch_size": settings.optim.batch_size, "seed": settings.seed}
+    share = {"start": progress.position, "rank": world.rank, "world_size": world.size}
+    reading = {"n_threads": READ_THREADS[trainer.device.type], "pin": on_gpu}
     batches = data.training_batches(
-        trainer.index,
-        trainer.train_positions,
-        batch_size=settings.optim.batch_size,
-        seed=settings.seed,
-        start=progress.position,
-        rank=world.rank,
-        world_size=world.size,
-        n_threads=READ_THREADS[trainer.device.type],
-        pin=trainer.device.type == "cuda",
+        trainer.index, trainer.train_positions, **order, **share, **reading
     )
-    bar = tqdm(
-        total=max(last_step, progress.step),
-        initial=progress.step,
-        desc="pretraining",
-        unit="step",
-        disable=not world.is_first,
-    )
+    total, hidden = max(last_step, progress.step), not world.is_first
+    bar = tqdm(desc="pretraining", unit="step", total=total, initial=progress.step, disable=hidden)
     saved_step = progress.step or None
     with contextlib.closing(batches), bar:
         while True:
@@ -140,7 +104,6 @@ def train(trainer: Trainer, stop_wanted: Callable[[], bool]) -> Outcome:
             trainer.interval.seconds += time.perf_counter() - begin
             if progress.step % settings.log_every == 0 or progress.step == last_step:
                 figures = trainer.close_interval()
-                figures["matmul_share"] = figures["tflops"] * 1e12 / world.size / rate
                 bar.set_postfix_str(f"loss {loss_in_words(figures['loss'])}", refresh=False)
                 if logbook:
                     logbook.write(progress.step, "train", figures)
@@ -163,10 +126,8 @@ def save(trainer: Trainer, is_end: bool) -> None:
 def open_run_dir(trainer: Trainer) -> Logbook:
     """Make the run's folder with its settings.yaml and logbook."""
     run_dir = trainer.settings.paths.run_dir
-    with write_whole(run_dir / "settings.yaml") as temporary:
-        temporary.write_text(
-            yaml.safe_dump(as_plain_dict(trainer.settings), sort_keys=False), "utf-8"
-        )
+    text = yaml.safe_dump(as_plain_dict(trainer.settings), sort_keys=False)
+    write_text(run_dir / "settings.yaml", text)
     return Logbook(run_dir, step=trainer.progress.step, simulated=trainer.index.simulated)
 
 
@@ -191,62 +152,3 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# ------------------------------------------------------------------ words
-def announce(trainer: Trainer, rate: float) -> None:
-    """Say what is trained on what; ``rate``: the machine's own in matrix products, operations/s."""
-    settings, index, model = trainer.settings, trainer.index, trainer.model
-    n_patients = len(np.unique(index.patient_ids[trainer.train_positions]))
-    n_weights = sum(p.numel() for p in model.parameters())
-    lines = [
-        f"{len(trainer.train_positions):,} training examples of {n_patients:,} patient(s)"
-        f"{simulated_in_words(trainer)}, {len(trainer.val_positions):,} for validation"
-    ]
-    if not index.patient_disjoint:
-        lines.append("The split is not by patient: validation losses are flattered.")
-    if not len(trainer.val_positions):
-        lines.append(
-            f"No validation examples in {settings.paths.batches_dir}: training goes on without "
-            "validation, and checkpoint_best.pt will be the last one."
-        )
-    lines += [
-        f"{n_weights:,} parameters, token layout {settings.model.token_layout}, {model.n_keep} of "
-        f"{model.n_patches} patches a channel visible "
-        f"({1 - model.n_keep / model.n_patches:.1%} masked)",
-        f"{machine.describe(trainer.device)}, {trainer.world.size} process(es), "
-        f"{trainer.compute.precision}: {rate / 1e12:.3g} TFLOP/s in matrix "
-        f"products alone, {flops_per_example(model) / 1e9:.4g} GFLOP an example",
-    ]
-    if settings.optim.warmup_steps >= settings.max_steps:
-        lines.append(
-            f"optim.warmup_steps {settings.optim.warmup_steps} is not below max_steps "
-            f"{settings.max_steps}: the learning rate does not reach its peak"
-        )
-    if trainer.progress.step:
-        lines.append(f"resumed at step {trainer.progress.step:,}")
-    say(trainer, *lines)
-
-
-def conclude(trainer: Trainer, outcome: Outcome) -> None:
-    """Say how the run ended and what to do next; publish the best checkpoint where it is wanted."""
-    paths, progress = trainer.settings.paths, trainer.progress
-    max_steps = trainer.settings.max_steps
-    lines = [f"{outcome.step:,} of {max_steps:,} steps done; results in {paths.run_dir}"]
-    if progress.n_skipped or progress.n_bad_values:
-        lines.append(
-            f"{progress.n_skipped:,} steps skipped because the loss was not finite; "
-            f"{progress.n_bad_values:,} values in the data were not finite and taken as 0"
-        )
-    if progress.best_val_loss is not None:
-        lines.append(
-            f"Best validation loss {progress.best_val_loss:.4f} at step {progress.best_step:,}"
-            f"{simulated_in_words(trainer)}: {paths.run_dir / BEST}"
-        )
-    if paths.publish_to is not None and outcome.finished and trainer.world.is_first:
-        files = checkpoints.publish(paths.run_dir / BEST, paths.publish_to)
-        lines.append(f"Published: {', '.join(map(str, files))}")
-    if not outcome.finished:
-        why = "a signal" if outcome.stopped_by_signal else "stop_at_step"
-        lines.append(f"Stopped by {why}; the same command goes on from {paths.run_dir / LAST}")
-    say(trainer, *lines)

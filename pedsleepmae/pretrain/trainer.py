@@ -164,21 +164,6 @@ def learning_rate(step: int, optim: OptimSettings, max_steps: int) -> float:
     return optim.lr * (optim.final_lr_ratio + (1 - optim.final_lr_ratio) * cosine)
 
 
-def make_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on the matrices of linear layers alone."""
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": optim.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=optim.lr,
-        betas=(BETA1, optim.beta2),
-        fused=True,
-    )
-
-
 def derived_seed(*numbers: int) -> int:
     """A seed for torch from whole numbers; different numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -203,41 +188,54 @@ class Trainer:
     def __init__(
         self, settings: PretrainSettings, index: ExampleIndex, compute: Compute, world: World
     ):
-        if settings.optim.batch_size < world.size:
+        optim = settings.optim
+        if optim.batch_size < world.size:
             raise PretrainError(
-                f"optim.batch_size is {settings.optim.batch_size} for {world.size} processes; it "
-                "is the batch of all processes together, give at least one example to each"
+                f"optim.batch_size is {optim.batch_size} for {world.size} processes; it is the "
+                "batch of all processes together, give at least one example to each"
             )
         self.settings, self.index, self.world = settings, index, world
         self.compute, self.device = compute, compute.device
+        # Examples, and what is remembered of them.
         self.train_positions = index.rows("train")
-        self.val_positions = data.fixed_sample(
-            index.rows("val"), settings.val_examples, derived_seed(settings.seed, VAL_SAMPLE)
-        )
-        self.patients_seen = checkpoints.hash_patients(
-            np.unique(index.patient_ids[self.train_positions])
-        )
+        seed = derived_seed(settings.seed, VAL_SAMPLE)
+        self.val_positions = data.fixed_sample(index.rows("val"), settings.val_examples, seed)
+        patients = np.unique(index.patient_ids[self.train_positions])
+        present_C = index.present[self.train_positions].mean(axis=0)
+        self.data_facts = {  # for the checkpoint and its model card
+            "n_examples": len(self.train_positions),
+            "n_patients": len(patients),
+            "n_studies": len(np.unique(index.study_ids[self.train_positions])),
+            "patient_disjoint": bool(index.patient_disjoint),
+            "share_present_by_channel": present_C.round(4).tolist(),
+        }
+        self.patients_seen = checkpoints.hash_patients(patients)
         self.simulated = bool(index.simulated)  # this or, with init_from, its start
         self.weight_C = self._weigh_channels().to(self.device)
         self.progress = Progress()
+        # Model and optimiser.
         self.model = MaskedAutoencoder(**asdict(settings.model))
-        self.model.reset_parameters(
-            torch.Generator().manual_seed(derived_seed(settings.seed, WEIGHTS))
-        )
+        seed = derived_seed(settings.seed, WEIGHTS)
+        self.model.reset_parameters(torch.Generator().manual_seed(seed))
         self.model.to(self.device)
         self.averaged = None
-        if settings.optim.ema_decay:
+        if optim.ema_decay:
             self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = make_optimizer(self.model, settings.optim)
+        matrices = [p for p in self.model.parameters() if p.dim() == 2]  # weight decay is on these
+        others = [p for p in self.model.parameters() if p.dim() != 2]
+        groups = {"params": matrices}, {"params": others, "weight_decay": 0.0}
+        settings_of_adam = {"betas": (BETA1, optim.beta2), "weight_decay": optim.weight_decay}
+        self.optimizer = torch.optim.AdamW(groups, optim.lr, fused=True, **settings_of_adam)
         self.generator = torch.Generator(self.device)
         if settings.compile:
             self.model.compile()
         self.parallel = self.model
         if world.size > 1:
-            device_ids = [self.device.index] if self.device.type == "cuda" else None
+            devices = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(
-                self.model, device_ids=device_ids, gradient_as_bucket_view=True
+                self.model, device_ids=devices, gradient_as_bucket_view=True
             )
+        self.matmul_rate = machine.matmul_rate(self.device, compute.dtype)  # operations/s
         self.new_interval()
 
     def _weigh_channels(self) -> Tensor:
@@ -260,9 +258,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         error_C, count_C = self._accumulate_gradients(batch)
-        grad_norm = float(
-            nn.utils.clip_grad_norm_(self.model.parameters(), optim.grad_clip or math.inf)
-        )
+        limit = optim.grad_clip or math.inf
+        grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         # Gradients are summed over the processes, so all of them come to the same decision.
         if math.isfinite(grad_norm):
             self.optimizer.step()
@@ -292,9 +289,8 @@ class Trainer:
         Every piece is weighted by the channels present in the whole batch, so that neither the
         number of pieces nor that of processes changes the loss.
         """
-        self.generator.manual_seed(
-            derived_seed(self.settings.seed, TRAIN_MASKS, self.progress.step)
-        )
+        seed = derived_seed(self.settings.seed, TRAIN_MASKS, self.progress.step)
+        self.generator.manual_seed(seed)
         keep_BCK = self.model.draw_mask(batch.batch_size, self.generator, batch.rows)
         hidden_BC = self.model.draw_hidden_channels(batch.batch_size, self.generator, batch.rows)
         x_BCT = batch.x_BCT.to(self.device, non_blocking=True)
@@ -331,6 +327,7 @@ class Trainer:
         error_C, count_C, n_bad_C = self.world.sum(sums).cpu().numpy()
         progress.n_bad_values += int(n_bad_C[0])
         rate = interval.n_examples / interval.seconds
+        flops = rate * flops_per_example(self.model)
         self.new_interval()
         return {
             **losses_by_group(error_C, count_C),
@@ -339,10 +336,11 @@ class Trainer:
             "epoch": progress.position / len(self.train_positions),
             "examples": progress.position,
             "examples_per_s": rate,
-            "tflops": rate * flops_per_example(self.model) / 1e12,
+            "tflops": flops / 1e12,
             "memory_gb": machine.peak_memory_gb(self.device),
             "n_skipped": progress.n_skipped,
             "n_bad_values": progress.n_bad_values,
+            "matmul_share": flops / self.world.size / self.matmul_rate,
         }
 
     # -------------------------------------------------------------- looking at the model
@@ -394,7 +392,7 @@ class Trainer:
             "patients_seen": self.patients_seen,
             "simulated": self.simulated,
             "scaling": self.index.scaling,
-            "data": describe_data(self.index, self.train_positions),
+            "data": self.data_facts,
         }
         if to_resume:
             content["progress"] = asdict(self.progress)
@@ -412,7 +410,20 @@ class Trainer:
                 f"{path}: holds the weights alone and cannot be resumed; give it as init_from, or "
                 "start anew with --resume false"
             )
-        for what, theirs, ours, remedy in self._must_agree(checkpoint):
+        optim, index = self.settings.optim, self.index
+        back, same_data = "set it as it was", "give the batches_dir that it was trained on"
+        must_agree = [
+            (f"model.{name}", checkpoint.model[name], ours, back)
+            for name, ours in asdict(self.settings.model).items()
+        ]
+        balanced = checkpoint.settings["optim"]["balance_channels"]
+        must_agree.append(("optim.balance_channels", balanced, optim.balance_channels, back))
+        remedy = f"test patients may be seen: {same_data}"
+        must_agree.append(("split", checkpoint.split_hash, index.split_hash, remedy))
+        if checkpoint.scaling and index.scaling:  # unknown: no reason to refuse
+            what = "scaling of signals"
+            must_agree.append((what, checkpoint.scaling, index.scaling, same_data))
+        for what, theirs, ours, remedy in must_agree:
             if theirs != ours:
                 raise PretrainError(
                     f"{path}: its {what} is {theirs}, here it is {ours}; {remedy}, choose another "
@@ -422,33 +433,12 @@ class Trainer:
             checkpoints.load_weights(self.averaged, checkpoint.state_dict, str(path))
         weights = state.get("training_weights", checkpoint.state_dict)
         checkpoints.load_weights(self.model, weights, str(path))
-        wanted = [group["weight_decay"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, weight_decay in zip(self.optimizer.param_groups, wanted, strict=True):
-            group["weight_decay"] = weight_decay  # as the settings say now, like the rate
-            group["betas"] = (BETA1, self.settings.optim.beta2)
+        groups = self.optimizer.state_dict()["param_groups"]  # as the settings say now
+        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
         self.weight_C = state["channel_weights"].to(self.device)
         self.progress = Progress(**state["progress"])
         self.patients_seen = checkpoint.patients_seen
         self.simulated = checkpoint.simulated
-
-    def _must_agree(self, checkpoint: Checkpoint) -> list[tuple[str, Any, Any, str]]:
-        """What a resumed run shares with its checkpoint: (what, theirs, ours, remedy)."""
-        back, same_data = "set it as it was", "give the batches_dir that it was trained on"
-        theirs, ours, index = checkpoint.model, asdict(self.settings.model), self.index
-        balanced = checkpoint.settings["optim"]["balance_channels"]
-        scaling = checkpoint.scaling or index.scaling  # unknown: no reason to refuse
-        return [
-            *((f"model.{name}", theirs[name], ours[name], back) for name in ours),
-            ("optim.balance_channels", balanced, self.settings.optim.balance_channels, back),
-            (
-                "split",
-                checkpoint.split_hash,
-                index.split_hash,
-                f"test patients may be seen: {same_data}",
-            ),
-            ("scaling of signals", scaling, index.scaling or scaling, same_data),
-        ]
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Take the weights of a checkpoint, and remember whose signals are behind them."""
@@ -465,17 +455,6 @@ class Trainer:
         theirs = checkpoint.patients_seen
         self.patients_seen = None if theirs is None else sorted({*self.patients_seen, *theirs})
         self.simulated = self.simulated or checkpoint.simulated
-
-
-def describe_data(index: ExampleIndex, positions: np.ndarray) -> dict[str, Any]:
-    """Facts about the training examples, for the checkpoint and its model card."""
-    return {
-        "n_examples": len(positions),
-        "n_patients": len(np.unique(index.patient_ids[positions])),
-        "n_studies": len(np.unique(index.study_ids[positions])),
-        "patient_disjoint": bool(index.patient_disjoint),
-        "share_present_by_channel": index.present[positions].mean(axis=0).round(4).tolist(),
-    }
 
 
 def losses_by_group(error_C: np.ndarray, count_C: np.ndarray) -> dict[str, Any]:
