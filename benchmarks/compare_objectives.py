@@ -36,7 +36,7 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pedsleepmae import data, machine, metrics
+from pedsleepmae import data, metrics
 from pedsleepmae.checkpoints import load_model
 from pedsleepmae.model import (
     POOLINGS,
@@ -172,7 +172,7 @@ def masked_error(
             n_channels=model.layout.n_masks,
             span=span,
         ).expand(-1, 16, -1)
-        with machine.autocast(torch.device("cpu"), torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
             prediction = model.reconstruct(x_BCT, keep_BCK, present_BC)
         x_BCSP, y_BCSP = (
             y.float().unflatten(2, (-1, model.patch_size)) for y in (x_BCT, prediction)
@@ -220,7 +220,7 @@ def probe_all(model, index, train_rows, val_rows, tasks, figures, prefix) -> dic
 
 def embed(model, index, rows) -> dict[str, np.ndarray]:
     """Embeddings by pooling of these examples."""
-    with machine.autocast(torch.device("cpu"), torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16):
         parts = [
             model.embed_many(x_BCT, POOLINGS, present_BC)
             for x_BCT, present_BC in data.sample_batches(index, rows, 64)

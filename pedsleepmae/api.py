@@ -60,7 +60,7 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """Load the encoder and check X; CheckpointError or ValueError say what is wrong."""
         self._check_examples(X)
         self.n_features_in_ = N_COLUMNS
-        self._n_features_out = self._load_encoder().n_features(self.pooling)
+        self._n_features_out = self._load_encoder()[0].n_features(self.pooling)
         return self
 
     def transform(self, X):
@@ -73,14 +73,12 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 "X has channels with some NaN: only a channel that is NaN throughout an example "
                 "counts, as not recorded; fill or drop these examples"
             )
-        model, compute = self._load_encoder(), self._choose_compute()
+        model, compute = self._load_encoder()
         return embed_arrays(model, x_NCT, present_NC, self.pooling, compute)
 
     def _check_examples(self, X) -> np.ndarray:
         """X as (n, 16, 3840); ValueError names a wrong shape or infinite values."""
-        x = check_array(
-            X, dtype="numeric", allow_nd=True, ensure_all_finite="allow-nan", estimator=self
-        )
+        x = check_array(X, allow_nd=True, ensure_all_finite="allow-nan", estimator=self)
         if x.ndim == 2 and x.shape[1] == N_COLUMNS:
             x = x.reshape(-1, N_CHANNELS, EPOCH_SAMPLES)
         if x.shape[1:] != (N_CHANNELS, EPOCH_SAMPLES):
@@ -90,16 +88,13 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         return x
 
-    def _choose_compute(self) -> Compute:
-        return Compute.choose(self.device, self.precision, self.batch_size)
-
-    def _load_encoder(self) -> MaskedAutoencoder:
-        """The model, read again when another checkpoint or device was set."""
-        device = self._choose_compute().device
-        wanted = (str(Path(self.checkpoint).resolve()), str(device))
+    def _load_encoder(self) -> tuple[MaskedAutoencoder, Compute]:
+        """The model, read again when another checkpoint or device was set, and how to run it."""
+        compute = Compute.choose(self.device, self.precision, self.batch_size)
+        wanted = (Path(self.checkpoint).resolve(), compute.device)
         if getattr(self, "_loaded", (None, None))[0] != wanted:
-            self._loaded = (wanted, load_model(self.checkpoint, device))
-        return self._loaded[1]
+            self._loaded = (wanted, load_model(self.checkpoint, compute.device))
+        return self._loaded[1], compute
 
     def __getstate__(self):
         return {k: v for k, v in super().__getstate__().items() if k != "_loaded"}

@@ -49,9 +49,8 @@ def load_settings(
     try:
         line = [f"--{key}" if text is None else f"--{key}={text}" for key, text in given]
         values = parser.instantiate(parser.parse_args([*line, *commands]))
-        settings = settings_class(
-            **{item.name: values[item.name] for item in dataclasses.fields(settings_class)}
-        )
+        names = [item.name for item in dataclasses.fields(settings_class)]
+        settings = settings_class(**{name: values[name] for name in names})
         check_bounds(settings)
         if hasattr(settings, "check"):
             settings.check()
@@ -149,9 +148,7 @@ def _flatten(tree: dict, types: Types, prefix: str = "") -> Iterator[tuple[str, 
             yield key, value
 
 
-def _refusal(
-    parser: jsonargparse.ArgumentParser, types: Types, where: str, key: str, value: Any
-) -> str | None:
+def _refusal(parser, types: Types, where: str, key: str, value: Any) -> str | None:
     """Why one setting cannot be used, None when it can."""
     if key in types:
         try:
@@ -162,9 +159,8 @@ def _refusal(
         return None
     if any(name.startswith(f"{key}.") for name in types):
         return f"{where}: {key} is a group of settings, got {value!r}; see --help"
-    near = difflib.get_close_matches(key, types, n=1) or difflib.get_close_matches(
-        key, [name.rpartition(".")[2] for name in types], n=1
-    )
+    near = difflib.get_close_matches(key, types, n=1)
+    near = near or difflib.get_close_matches(key, [name.split(".")[-1] for name in types], n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{where}: {key} (value {value!r}) is not a setting; {hint}--help lists them all"
 

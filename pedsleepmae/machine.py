@@ -18,10 +18,7 @@ from pedsleepmae.errors import UserError
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough to reach the peak
 MATMUL_SECONDS = 0.5
 CPU_FLAGS_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, 64-bit Arm
-
-# Numbers of mallopt's parameters in glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt's parameters in glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
@@ -60,11 +57,6 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Context in which matrix products run in ``dtype``; does nothing for float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
 @dataclass(frozen=True)
 class Compute:
     """Where and how a model is run: device, dtype of its matrix products, examples at a time."""
@@ -85,18 +77,17 @@ class Compute:
         return str(self.dtype).removeprefix("torch.")
 
     def autocast(self) -> AbstractContextManager:
-        """Context in which the model's matrix products run in ``dtype``."""
-        return autocast(self.device, self.dtype)
+        """Context in which matrix products run in ``dtype``; does nothing for float32."""
+        on = self.dtype == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone; elsewhere float32
-    if not cpuinfo.exists():
-        return False
-    words = set(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
-    return bool(words & CPU_FLAGS_BFLOAT16)
+    words = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    return not CPU_FLAGS_BFLOAT16.isdisjoint(words.split())
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -104,16 +95,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = MATMUL_SIZE[device.type]
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
-    best, until = float("inf"), None
-    while until is None or time.perf_counter() < until:
+    seconds, until = [], float("inf")
+    while time.perf_counter() < until:
         begin = time.perf_counter()
         a @ b
         wait(device)
-        if until is None:  # the first product warms up
-            until = time.perf_counter() + MATMUL_SECONDS
-        else:
-            best = min(best, time.perf_counter() - begin)
-    return 2 * size**3 / best
+        seconds.append(time.perf_counter() - begin)
+        until = min(until, time.perf_counter() + MATMUL_SECONDS)  # counted from the first one on
+    return 2 * size**3 / min(seconds)
 
 
 def peak_memory_gb(device: torch.device) -> float:

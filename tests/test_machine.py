@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pedsleepmae import machine
-from pedsleepmae.machine import MachineError, World
+from pedsleepmae.machine import Compute, MachineError, World
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def test_precision_is_what_the_processor_multiplies(monkeypatch, tmp_path, flags
 def test_autocast_changes_matrix_products_only_when_asked():
     a = torch.ones(2, 2)
     for dtype in (torch.float32, torch.bfloat16):
-        with machine.autocast(CPU, dtype):
+        with Compute(CPU, dtype).autocast():
             assert (a @ a).dtype == dtype
 
 

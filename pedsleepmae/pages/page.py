@@ -33,23 +33,17 @@ def write_pictures(
     """Write each (name, figure) as ``<folder>/<name>.png``; by name what a page embeds, base64."""
     pictures = {}
     for name, figure in figures:
-        png = to_png(figure, dpi)
+        pictures[name] = to_base64(figure, dpi)
         with store.write_whole(folder / f"{name}.png") as temporary:
-            temporary.write_bytes(png)
-        pictures[name] = base64.b64encode(png).decode()
+            temporary.write_bytes(base64.b64decode(pictures[name]))
     return pictures
-
-
-def to_png(figure: Figure, dpi: int = PICTURE_DPI) -> bytes:
-    """A figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
 
 
 def to_base64(figure: Figure, dpi: int = PICTURE_DPI) -> str:
     """A figure as PNG in base64, as a page that stands alone embeds it."""
-    return base64.b64encode(to_png(figure, dpi)).decode()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=dpi)
+    return base64.b64encode(png.getvalue()).decode()
 
 
 def in_digits(value: float | None, digits: int = 3) -> str:
@@ -110,6 +104,5 @@ def data_cautions(content: Mapping, judged: str) -> list[str]:
 
 def few_patients_caution(n_patients: int, where: str) -> list[str]:
     """One line where fewer than FEW_PATIENTS carry an interval."""
-    if n_patients >= FEW_PATIENTS:
-        return []
-    return [f"{where} holds {counted(n_patients, 'patient')}: intervals are wide and uncertain."]
+    line = f"{where} holds {counted(n_patients, 'patient')}: intervals are wide and uncertain."
+    return [line] if n_patients < FEW_PATIENTS else []

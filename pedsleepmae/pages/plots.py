@@ -69,8 +69,7 @@ def draw_epoch(
     epochs beside each other can be compared.
     """
     seconds = np.arange(x_CT.shape[1]) * EPOCH_S / x_CT.shape[1]
-    if height_C is None:
-        height_C = channel_heights(x_CT)
+    height_C = channel_heights(x_CT) if height_C is None else height_C
     for row, channel in enumerate(channels):
         if not present_C[channel]:
             ax.text(EPOCH_S / 2, -row, "not recorded", ha="center", fontsize=6, color=SOFT)
@@ -115,18 +114,9 @@ def draw_stage_probabilities(ax: Axes, hours: np.ndarray, prob_NK: np.ndarray) -
     """Stacked bars, so that a gap between blocks stays a gap."""
     below = np.zeros(len(hours))
     for k in (3, 2, 1, 4, 0):
-        top = below + prob_NK[:, k]
-        ax.bar(
-            hours,
-            prob_NK[:, k],
-            width=EPOCH_S / 3600,
-            bottom=below,
-            align="edge",
-            color=STAGE_COLOURS[k],
-            linewidth=0,
-            label=STAGES[k],
-        )
-        below = top
+        style = {"align": "edge", "color": STAGE_COLOURS[k], "linewidth": 0, "label": STAGES[k]}
+        ax.bar(hours, prob_NK[:, k], EPOCH_S / 3600, below, **style)
+        below = below + prob_NK[:, k]
     ax.set_ylim(0, 1)
     ax.set_yticks([0, 1])
     ax.set_ylabel("probability", fontsize=9)
@@ -138,28 +128,21 @@ def scatter_coloured(ax: Axes, xy: np.ndarray, name: str, value_N: np.ndarray, s
     x, y = xy.T
     style = {"s": size, "linewidths": 0}
     if name in ("stage", "event"):
-        labels, colours = (
-            (STAGES, STAGE_COLOURS) if name == "stage" else (EVENT_NAMES, EVENT_COLOURS)
-        )
+        labels, colours = EVENT_NAMES, EVENT_COLOURS
+        if name == "stage":
+            labels, colours = STAGES, STAGE_COLOURS
         for k, label in enumerate(labels):
             here = value_N == k
             ax.scatter(x[here], y[here], color=colours[k], label=label, **style)
         ax.legend(fontsize=7, frameon=False, markerscale=3, loc="best")
     elif name == "patient":
-        many = ListedColormap([hue(k) for k in range(value_N.max() + 1)])
-        ax.scatter(x, y, c=value_N, cmap=many, **style)
+        # Golden-ratio steps round the hues: neighbouring numbers stay apart.
+        hues = [colorsys.hsv_to_rgb(k * 0.618 % 1, 0.62, 0.85) for k in range(value_N.max() + 1)]
+        ax.scatter(x, y, c=value_N, cmap=ListedColormap(hues), **style)
     else:
         shown = np.isfinite(value_N)
         points = ax.scatter(x[shown], y[shown], c=value_N[shown], cmap="viridis", **style)
-        label = {
-            "hours": "hours into the recording",
-            "age": "age, years",
-            "channels": "of 16 channels",
-        }[name]
+        of_what = {"hours": "hours into the recording", "age": "age, years"}
+        of_what["channels"] = "of 16 channels"
         ticks = MaxNLocator(6, integer=name == "channels")
-        ax.figure.colorbar(points, ax=ax, shrink=0.6, label=label, ticks=ticks)
-
-
-def hue(k: int) -> tuple[float, float, float]:
-    """Colours that stay apart for neighbouring numbers (golden-ratio steps round the hues)."""
-    return colorsys.hsv_to_rgb((k * 0.618) % 1, 0.62, 0.85)
+        ax.figure.colorbar(points, ax=ax, shrink=0.6, label=of_what[name], ticks=ticks)
