@@ -10,39 +10,92 @@ it again and it goes on. --inspect FILE.edf prints which of the 16 channels a fi
 """
 
 import sys
+from collections.abc import Sequence
 
+import pandas as pd
+
+from pedsleepmae import errors
 from pedsleepmae.config import load_settings
-from pedsleepmae.errors import EXIT_DONE, EXIT_SKIPPED, UserError, require_file, run_script
-from pedsleepmae.prepare.report import describe_outcomes, inspect_recording, write_report
-from pedsleepmae.prepare.run import PrepareSettings, open_inputs, prepare_dataset
+from pedsleepmae.errors import SettingsError, UserError
+from pedsleepmae.prepare import layouts, report
+from pedsleepmae.prepare.examples import Outcome
+from pedsleepmae.prepare.grouping import Grouping
+from pedsleepmae.prepare.run import PreparePaths, PrepareSettings, prepare_dataset
+
+
+def read_health(paths: PreparePaths) -> pd.DataFrame | None:
+    """Ages and sexes; None where there are none, which only a folder that was named may not be."""
+    folder = paths.health_dir or layouts.find_health_dir(paths.recordings_dir)
+    if folder is None:
+        return None
+    errors.require_folder(folder, "paths.health_dir", "give NCH's Health_Data folder")
+    try:
+        return layouts.read_health(folder)
+    except (ValueError, OSError) as error:
+        if paths.health_dir:
+            raise SettingsError(f"paths.health_dir: {error}") from error
+        print(f"ages stay unknown: {error}", file=sys.stderr)
+        return None
+
+
+def open_inputs(settings: PrepareSettings) -> tuple[list[layouts.Study], pd.DataFrame | None]:
+    """The recordings found and the health data; examples must not replace recordings."""
+    paths = settings.paths
+    folder, remedy = paths.recordings_dir, "give the folder of the EDF files"
+    errors.require_folder(folder, "paths.recordings_dir", remedy)
+    health = read_health(paths)
+    studies = layouts.find_studies(folder, settings.layout)
+    if not studies:
+        raise SettingsError(
+            f"paths.recordings_dir: no recording of layout {settings.layout} in {folder}; give "
+            "another folder, or another layout"
+        )
+    for study in studies:
+        made = paths.examples_dir.resolve() / study.key  # anew
+        if made in study.edf.resolve().parents:
+            raise SettingsError(
+                f"paths.examples_dir: {made} holds recordings, which the examples would replace; "
+                "give a folder of its own"
+            )
+    return studies, health
+
+
+def print_outcomes(outcomes: Sequence[Outcome], plan: Grouping) -> None:
+    """How many recordings give how many examples, and why the others do not."""
+    n_usable = sum(outcome.usable for outcome in outcomes)
+    simulated = " (simulated)" if plan.simulated else ""
+    print(f"{n_usable} of {len(outcomes)} recordings{simulated} give examples:")
+    for split, n_patients, _, n_examples in report.split_rows(plan):
+        print(f"  {split:5s} {n_examples:9,d} examples of {n_patients:5,d} patients")
+    if not plan.patient_disjoint:
+        print("  split in time: a patient stands in all three, scores will be flattered")
+    for reason, n in report.count_reasons(outcomes)[:8]:
+        print(f"  left out {n:5d}: {reason}")
 
 
 def main(argv: list[str]) -> int:
     settings = load_settings(PrepareSettings, "prepare.yaml", __doc__, argv)
+    if (file := settings.inspect) is not None:
+        return errors.run_script(
+            lambda: errors.require_file(file, "inspect", "give the path of an EDF file"),
+            lambda _: print(report.inspect_recording(file, settings.stand_ins)),
+        )
 
-    def open_file() -> None:
-        require_file(settings.inspect, "inspect", "give the path of an EDF file")
-
-    def inspect(_) -> None:
-        print(inspect_recording(settings.inspect, settings.stand_ins))
-
-    def prepare(inputs) -> int:
-        outcomes, plan = prepare_dataset(inputs, settings)
-        report = write_report(outcomes, plan, settings.paths.batches_dir)
-        studies = settings.paths.batches_dir / "studies.csv"
+    def work(inputs) -> int:
+        outcomes, plan = prepare_dataset(*inputs, settings)
+        batches_dir = settings.paths.batches_dir
+        page = report.write_report(outcomes, plan, batches_dir)
         if not plan.studies:
             raise UserError(
                 f"none of the {len(outcomes)} recordings found can be used; the reasons stand in "
-                f"{studies} and {report} (the first: {outcomes[0].reason})"
+                f"{batches_dir / 'studies.csv'} and {page} (the first: {outcomes[0].reason})"
             )
-        print(describe_outcomes(outcomes, plan))
-        print(f"Tables and report: {studies}, {report}")
-        some_left_out = not all(outcome.usable for outcome in outcomes)
-        return EXIT_SKIPPED if settings.strict and some_left_out else EXIT_DONE
+        print_outcomes(outcomes, plan)
+        print(f"Tables and report: {batches_dir / 'studies.csv'}, {page}")
+        all_usable = all(outcome.usable for outcome in outcomes)
+        return errors.EXIT_SKIPPED if settings.strict and not all_usable else errors.EXIT_DONE
 
-    if settings.inspect is not None:
-        return run_script(open_file, inspect)
-    return run_script(lambda: open_inputs(settings), prepare)
+    return errors.run_script(lambda: open_inputs(settings), work)
 
 
 if __name__ == "__main__":

@@ -251,13 +251,9 @@ def label_epochs(
 
 def grid_labels(recording_s: float, offset_s: float = 0.0) -> EpochLabels:
     """Unscored epochs back to back from ``offset_s`` on, as many as lie inside the recording."""
-    n = max(int((recording_s - offset_s + 1e-3) // EPOCH_S), 0)
-    return EpochLabels(
-        offset_s + EPOCH_S * np.arange(n),
-        np.full(n, UNSCORED),
-        {kind: np.zeros(n, np.int64) for kind in EVENT_KINDS},
-        dict.fromkeys(EVENT_KINDS, 0),
-    )
+    onsets_s = offset_s + EPOCH_S * np.arange(recording_s // EPOCH_S + 1)
+    scoring = Scoring(onsets_s, np.full(len(onsets_s), UNSCORED), [])
+    return label_epochs(scoring, recording_s, keep_unscored=True)
 
 
 def trim_wake(labels: EpochLabels, margin_min: float) -> EpochLabels:

@@ -1,5 +1,6 @@
 """One recording to its examples: channels read, resampled, cut at the scored epochs, labelled."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -318,26 +319,21 @@ def make_examples(
         scale=np.tile(scale, (n, 1)),
     )
     outcome = Outcome(
-        patient_id=patient_id,
-        study_id=study_id,
-        recording=recording.name,
+        patient_id,
+        study_id,
+        recording.name,
         onsets_s=labels.onsets_s.tolist(),
         duration_s=recording.duration_s,
         rates_hz=native_rates(recording),
         channels=origins,
         absent=absent,
         quality=quality,
-        label_counts={name: _count_codes(codes[name]) for name in LABELS},
+        label_counts={k: dict(Counter(map(str, sorted(codes[k].tolist())))) for k in LABELS},
         event_counts=labels.n_events,
         remarks=recording.remarks,
         simulated=recording.simulated,
     )
     return examples, outcome
-
-
-def _count_codes(codes_N: np.ndarray) -> dict[str, int]:
-    codes, counts = np.unique(codes_N, return_counts=True)
-    return dict(zip(map(str, codes.tolist()), counts.tolist(), strict=True))
 
 
 def examples_to_score(

@@ -6,38 +6,38 @@ Which example stands where is drawn from the seed alone; memory holds one batch 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import joblib
 import numpy as np
 import pandas as pd
 
+from pedsleepmae import splits, store
+from pedsleepmae.errors import bounded
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.tables import write_splits, write_studies
 from pedsleepmae.prepare.workers import Workers, holder
-from pedsleepmae.splits import (
-    SPLITS,
-    SplitSettings,
-    age_band,
-    split_blocks,
-    split_hash,
-    split_patients,
-)
-from pedsleepmae.store import (
-    BATCH_EXAMPLES,
-    batch_path,
-    example_folder,
-    example_name,
-    read_examples,
-    read_grouping_state,
-    read_splits,
-    remove_partial,
-    write_batch,
-    write_grouping_state,
-)
+from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import EVENT_COUNTS
 
 GROUPING_VERSION = 1
+
+
+@dataclass
+class SplitSettings:
+    """How examples are divided into train, val and test."""
+
+    by: Literal["patient", "time"] = "patient"
+    """patient: each patient in one split only. time: contiguous blocks of each night, for a cohort
+    of one person; everything downstream then says patient_disjoint: false."""
+    val_fraction: float = bounded(0.1, 0, 1)
+    """Share of the patients (or blocks) for choices: epoch, threshold, regularisation."""
+    test_fraction: float = bounded(0.1, 0, 1)
+    """Share of the patients (or blocks) touched once, at the end."""
+    block_minutes: float = bounded(10.0, 0.5, 1440)
+    """Length of a block when split.by is time, minutes."""
 
 
 class Grouping:
@@ -60,7 +60,7 @@ class Grouping:
         self.patient_disjoint = split.by == "patient"
         self.simulated = any(study.simulated for study in self.studies)
         if self.patient_disjoint:
-            self.split_hash = split_hash(assignment)
+            self.split_hash = splits.split_hash(assignment)
         else:
             blocks = [split.by, split.val_fraction, split.test_fraction, split.block_minutes, seed]
             self.split_hash = _hash([blocks, [study.key for study in self.studies]])
@@ -83,7 +83,7 @@ class Grouping:
 
     @property
     def n_files(self) -> int:
-        return sum(-(-len(rows) // BATCH_EXAMPLES) for rows in self.rows.values())
+        return sum(-(-len(rows) // store.BATCH_EXAMPLES) for rows in self.rows.values())
 
 
 def _hash(depends: list) -> str:
@@ -94,11 +94,9 @@ def _split_night(study: Outcome, split: SplitSettings, seed: int) -> dict[str, n
     """Numbers k of a study's examples by split, whole blocks of the night together."""
     onsets_s = np.array(study.onsets_s)
     block = ((onsets_s - onsets_s[0]) // (split.block_minutes * 60)).astype(int)
-    numbers = split_blocks(
-        block.max() + 1,
-        val_fraction=split.val_fraction,
-        test_fraction=split.test_fraction,
-        seed=seed,
+    n_blocks = block.max() + 1
+    numbers = splits.split_blocks(
+        n_blocks, val_fraction=split.val_fraction, test_fraction=split.test_fraction, seed=seed
     )
     return {name: np.flatnonzero(numbers[block] == k) for k, name in enumerate(SPLITS)}
 
@@ -117,13 +115,13 @@ def assign_patients(
     bands = {}
     if health is not None:
         known = health.dropna(subset=["age_days"]).sort_values("study_id", ascending=False)
-        bands = {row.patient_id: age_band(row.age_days) for row in known.itertuples()}
-    return split_patients(
+        bands = {row.patient_id: splits.age_band(row.age_days) for row in known.itertuples()}
+    return splits.split_patients(
         patient_ids,
         val_fraction=split.val_fraction,
         test_fraction=split.test_fraction,
         seed=seed,
-        keep=read_splits(batches_dir) if split.by == "patient" else None,
+        keep=store.read_splits(batches_dir) if split.by == "patient" else None,
         strata=bands,
     )
 
@@ -132,7 +130,7 @@ def assign_patients(
 def is_grouped(plan: Grouping, batches_dir: Path) -> bool:
     """True when the batch files of exactly this plan are there, all of them."""
     done = {"fingerprint": plan.fingerprint, "complete": True}
-    if read_grouping_state(batches_dir) != done:
+    if store.read_grouping_state(batches_dir) != done:
         return False
     return all(path.exists() for path, _ in _files(plan, batches_dir))
 
@@ -145,54 +143,46 @@ def write_batches(
     Files that an interrupted run of the same plan left whole stay; those of another plan go
     first. Until the last one is there the folder counts as unfinished, and readers refuse it.
     """
-    if read_grouping_state(batches_dir).get("fingerprint") != plan.fingerprint:
+    if store.read_grouping_state(batches_dir).get("fingerprint") != plan.fingerprint:
         # From here on the old files count no more.
-        write_grouping_state(batches_dir, "", complete=False)
+        store.write_grouping_state(batches_dir, "", complete=False)
         for name in SPLITS:
             for path in (batches_dir / name).glob("combined_*.hdf5"):
                 path.unlink()
-        write_grouping_state(batches_dir, plan.fingerprint, complete=False)
-    remove_partial(batches_dir, "*/.combined_*.partial")
+        store.write_grouping_state(batches_dir, plan.fingerprint, complete=False)
+    store.remove_partial(batches_dir, "*/.combined_*.partial")
+    facts = ("split_hash", "patient_disjoint", "simulated", "scaling")
+    facts = {name: getattr(plan, name) for name in facts}
+    work = partial(_write_batch, facts=facts, batches_dir=batches_dir, run=holder(batches_dir))
     todo = [(path, rows) for path, rows in _files(plan, batches_dir) if not path.exists()]
-    holding = holder(batches_dir)
-    facts = {
-        "split_hash": plan.split_hash,
-        "patient_disjoint": plan.patient_disjoint,
-        "simulated": plan.simulated,
-        "scaling": plan.scaling,
-    }
     calls = (
-        joblib.delayed(_write_batch)(
-            path,
-            [_example_path(plan.studies[i], k, examples_dir) for i, k in rows],
-            facts,
-            batches_dir,
-            holding,
+        joblib.delayed(work)(
+            path, [_example_path(plan.studies[i], k, examples_dir) for i, k in rows]
         )
         for path, rows in todo
     )
     yield from workers.run(calls)
-    write_grouping_state(batches_dir, plan.fingerprint, complete=True)
+    store.write_grouping_state(batches_dir, plan.fingerprint, complete=True)
 
 
 def _files(plan: Grouping, batches_dir: Path) -> Iterator[tuple[Path, np.ndarray]]:
     for name, rows in plan.rows.items():
-        for i in range(-(-len(rows) // BATCH_EXAMPLES)):
-            place = slice(i * BATCH_EXAMPLES, (i + 1) * BATCH_EXAMPLES)
-            yield batch_path(batches_dir, name, i), rows[place]
+        for i in range(-(-len(rows) // store.BATCH_EXAMPLES)):
+            place = slice(i * store.BATCH_EXAMPLES, (i + 1) * store.BATCH_EXAMPLES)
+            yield store.batch_path(batches_dir, name, i), rows[place]
 
 
 def _example_path(study: Outcome, k: int, examples_dir: Path) -> Path:
-    folder = example_folder(examples_dir, study.patient_id, study.study_id)
-    return folder / example_name(folder.name, k)
+    folder = store.example_folder(examples_dir, study.patient_id, study.study_id)
+    return folder / store.example_name(folder.name, k)
 
 
 def _write_batch(
     path: Path, example_paths: list[Path], facts: dict, batches_dir: Path, run: str
 ) -> int:
-    examples = read_examples(example_paths)
+    examples = store.read_examples(example_paths)
     if holder(batches_dir) == run:  # else this worker's run was killed and another holds the folder
-        write_batch(path, examples, **facts)
+        store.write_batch(path, examples, **facts)
     return len(example_paths)
 
 

@@ -91,10 +91,10 @@ def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
     for i, study in enumerate(studies):
         if study.problem:
             continue
-        if study.key in seen:
-            first = seen[study.key].relative_to(recordings_dir)
-            studies[i] = replace(study, problem=f"same patient and study as {first}")
-        seen.setdefault(study.key, study.edf)
+        first = seen.setdefault(study.key, study.edf)
+        if first != study.edf:
+            same = first.relative_to(recordings_dir)
+            studies[i] = replace(study, problem=f"same patient and study as {same}")
     last = 1 << 62  # files without ids come last
     return sorted(studies, key=lambda s: (s.patient_id or last, s.study_id or last, s.edf))
 
@@ -155,13 +155,8 @@ def find_annotations(recording: Path) -> Path | None:
     recording = Path(recording)
     named = [recording.with_suffix(".tsv"), recording.with_name(f"{recording.stem}-nsrr.xml")]
     if recording.name.endswith("-PSG.edf"):
-        wanted = recording.name[:7]
-        beside = sorted(path.name for path in recording.parent.iterdir())
-        named += [
-            recording.with_name(name)
-            for name in beside
-            if name.startswith(wanted) and name.endswith("-Hypnogram.edf")
-        ]
+        beside = sorted(recording.parent.glob("*-Hypnogram.edf"))
+        named += [path for path in beside if path.name.startswith(recording.name[:7])]
     return next((path for path in named if path.is_file()), None)
 
 
@@ -170,10 +165,11 @@ def read_annotations(path: Path) -> Scoring:
 
     Raises AnnotationError or RecordingError when it cannot be read.
     """
-    path = Path(path)
-    readers = {".tsv": read_tsv, ".xml": read_nsrr_xml}
-    if path.suffix.lower() in readers:
-        return readers[path.suffix.lower()](path)
+    suffix = Path(path).suffix.lower()
+    if suffix == ".tsv":
+        return read_tsv(path)
+    if suffix == ".xml":
+        return read_nsrr_xml(path)
     return scoring_from_rows(read_edf_annotations(path))
 
 
@@ -202,25 +198,20 @@ def read_health(health_dir: Path) -> pd.DataFrame:
     tables = {path.name.upper(): path for path in Path(health_dir).iterdir() if path.is_file()}
     if "SLEEP_STUDY.CSV" not in tables:
         raise ValueError(f"{health_dir}: no SLEEP_STUDY.csv in it; give NCH's Health_Data folder")
-    studies = _read_csv(
-        tables["SLEEP_STUDY.CSV"], ("STUDY_PAT_ID", "SLEEP_STUDY_ID", "AGE_AT_SLEEP_STUDY_DAYS")
-    )
-    health = pd.DataFrame(
-        {
-            "patient_id": pd.to_numeric(studies["STUDY_PAT_ID"], errors="coerce"),
-            "study_id": pd.to_numeric(studies["SLEEP_STUDY_ID"], errors="coerce"),
-            "age_days": pd.to_numeric(studies["AGE_AT_SLEEP_STUDY_DAYS"], errors="coerce"),
-        }
-    ).dropna(subset=["patient_id", "study_id"])
-    health = health.astype({"patient_id": int, "study_id": int})
+    wanted = ["STUDY_PAT_ID", "SLEEP_STUDY_ID", "AGE_AT_SLEEP_STUDY_DAYS"]
+    studies = _read_csv(tables["SLEEP_STUDY.CSV"], wanted)[wanted]
+    health = studies.apply(pd.to_numeric, errors="coerce")
+    health.columns = ["patient_id", "study_id", "age_days"]
+    ids = ["patient_id", "study_id"]
+    health = health.dropna(subset=ids).astype(dict.fromkeys(ids, int))
     sex = {}
     if "DEMOGRAPHIC.CSV" in tables:
-        people = _read_csv(tables["DEMOGRAPHIC.CSV"], ("STUDY_PAT_ID", "PCORI_GENDER_CD"))
-        for patient, code in zip(people["STUDY_PAT_ID"], people["PCORI_GENDER_CD"], strict=True):
+        wanted = ["STUDY_PAT_ID", "PCORI_GENDER_CD"]
+        for patient, code in _read_csv(tables["DEMOGRAPHIC.CSV"], wanted)[wanted].to_numpy():
             if patient.strip().isdigit() and code.strip().upper() in ("F", "M"):
                 sex.setdefault(int(patient), code.strip().upper())
     health["sex"] = [sex.get(patient, "") for patient in health["patient_id"]]
-    return health.drop_duplicates(["patient_id", "study_id"])
+    return health.drop_duplicates(ids)
 
 
 def find_health_dir(recordings_dir: Path) -> Path | None:
@@ -234,7 +225,7 @@ def find_health_dir(recordings_dir: Path) -> Path | None:
     return None
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=str, encoding="latin-1", keep_default_na=False)
     table.columns = [name.strip().upper() for name in table.columns]
     missing = [name for name in columns if name not in table.columns]

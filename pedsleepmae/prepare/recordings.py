@@ -5,6 +5,7 @@ header of NCH (`EDF+C` without an annotation signal). Calibration is taken as th
 inverted ranges (+8711 to -8711 uV) included.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,7 @@ from pedsleepmae.errors import UserError
 _HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
-# MNE has no digital range: one far beyond every value, so that a step is 1 and nothing is clipped.
-_MNE_RANGE = (-1e9, 1e9)
 _CACHED_SAMPLES = 1 << 16  # 256 kB of float32: stays in the processor's cache from step to step
-_READ_BYTES = 1 << 20
 SIMULATED_MARK = "SIMULATED"  # in the recording field of the header of simulated files
 
 
@@ -116,16 +114,16 @@ def _sample_reader(path: Path, edf: edfio.Edf, duration_s: float) -> Callable[[i
     of raising an error. So the first call reads the file once from end to end, which also brings it
     into memory in the disk's own order.
     """
-    is_readable = False
+
+    @functools.cache
+    def read_through() -> None:
+        buffer = bytearray(1 << 20)
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
     def read_digital(i: int) -> np.ndarray:
-        nonlocal is_readable
-        if not is_readable:
-            buffer = bytearray(_READ_BYTES)
-            with open(path, "rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
-            is_readable = True
+        read_through()
         return edf.signals[i].get_digital_slice(0, duration_s)
 
     return read_digital
@@ -179,7 +177,8 @@ def open_raw(raw: "mne.io.BaseRaw") -> Recording:
 
     MNE has brought all channels to one rate; preload the Raw, or each channel reads the file anew.
     """
-    low, high = _MNE_RANGE
+    # There is no digital range: one far beyond every value, so that a step is 1, nothing clipped.
+    low, high = -1e9, 1e9
     rate_hz = float(raw.info["sfreq"])
     names = [Path(name).name for name in raw.filenames if name is not None]
     return Recording(
@@ -209,19 +208,11 @@ def _signal_info(signal: edfio.EdfSignal, record_s: float) -> SignalInfo:
     """Header of one signal; a field that cannot be read becomes its ``problem``."""
     try:
         n_record = signal.samples_per_data_record
-        info = SignalInfo(
-            label=signal.label,
-            unit=signal.physical_dimension,
-            rate_hz=n_record / record_s,
-            physical_min=signal.physical_min,
-            physical_max=signal.physical_max,
-            digital_min=signal.digital_min,
-            digital_max=signal.digital_max,
-        )
+        ranges = (signal.physical_min, signal.physical_max, signal.digital_min, signal.digital_max)
+        info = SignalInfo(signal.label, signal.physical_dimension, n_record / record_s, *ranges)
     except ValueError as error:
-        nan = float("nan")
         problem = f"header field cannot be read ({_one_line(error)})"
-        return SignalInfo(signal.label, "", nan, nan, nan, nan, nan, problem)
+        return SignalInfo(signal.label, "", *[np.nan] * 5, problem)
     problem = ""
     if n_record < 1:
         problem = "has no samples"

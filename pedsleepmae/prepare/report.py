@@ -1,4 +1,4 @@
-"""What script 1 tells: the inspection of one file, the summary of a run, prepare_report.html."""
+"""What script 1 tells: the inspection of one file, counts of a run, prepare_report.html."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,13 @@ from pedsleepmae.prepare.grouping import Grouping
 from pedsleepmae.prepare.recordings import Recording, open_edf
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import batch_path, map_signals, write_text
-from pedsleepmae.tasks import STAGES
 
-# A channel is remarked on when more than this share of it is ...
-REMARKABLE = {"flat": 0.2, "clipped": 0.02, "missing": 0.0, "out_of_range": 0.1, "mains": 0.3}
-_IN_WORDS = {
-    "flat": "flat for {:.0%} of the time",
-    "clipped": "{:.1%} of the samples at the end of the range",
-    "missing": "{:.1%} of the samples missing",
-    "out_of_range": "{:.0%} beyond what is plausible",
-    "mains": "{:.0%} of the power above 20 Hz is mains",
+REMARKABLE = {  # share of a channel above which it is remarked on, and the remark
+    "flat": (0.2, "flat for {:.0%} of the time"),
+    "clipped": (0.02, "{:.1%} of the samples at the end of the range"),
+    "missing": (0.0, "{:.1%} of the samples missing"),
+    "out_of_range": (0.1, "{:.0%} beyond what is plausible"),
+    "mains": (0.3, "{:.0%} of the power above 20 Hz is mains"),
 }
 N_PICTURES = 4
 
@@ -45,11 +42,8 @@ def inspect_recording(path: Path, stand_ins: Mapping[str, list[str]]) -> str:
         source, x, quality = found
         row = (channel.name, source.origin, f"{source.rate_hz:.8g} Hz", source.unit or "blank")
         rows.append((*row, _scale_in_words(channel.kind, x), _quality_in_words(quality)))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[5]]).rstrip())
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     found = sum(not row[5].startswith("absent") for row in rows[1:])
     head = (
         f"{recording.name}: {recording.duration_s / 3600:.2f} h, {len(recording.signals)} signals"
@@ -75,42 +69,29 @@ def _scale_in_words(kind: str, x: np.ndarray) -> str:
 def _quality_in_words(quality: Mapping[str, float]) -> str:
     return "; ".join(
         text.format(quality[name])
-        for name, text in _IN_WORDS.items()
-        if quality[name] > REMARKABLE[name]
+        for name, (bound, text) in REMARKABLE.items()
+        if quality[name] > bound
     )
 
 
 # ------------------------------------------------------------------ a run
-def describe_outcomes(outcomes: Sequence[Outcome], plan: Grouping) -> str:
-    """The lines that script 1 ends with: how many of what, and why not the others."""
-    n_usable = sum(outcome.usable for outcome in outcomes)
-    simulated = " (simulated)" if plan.simulated else ""
-    lines = [f"{n_usable} of {len(outcomes)} recordings{simulated} give examples:"]
-    for split, n_patients, _, n_examples in _split_rows(plan):
-        lines.append(f"  {split:5s} {n_examples:9,d} examples of {n_patients:5,d} patients")
-    if not plan.patient_disjoint:
-        lines.append("  split in time: a patient stands in all three, scores will be flattered")
-    lines += [f"  left out {n:5d}: {reason}" for reason, n in _reasons(outcomes)[:8]]
-    return "\n".join(lines)
-
-
 def write_report(outcomes: Sequence[Outcome], plan: Grouping, batches_dir: Path) -> Path:
     """Write prepare_report.html, which stands alone; its path."""
     usable = [outcome for outcome in outcomes if outcome.usable]
+    label_counts = Counter()  # epochs by label and code
+    for outcome in usable:
+        for label, codes in outcome.label_counts.items():
+            label_counts.update({(label, int(code)): n for code, n in codes.items()})
     page = page_template("prepare_report.html.j2").render(
-        simulated=plan.simulated,
-        patient_disjoint=plan.patient_disjoint,
-        split_hash=plan.split_hash,
-        n_recordings=len(outcomes),
-        n_usable=len(usable),
+        plan=plan,
         n_examples=sum(outcome.n_examples for outcome in usable),
-        splits=_split_rows(plan),
-        reasons=_reasons(outcomes),
+        splits=split_rows(plan),
+        reasons=count_reasons(outcomes),
+        usable=usable,
         unusable=[outcome for outcome in outcomes if not outcome.usable],
         channels=_channel_rows(usable),
-        labels=_label_rows(usable),
+        label_counts=label_counts,
         quality=_quality_rows(usable),
-        remarks=[(o.key, "; ".join(o.remarks)) for o in usable if o.remarks],
         pictures=_pictures(plan, batches_dir),
     )
     path = batches_dir / "prepare_report.html"
@@ -118,7 +99,7 @@ def write_report(outcomes: Sequence[Outcome], plan: Grouping, batches_dir: Path)
     return path
 
 
-def _reasons(outcomes: Sequence[Outcome]) -> list[tuple[str, int]]:
+def count_reasons(outcomes: Sequence[Outcome]) -> list[tuple[str, int]]:
     """(reason, how many recordings were left out for it), the most frequent first."""
     return Counter(_reason_kind(o.reason) for o in outcomes if not o.usable).most_common()
 
@@ -129,7 +110,7 @@ def _reason_kind(reason: str) -> str:
     return text.split(" (")[0]
 
 
-def _split_rows(plan: Grouping) -> list[tuple[str, int, int, int]]:
+def split_rows(plan: Grouping) -> list[tuple[str, int, int, int]]:
     """(split, patients, studies, examples)."""
     rows = []
     for split in SPLITS:
@@ -139,51 +120,24 @@ def _split_rows(plan: Grouping) -> list[tuple[str, int, int, int]]:
     return rows
 
 
-def _channel_rows(usable: Sequence[Outcome]) -> list[dict]:
-    """For each channel the number of recordings that have it, and where it comes from."""
+def _channel_rows(usable: Sequence[Outcome]) -> list[tuple[str, Counter, Counter]]:
+    """(channel, where it comes from in how many recordings, why it is absent in how many)."""
     rows = []
     for name in CHANNEL_NAMES:
         origins = Counter(o.channels[name] for o in usable if name in o.channels)
         reasons = Counter(_reason_kind(o.absent[name]) for o in usable if name in o.absent)
-        n = sum(origins.values())
-        rows.append(
-            {
-                "name": name,
-                "n": n,
-                "share": n / max(len(usable), 1),
-                "origins": ", ".join(f"{origin} ({k})" for origin, k in origins.most_common(4)),
-                "reasons": ", ".join(f"{why} ({k})" for why, k in reasons.most_common(2)),
-            }
-        )
-    return rows
-
-
-def _label_rows(usable: Sequence[Outcome]) -> list[tuple[str, int, float]]:
-    """(label, epochs, share of all epochs)."""
-    names = {
-        "sleep": {-1: "unscored", **dict(enumerate(STAGES))},
-        "apnea": {1: "central apnea", 2: "obstructive apnea", 3: "mixed apnea"},
-        "hypop": {1: "obstructive hypopnea", 2: "hypopnea"},
-        "desat": {1: "oxygen desaturation"},
-        "eeg": {1: "EEG arousal"},
-    }
-    total = max(sum(outcome.n_examples for outcome in usable), 1)
-    rows = []
-    for label, codes in names.items():
-        for code, name in codes.items():
-            n = sum(outcome.label_counts[label].get(str(code), 0) for outcome in usable)
-            if n or code >= 0:
-                rows.append((name, n, n / total))
+        rows.append((name, origins, reasons))
     return rows
 
 
 def _quality_rows(usable: Sequence[Outcome]) -> list[tuple[str, str, str]]:
     """(study, channel, what is wrong) of the channels worth a look, worst recordings first."""
-    rows = []
-    for outcome in usable:
-        for name, quality in outcome.quality.items():
-            if words := _quality_in_words(quality):
-                rows.append((outcome.key, name, words))
+    rows = [
+        (outcome.key, name, words)
+        for outcome in usable
+        for name, quality in outcome.quality.items()
+        if (words := _quality_in_words(quality))
+    ]
     worst = Counter(key for key, _, _ in rows)
     return sorted(rows, key=lambda row: (-worst[row[0]], row[0]))[:500]
 
@@ -193,19 +147,15 @@ def _pictures(plan: Grouping, batches_dir: Path) -> list[tuple[str, str]]:
     path = batch_path(batches_dir, "train", 0)
     if not path.exists():
         return []
-    signals, pictures = map_signals(path), []
-    for row, (i, k) in enumerate(plan.rows["train"][:N_PICTURES]):
+    pictures = []
+    for x_CT, (i, k) in zip(map_signals(path), plan.rows["train"][:N_PICTURES], strict=False):
         study = plan.studies[i]
         caption = f"study {study.key}, example {k}"
         present_C = np.array([name in study.channels for name in CHANNEL_NAMES])
         figure = Figure(figsize=(9, 5), layout="constrained")
+        ax = clean_axes(figure)[0, 0]
         draw_epoch(
-            clean_axes(figure)[0, 0],
-            np.asarray(signals[row], np.float32),
-            present_C,
-            caption,
-            named=True,
-            channels=range(N_CHANNELS),
+            ax, x_CT.astype(np.float32), present_C, caption, named=True, channels=range(N_CHANNELS)
         )
         pictures.append((caption, to_base64(figure)))
     return pictures

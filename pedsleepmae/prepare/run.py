@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from pedsleepmae.errors import SettingsError, bounded, require_folder
-from pedsleepmae.prepare import grouping, layouts
+from pedsleepmae.errors import SettingsError, bounded
+from pedsleepmae.prepare import grouping
 from pedsleepmae.prepare.examples import ExampleSettings, Outcome, Standards
+from pedsleepmae.prepare.grouping import SplitSettings
 from pedsleepmae.prepare.layouts import Study
 from pedsleepmae.prepare.studies import (
     finished_outcome,
@@ -21,8 +22,9 @@ from pedsleepmae.prepare.studies import (
     prepare_studies,
 )
 from pedsleepmae.prepare.workers import Workers, only_run_in, open_workers
-from pedsleepmae.splits import SplitSettings
 from pedsleepmae.store import example_folder, read_splits
+
+Health = pd.DataFrame | None  # ages and sexes by study; None: unknown
 
 
 @dataclass
@@ -76,53 +78,8 @@ class PrepareSettings(ExampleSettings):
             )
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The recordings found, and ages and sexes from the health data (None: there are none)."""
-
-    studies: list[Study]
-    health: pd.DataFrame | None
-
-
-def open_inputs(settings: PrepareSettings) -> Inputs:
-    """What the settings name, looked at before anything is written; SettingsError where it is not
-    there, or where examples would replace recordings.
-    """
-    paths = settings.paths
-    require_folder(paths.recordings_dir, "paths.recordings_dir", "give the folder of the EDF files")
-    health = _read_health(settings.paths)
-    studies = layouts.find_studies(paths.recordings_dir, settings.layout)
-    if not studies:
-        raise SettingsError(
-            f"paths.recordings_dir: no recording of layout {settings.layout} in "
-            f"{paths.recordings_dir}; give another folder, or another layout"
-        )
-    for study in studies:
-        folder = paths.examples_dir.resolve() / study.key  # is made anew
-        if folder in study.edf.resolve().parents:
-            raise SettingsError(
-                f"paths.examples_dir: {folder} holds recordings, which the examples would replace; "
-                "give a folder of its own"
-            )
-    return Inputs(studies, health)
-
-
-def _read_health(paths: PreparePaths) -> pd.DataFrame | None:
-    folder = paths.health_dir or layouts.find_health_dir(paths.recordings_dir)
-    if folder is None:
-        return None
-    require_folder(folder, "paths.health_dir", "give NCH's Health_Data folder")
-    try:
-        return layouts.read_health(folder)
-    except (ValueError, OSError) as error:
-        if paths.health_dir:
-            raise SettingsError(f"paths.health_dir: {error}") from error
-        print(f"ages stay unknown: {error}", file=sys.stderr)
-        return None
-
-
 def prepare_dataset(
-    inputs: Inputs, settings: PrepareSettings
+    studies: list[Study], health: Health, settings: PrepareSettings
 ) -> tuple[list[Outcome], grouping.Grouping]:
     """Write example files, batch files and tables: outcomes of all recordings, plan of the files.
 
@@ -135,8 +92,10 @@ def prepare_dataset(
         workers = held.enter_context(open_workers(settings.n_workers, settings.cluster.address))
         if settings.split.by == "patient":
             read_splits(paths.batches_dir)  # a bad splits.csv is told before the work, not after
-        fitted = _fit(workers, inputs, settings) if settings.scaling == "fitted" else {}
-        outcomes, plan = _prepare_all(workers, inputs, settings, fitted)
+        fitted = {}
+        if settings.scaling == "fitted":
+            fitted = _fit(workers, studies, health, settings)
+        outcomes, plan = _prepare_all(workers, studies, health, settings, fitted)
         # Without a usable recording the batch files of an earlier run stay.
         if plan.studies and not grouping.is_grouped(plan, paths.batches_dir):
             written = grouping.write_batches(workers, plan, paths.examples_dir, paths.batches_dir)
@@ -149,39 +108,39 @@ def prepare_dataset(
     return outcomes, plan
 
 
-def _fit(workers: Workers, inputs: Inputs, settings: PrepareSettings) -> Standards:
+def _fit(
+    workers: Workers, studies: list[Study], health: Health, settings: PrepareSettings
+) -> Standards:
     """Mean and sd of each channel over the training patients."""
-    paths, studies = settings.paths, inputs.studies
+    paths = settings.paths
     found = measure_studies(workers, studies, settings, paths.examples_dir)
     moments = dict(tqdm(found, total=len(studies), desc="Measuring", unit="recording"))
     usable = [study for study in studies if not study.problem and moments.get(study.key)]
+    patients = {study.patient_id for study in usable}
     assignment = grouping.assign_patients(
-        {study.patient_id for study in usable},
-        paths.batches_dir,
-        settings.split,
-        settings.seed,
-        inputs.health,
+        patients, paths.batches_dir, settings.split, settings.seed, health
     )
     return fit_standard(moments[s.key] for s in usable if assignment[s.patient_id] == "train")
 
 
 def _prepare_all(
-    workers: Workers, inputs: Inputs, settings: PrepareSettings, fitted: Standards
+    workers: Workers,
+    studies: list[Study],
+    health: Health,
+    settings: PrepareSettings,
+    fitted: Standards,
 ) -> tuple[list[Outcome], grouping.Grouping]:
     """Outcomes of all studies in their order, and the plan of the batch files."""
-    examples_dir, studies = settings.paths.examples_dir, inputs.studies
-    done = {}
-    for study in studies:
-        outcome = finished_outcome(study, settings, examples_dir, fitted)
-        if outcome is not None:
-            done[study] = outcome
+    examples_dir = settings.paths.examples_dir
+    found = {study: finished_outcome(study, settings, examples_dir, fitted) for study in studies}
+    done = {study: outcome for study, outcome in found.items() if outcome is not None}
     # Once grouped, finished recordings need their examples only if these are to be kept.
     with_examples = {s: o for s, o in done.items() if has_examples(o, examples_dir)}
-    kept = with_examples if settings.keep_examples else done
-    if len(kept) == len(studies):
-        plan = _plan_batches(list(done.values()), inputs, settings)
+    if len(with_examples if settings.keep_examples else done) == len(studies):
+        outcomes = list(done.values())
+        plan = _plan_batches(outcomes, health, settings)
         if grouping.is_grouped(plan, settings.paths.batches_dir):
-            return list(done.values()), plan
+            return outcomes, plan
 
     done = with_examples
     todo = [study for study in studies if study not in done]
@@ -197,16 +156,16 @@ def _prepare_all(
             rate = n_examples / max(bar.format_dict["elapsed"], 1e-9)
             bar.set_postfix_str(f"{rate:.0f} examples/s, {n_skipped} skipped")
     outcomes = [done[study] for study in studies]
-    return outcomes, _plan_batches(outcomes, inputs, settings)
+    return outcomes, _plan_batches(outcomes, health, settings)
 
 
 def _plan_batches(
-    outcomes: list[Outcome], inputs: Inputs, settings: PrepareSettings
+    outcomes: list[Outcome], health: Health, settings: PrepareSettings
 ) -> grouping.Grouping:
     """The plan of the batch files; splits.csv and studies.csv are written on the way."""
     split, seed, batches_dir = settings.split, settings.seed, settings.paths.batches_dir
     usable = [outcome for outcome in outcomes if outcome.usable]
     patients = {outcome.patient_id for outcome in usable}
-    assignment = grouping.assign_patients(patients, batches_dir, split, seed, inputs.health)
-    grouping.write_tables(outcomes, assignment, split.by, inputs.health, batches_dir)
+    assignment = grouping.assign_patients(patients, batches_dir, split, seed, health)
+    grouping.write_tables(outcomes, assignment, split.by, health, batches_dir)
     return grouping.Grouping(usable, assignment, split, seed, settings.scaling)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, Absent, Source, resolve_channels
 from pedsleepmae.errors import where_it_failed
 from pedsleepmae.machine import keep_freed_memory
@@ -34,18 +35,10 @@ from pedsleepmae.prepare.examples import (
 from pedsleepmae.prepare.layouts import Study
 from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.prepare.workers import Workers, holder, in_parallel
-from pedsleepmae.store import (
-    Examples,
-    example_folder,
-    example_name,
-    partial_path,
-    remove_partial,
-    write_examples,
-    write_text,
-)
 
 # Raised when what is written for the same recording and settings changes.
 PREPARE_VERSION = 3
+STATES = ".prepared"
 TRACEBACK_SUFFIX = ".traceback.txt"
 UNUSABLE = (RecordingError, AnnotationError, UnusableRecording)  # named, with the reason
 
@@ -67,12 +60,9 @@ def prepare_studies(
 ) -> Iterator[tuple[Study, Outcome]]:
     """Prepare studies in parallel, in any order; see :func:`prepare_study`."""
     _make_ready(examples_dir)
+    run = holder(examples_dir)
     work = partial(
-        prepare_study,
-        settings=settings,
-        examples_dir=examples_dir,
-        run=holder(examples_dir),
-        fitted=fitted,
+        prepare_study, settings=settings, examples_dir=examples_dir, run=run, fitted=fitted
     )
     return in_parallel(workers, work, studies, partial(_unusable, reason=DEADLY), examples_dir)
 
@@ -93,8 +83,7 @@ def prepare_study(
     if study.problem:  # it may name the study of another, good recording: touch nothing
         return _unusable_with_header(study, study.problem, settings)
     keep_freed_memory()
-    mark = ""  # what may pass (a failing disk, a full memory) is tried again by the next run
-    trace = ""
+    mark = trace = ""  # what may pass (a failing disk) has no mark: the next run tries it again
     try:
         mark = fingerprint(study, settings, fitted)
         examples, outcome = build_examples(study, settings, fitted)
@@ -109,17 +98,17 @@ def prepare_study(
         return outcome  # a worker whose run was killed: another run holds the folder by now
 
     # The old state goes first and the new one comes last: killed between, the study is unfinished.
-    state = _state_path(examples_dir, f"{study.key}.json")
+    state = examples_dir / STATES / f"{study.key}.json"
     state.unlink(missing_ok=True)
-    log = _state_path(examples_dir, f"{study.key}{TRACEBACK_SUFFIX}")
+    log = examples_dir / STATES / f"{study.key}{TRACEBACK_SUFFIX}"
     log.unlink(missing_ok=True)
-    folder = example_folder(examples_dir, study.patient_id, study.study_id)
+    folder = store.example_folder(examples_dir, study.patient_id, study.study_id)
     shutil.rmtree(folder, ignore_errors=True)
     if outcome.usable:
         _write_folder(folder, examples)
     if trace:
-        write_text(log, trace)
-    write_text(state, json.dumps(asdict(outcome)))
+        store.write_text(log, trace)
+    store.write_text(state, json.dumps(asdict(outcome)))
     return outcome
 
 
@@ -129,15 +118,14 @@ def _unusable(study: Study, reason: str) -> Outcome:
 
 def _unusable_with_header(study: Study, reason: str, settings: ExampleSettings) -> Outcome:
     """An unusable recording with what its header tells, where it can be read at all."""
-    outcome = _unusable(study, reason)
     try:
         recording = open_edf(study.edf)
     except (RecordingError, *UNFORESEEN):
-        return outcome
+        return _unusable(study, reason)
     resolved = resolve_channels(recording.signals, settings.stand_ins)
     sources = dict(zip(CHANNEL_NAMES, resolved, strict=True))
     return replace(
-        outcome,
+        _unusable(study, reason),
         duration_s=recording.duration_s,
         rates_hz=native_rates(recording),
         channels={name: s.origin for name, s in sources.items() if isinstance(s, Source)},
@@ -153,15 +141,15 @@ def _describe_unforeseen(study: Study, error: Exception) -> str:
         return f"{name}: cannot be read ({error.strerror})"
     return (
         f"unforeseen {type(error).__name__}: {error}; please report it with "
-        f".prepared/{study.key}{TRACEBACK_SUFFIX} in paths.examples_dir"
+        f"{STATES}/{study.key}{TRACEBACK_SUFFIX} in paths.examples_dir"
     )
 
 
-def _write_folder(folder: Path, examples: Examples) -> None:
-    unfinished = partial_path(folder)
+def _write_folder(folder: Path, examples: store.Examples) -> None:
+    unfinished = store.partial_path(folder)
     unfinished.mkdir(parents=True)
-    paths = [unfinished / example_name(folder.name, k) for k in range(len(examples))]
-    write_examples(paths, examples)
+    paths = [unfinished / store.example_name(folder.name, k) for k in range(len(examples))]
+    store.write_examples(paths, examples)
     unfinished.rename(folder)
 
 
@@ -173,7 +161,7 @@ def measure_studies(
     _make_ready(examples_dir)
     work = partial(measure_study, settings=settings, examples_dir=examples_dir)
     named = [study for study in studies if not study.problem]
-    found = in_parallel(workers, work, named, _no_moments, examples_dir)
+    found = in_parallel(workers, work, named, lambda _: {}, examples_dir)
     return ((study.key, moments) for study, moments in found)
 
 
@@ -183,7 +171,7 @@ def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
     Kept beside the state of the study, so that it is read once however often a run is restarted.
     """
     mark = fingerprint(study, settings)
-    path = _state_path(examples_dir, f"{study.key}.moments.json")
+    path = examples_dir / STATES / f"{study.key}.moments.json"
     if path.exists():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["fingerprint"] == mark:
@@ -202,12 +190,8 @@ def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
         return {}
     if len(moments) < settings.min_channels:
         moments = {}
-    write_text(path, json.dumps({"fingerprint": mark, "moments": moments}))
+    store.write_text(path, json.dumps({"fingerprint": mark, "moments": moments}))
     return moments
-
-
-def _no_moments(study: Study) -> Moments:
-    return {}  # of one that kills its worker
 
 
 def fit_standard(all_moments: Iterable[Mapping[str, tuple[int, float, float]]]) -> Standards:
@@ -215,7 +199,7 @@ def fit_standard(all_moments: Iterable[Mapping[str, tuple[int, float, float]]]) 
     totals: dict[str, np.ndarray] = {}
     for moments in all_moments:
         for name, values in moments.items():
-            totals[name] = totals.get(name, np.zeros(3)) + np.array(values)
+            totals[name] = totals.get(name, 0) + np.array(values)
     fitted = {}
     for name, (n, total, squares) in totals.items():
         if n:
@@ -242,7 +226,7 @@ def finished_outcome(
     """What an earlier run made of a study, None when it has to be made (anew)."""
     if study.problem:
         return _unusable_with_header(study, study.problem, settings)
-    path = _state_path(examples_dir, f"{study.key}.json")
+    path = examples_dir / STATES / f"{study.key}.json"
     if not path.exists():
         return None
     outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
@@ -256,14 +240,10 @@ def has_examples(outcome: Outcome, examples_dir: Path) -> bool:
     """True when all example files of a usable study are there (an unusable one needs none)."""
     if not outcome.usable:
         return True
-    folder = example_folder(examples_dir, outcome.patient_id, outcome.study_id)
+    folder = store.example_folder(examples_dir, outcome.patient_id, outcome.study_id)
     return folder.is_dir() and sum(1 for _ in os.scandir(folder)) == outcome.n_examples
 
 
 def _make_ready(examples_dir: Path) -> None:
     examples_dir.mkdir(parents=True, exist_ok=True)
-    remove_partial(examples_dir, ".*.partial", ".prepared/.*.partial")
-
-
-def _state_path(examples_dir: Path, name: str) -> Path:
-    return examples_dir / ".prepared" / name
+    store.remove_partial(examples_dir, ".*.partial", f"{STATES}/.*.partial")
