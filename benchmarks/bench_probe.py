@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pedsleepmae import machine, metrics, store, tasks
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.model import MaskedAutoencoder
-from pedsleepmae.probe import embeddings, linear
+from pedsleepmae.probe import embeddings, linear, tables
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 NAIVE_EPOCHS = 50  # passes over the training examples in the paper's probe
@@ -162,7 +162,7 @@ def random_features(folder: Path, n: int, n_features: int) -> tuple:
     targets = {"sleep": noise_NH[:, :5].argmax(1)}
     for k, task in enumerate([name for name in tasks.N_CLASSES if name != "sleep"]):
         targets[task] = (noise_NH[:, 6 + k] > 2.0).astype(np.int64)
-    return embeddings.open_tables(index, folder, ["x"])["x"], targets
+    return tables.open_tables(index, folder, ["x"])["x"], targets
 
 
 # ------------------------------------------------------------------ embedding

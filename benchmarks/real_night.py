@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 from pedsleepmae import machine, metrics, tasks
 from pedsleepmae.checkpoints import read_checkpoint
 from pedsleepmae.probe import embeddings, evaluation, files, linear
-from pedsleepmae.probe.embeddings import FeatureTable
 from pedsleepmae.probe.evaluation import ProbeSettings
+from pedsleepmae.probe.tables import FeatureTable, open_tables
 from pedsleepmae.store import ExampleIndex, load_index
 
 N_FOLDS = 5
@@ -68,7 +68,7 @@ def judge_all(index: ExampleIndex, checkpoint: Path, pooling: str, folder: Path)
     embeddings.compute_handmade(index, folder / "handmade", n_workers=1)
     tables = {
         "encoder": embeddings.open_features(index, encoder, folder, [pooling], compute)[pooling],
-        "handmade": embeddings.open_tables(index, folder / "handmade", ["handmade"])["handmade"],
+        "handmade": open_tables(index, folder / "handmade", ["handmade"])["handmade"],
     }
     for r in tqdm(range(N_ROUNDS), desc="rounds", unit="round"):
         tables["untrained"] = embeddings.open_features(

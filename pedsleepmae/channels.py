@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pedsleepmae.errors import SettingsError
-
 EPOCH_S = 30.0
 RATE_HZ = 128.0
 EPOCH_SAMPLES = 3840
@@ -144,10 +142,10 @@ def canonical_label(label: str) -> str:
 
 
 def check_stand_ins(stand_ins: Mapping[str, Sequence[str]]) -> None:
-    """Raise SettingsError for a stand-in for what is none of the 16 channels."""
+    """Raise ValueError for a stand-in for what is none of the 16 channels."""
     for name in stand_ins:
         if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
-            raise SettingsError(
+            raise ValueError(
                 f"stand_ins: {name!r} is none of the 16 channels; they are "
                 f"{', '.join(CHANNEL_NAMES)}"
             )
@@ -160,7 +158,7 @@ def resolve_channels(
 
     Tried in this order: the channel as it was recorded (also with swapped electrodes: sign -1),
     the difference of two referential signals, the stand-ins that the settings name. Of several
-    signals with one label the first usable one is taken. Raises SettingsError as check_stand_ins.
+    signals with one label the first usable one is taken. Raises ValueError as check_stand_ins.
     """
     check_stand_ins(stand_ins or {})
     stand_ins = {canonical_label(name): labels for name, labels in (stand_ins or {}).items()}

@@ -6,9 +6,7 @@ reads its own contiguous share of every batch.
 """
 
 import functools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.machine import in_advance
 from pedsleepmae.store import ExampleIndex, map_signals
 
 VARIANCE_SAMPLE = 512  # training examples; enough for a variance within some per cent
@@ -163,21 +162,6 @@ def _read_signals(
         out[bad] = 0
         present_BC &= ~bad.all(axis=2)
     return x_BCT, torch.from_numpy(present_BC), n_bad
-
-
-def in_advance(read: Callable, jobs: Iterable, n_threads: int, ahead: int) -> Iterator:
-    """``read(job)`` of each job in order, computed by threads up to ``ahead`` jobs in advance."""
-    jobs, waiting = iter(jobs), deque()
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="read-batches")
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(read, job))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def channel_variances(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

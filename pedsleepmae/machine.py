@@ -5,6 +5,9 @@ import os
 import platform
 import resource
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +126,21 @@ def describe(device: torch.device) -> str:
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def in_advance(read: Callable, jobs: Iterable, n_threads: int, ahead: int) -> Iterator:
+    """``read(job)`` of each job in order, computed by threads up to ``ahead`` jobs in advance."""
+    jobs, waiting = iter(jobs), deque()
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="read-batches")
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(read, job))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)

@@ -3,28 +3,8 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-
-from pedsleepmae.errors import bounded
-
-
-@dataclass
-class SplitSettings:
-    """How examples are divided into train, val and test."""
-
-    by: Literal["patient", "time"] = "patient"
-    """patient: each patient in one split only. time: contiguous blocks of each night, for a cohort
-    of one person; everything downstream then says patient_disjoint: false."""
-    val_fraction: float = bounded(0.1, 0, 1)
-    """Share of the patients (or blocks) for choices: epoch, threshold, regularisation."""
-    test_fraction: float = bounded(0.1, 0, 1)
-    """Share of the patients (or blocks) touched once, at the end."""
-    block_minutes: float = bounded(10.0, 0.5, 1440)
-    """Length of a block when split.by is time, minutes."""
-
 
 SPLITS = ("train", "val", "test")
 # Completed years: name of a band, and the age below which it ends.

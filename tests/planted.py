@@ -7,7 +7,7 @@ import numpy as np
 
 from pedsleepmae import splits, store, tasks
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
-from pedsleepmae.probe import embeddings
+from pedsleepmae.probe import embeddings, tables
 
 SPLIT_NUMBERS = {"train": 0, "val": 1, "test": 2}
 
@@ -55,13 +55,13 @@ def planted_index(
 
 def planted_table(
     index: store.ExampleIndex, folder: Path, **features: np.ndarray
-) -> dict[str, embeddings.FeatureTable]:
+) -> dict[str, tables.FeatureTable]:
     """Tables of these features (N, F), rows as in the index, written as script 3 writes them."""
     for i in range(len(index.files)):
         here = np.flatnonzero(index.file_of == i)
         rows = {name: embeddings.as_float16(x_NF[here]) for name, x_NF in features.items()}
         embeddings.write_features(folder, index, i, rows)
-    return embeddings.open_tables(index, folder, list(features))
+    return tables.open_tables(index, folder, list(features))
 
 
 def write_cohort(

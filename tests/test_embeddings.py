@@ -14,7 +14,7 @@ from planted import planted_index, planted_table, write_cohort
 
 from pedsleepmae import machine, store, tasks
 from pedsleepmae.model import MaskedAutoencoder
-from pedsleepmae.probe import embeddings, handmade
+from pedsleepmae.probe import embeddings, handmade, tables
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def embed(index, model, folder, poolings=("mean", "time_abs+class"), world=embed
 
 
 def tables_of(index, folder, *names):
-    return list(embeddings.open_tables(index, folder, names).values())
+    return list(tables.open_tables(index, folder, names).values())
 
 
 def test_a_row_read_back_is_the_embedding_of_its_example(batches, model, tmp_path):
@@ -192,7 +192,7 @@ def test_neighbours_are_those_a_slow_search_finds(tmp_path):
     gone = (index.onsets_s == 90) & (index.patient_ids == 101)  # a gap in one night
     index.onsets_s[gone] += 5000
     index.split[(index.patient_ids == 100) & (index.onsets_s >= 120)] = 2  # split in time
-    got = embeddings.neighbours(index, 2)
+    got = tables.neighbours(index, 2)
 
     def epoch_at(i: int, step: int) -> int:
         same = (index.study_ids == index.study_ids[i]) & (index.split == index.split[i])
@@ -224,7 +224,7 @@ def test_moments_in_pieces_are_those_of_the_whole(tmp_path):
     x_NF[::7, 2] = np.nan
     table = planted_table(index, tmp_path / "features", x=x_NF)["x"]
     rows = index.rows("train")
-    mean_F, sd_F, n_bad = embeddings.column_moments(table, rows, rows=10)
+    mean_F, sd_F, n_bad = tables.column_moments(table, rows, rows=10)
     stored_NF = embeddings.as_float16(x_NF[rows]).astype(np.float64)
     assert mean_F == pytest.approx(np.nanmean(stored_NF, axis=0))
     assert sd_F[:3] == pytest.approx(np.nanstd(stored_NF, axis=0)[:3])

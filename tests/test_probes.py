@@ -10,10 +10,11 @@ from small_probes import paths, save_model, script_3
 
 from pedsleepmae import checkpoints, errors, model
 from pedsleepmae.checkpoints import CheckpointError, hash_patients, list_sums
-from pedsleepmae.probe import embeddings, evaluation, files, linear, report, solvers
+from pedsleepmae.probe import evaluation, files, linear, report, solvers
 from pedsleepmae.probe.density import fit_density
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.nights import read_studies
+from pedsleepmae.probe.tables import neighbours
 from pedsleepmae.tasks import task_labels
 
 PATIENTS = {"train": 14, "val": 7, "test": 9}
@@ -119,7 +120,7 @@ def test_a_better_baseline_is_called_better_and_an_equal_one_not(tmp_path):
 
 def test_neighbours_help_where_the_signal_lies_in_the_epoch_before(tmp_path):
     index = planted_index(tmp_path, PATIENTS, n_epochs=80, seed=4)
-    before_N = embeddings.neighbours(index, 1)[:, 2]  # the epoch after carries our mark
+    before_N = neighbours(index, 1)[:, 2]  # the epoch after carries our mark
     x_NF = np.random.default_rng(4).standard_normal((len(index), 3))
     known = before_N >= 0
     x_NF[before_N[known], 1] += 3.0 * index.labels["desat"][known]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pedsleepmae.errors import bounded
 from pedsleepmae.explore import diagnoses
 from pedsleepmae.explore.maps import principal_parts
-from pedsleepmae.probe.embeddings import FeatureTable
+from pedsleepmae.probe.tables import FeatureTable
 
 MAX_REST_PER_PATIENT = 10  # others per patient of the cohort; more cost time and add little
 MAX_COHORT_EPOCHS = 20_000  # epochs that a comparison draws from

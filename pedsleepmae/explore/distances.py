@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pedsleepmae import metrics, store
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.errors import bounded
-from pedsleepmae.probe.embeddings import FeatureTable
+from pedsleepmae.probe.tables import FeatureTable
 
 DEFAULT_CHANNELS = ("EEG C3-M2", "EOG LOC-M2", "EMG CHIN1-CHIN2", "SPO2", "RESP THORACIC")
 

@@ -12,7 +12,7 @@ from sklearn.metrics import pairwise_distances, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from pedsleepmae import store
-from pedsleepmae.probe.embeddings import FeatureTable, scale_features
+from pedsleepmae.probe.tables import FeatureTable, scale_features
 from pedsleepmae.tasks import task_labels
 
 N_COMPONENTS = 50  # distances are taken between these principal components

@@ -20,8 +20,8 @@ from pedsleepmae.explore.cohort import (
     comparison_figures,
 )
 from pedsleepmae.explore.distances import Distances, DistanceSettings, compare_distances
-from pedsleepmae.probe.embeddings import FeatureTable
 from pedsleepmae.probe.nights import read_studies
+from pedsleepmae.probe.tables import FeatureTable
 from pedsleepmae.splits import DAYS_PER_YEAR
 from pedsleepmae.tasks import task_labels
 

@@ -11,7 +11,7 @@ from pedsleepmae.errors import SettingsError, bounded
 from pedsleepmae.generate import imputation, means, space
 from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder
-from pedsleepmae.probe.embeddings import FeatureTable
+from pedsleepmae.probe.tables import FeatureTable
 from pedsleepmae.splits import SPLITS
 
 

@@ -20,7 +20,7 @@ from pedsleepmae.channels import (
     resolve_channels,
     unit_in_volts,
 )
-from pedsleepmae.errors import bounded
+from pedsleepmae.errors import SettingsError, bounded
 from pedsleepmae.prepare.annotations import (
     EpochLabels,
     Scoring,
@@ -69,7 +69,10 @@ class ReadSettings:
     """Standardised values are clipped to +- this (0: never); arbitrary-gain channels only."""
 
     def check(self) -> None:
-        check_stand_ins(self.stand_ins)
+        try:
+            check_stand_ins(self.stand_ins)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
 
 
 @dataclass

@@ -6,6 +6,7 @@ Which example stands where is drawn from the seed alone; memory holds one batch 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal

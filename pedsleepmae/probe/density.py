@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.decomposition import PCA
 
-from pedsleepmae.probe.embeddings import FeatureTable, spread_or_one
+from pedsleepmae.probe.tables import FeatureTable, spread_or_one
 
 MAX_AXES = 32
 MAX_TRAIN_ROWS = 4096  # enough for 32 axes; a sample spread evenly over the train rows

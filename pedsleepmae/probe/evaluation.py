@@ -15,9 +15,9 @@ import pandas as pd
 from pedsleepmae import metrics, store
 from pedsleepmae.errors import SettingsError, bounded
 from pedsleepmae.probe import linear
-from pedsleepmae.probe.embeddings import FeatureTable
 from pedsleepmae.probe.linear import Choice, FitSettings, TaskProbe
 from pedsleepmae.probe.nights import events_per_epoch, night_agreement, night_table
+from pedsleepmae.probe.tables import FeatureTable
 from pedsleepmae.splits import AGE_BANDS, age_band
 from pedsleepmae.tasks import STAGES, TASKS, task_labels
 

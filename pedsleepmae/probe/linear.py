@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from pedsleepmae import metrics
 from pedsleepmae.probe import solvers
-from pedsleepmae.probe.embeddings import FeatureTable, column_moments, scale_features
+from pedsleepmae.probe.tables import FeatureTable, column_moments, scale_features
 from pedsleepmae.tasks import N_CLASSES
 
 CPU = torch.device("cpu")

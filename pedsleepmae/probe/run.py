@@ -8,9 +8,9 @@ from pedsleepmae import checkpoints, machine, store
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.model import check_poolings
 from pedsleepmae.probe import embeddings, files, report
-from pedsleepmae.probe.embeddings import FeatureTable
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
 from pedsleepmae.probe.handmade import FEATURES_VERSION
+from pedsleepmae.probe.tables import FeatureTable, open_tables
 
 
 def compute_tables(
@@ -44,7 +44,7 @@ def compute_tables(
     if "handmade" in settings.baselines:
         folder = folder / f"handmade{FEATURES_VERSION}_{index.split_hash or 'nosplit'}"
         embeddings.compute_handmade(index, folder, settings.n_workers)
-        tables["handmade"] = embeddings.open_tables(index, folder, ["handmade"])
+        tables["handmade"] = open_tables(index, folder, ["handmade"])
     return tables
 
 

@@ -18,10 +18,11 @@ from pedsleepmae.explore import diagnoses
 from pedsleepmae.prepare import grouping, layouts
 from pedsleepmae.prepare import studies as prepare
 from pedsleepmae.prepare.examples import ExampleSettings, Outcome
+from pedsleepmae.prepare.grouping import SplitSettings
 from pedsleepmae.prepare.layouts import Study
 from pedsleepmae.prepare.report import inspect_recording
 from pedsleepmae.probe import embeddings, nights
-from pedsleepmae.splits import SplitSettings
+from pedsleepmae.probe.tables import open_tables
 from pedsleepmae.tasks import EVENT_KINDS, LABELS
 
 from .pool import Refused, Unforeseen
@@ -228,7 +229,7 @@ def read_features(folder: Path, _rng: np.random.Generator) -> None:
     """As script 3 finds, mends and reads them."""
     index = store.load_index(folder / "batches")
     embeddings.compute_handmade(index, folder / "features", 1)
-    table = embeddings.open_tables(index, folder / "features", ["handmade"])["handmade"]
+    table = open_tables(index, folder / "features", ["handmade"])["handmade"]
     features = table.read(np.arange(len(index)))
     require(features.shape == (len(index), table.n_features), "features of another shape")
 

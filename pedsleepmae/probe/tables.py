@@ -1,0 +1,142 @@
+"""Features on disk as tables: rows read as they are asked for, their moments, their neighbours."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from pedsleepmae import store
+from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.machine import in_advance
+
+
+def feature_path(folder: Path, batch_file: Path) -> Path:
+    """Where the features of a batch file stand."""
+    return Path(folder) / f"{batch_file.parent.name}_{batch_file.name}"
+
+
+def open_tables(
+    index: store.ExampleIndex, folder: Path, names: Sequence[str]
+) -> dict[str, "FeatureTable"]:
+    """Tables of these features, by name; the files are looked at once for all of them."""
+    places = {}
+    for path in [feature_path(folder, source) for source in index.files]:
+        with h5py.File(path, "r") as file:
+            datasets = file["features"].items()
+            places[path] = {name: (data.shape, data.id.get_offset()) for name, data in datasets}
+    return {name: FeatureTable(index, places, name) for name in names}
+
+
+class FeatureTable:
+    """Features of all examples of an index, left on disk; rows are read as they are asked for.
+
+    ``name`` is a pooling (parts joined by + stand side by side) or "handmade"; ``places``: for each
+    file, in the order of the index, name -> (shape, place in the file). With ``context`` k a row
+    also holds the k epochs before and after it in the same night and split; where there is none,
+    NaN.
+    """
+
+    def __init__(self, index: store.ExampleIndex, places: dict, name: str, context: int = 0):
+        self.index, self.places, self.name, self.context = index, places, name, context
+        parts = name.split("+")
+        self.paths = list(places)
+        self._parts = [[places[path][part] for part in parts] for path in self.paths]
+        self.n_single = sum(shape[1] for shape, _ in self._parts[0])
+        self.neighbours = neighbours(index, context) if context else None
+
+    def with_context(self, k: int) -> "FeatureTable":
+        """The same features with the k neighbours on each side."""
+        return FeatureTable(self.index, self.places, self.name, k)
+
+    @property
+    def n_features(self) -> int:
+        return self.n_single * (2 * self.context + 1)
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Features of these positions of the index, (n, F) float32, in their order."""
+        if self.neighbours is None:
+            return self._read_single(positions)
+        columns = []
+        for positions_n in self.neighbours[positions].T:
+            known = positions_n >= 0
+            values = np.full((len(positions), self.n_single), np.nan, np.float32)
+            values[known] = self._read_single(positions_n[known])
+            columns.append(values)
+        return np.concatenate(columns, axis=1)
+
+    def chunks(self, positions: np.ndarray, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """(slice into ``positions``, features) of consecutive pieces of at most ``rows`` rows.
+
+        The next piece is read while the caller works on one.
+        """
+        pieces = [slice(start, start + rows) for start in range(0, len(positions), rows)]
+        yield from in_advance(lambda p: (p, self.read(positions[p])), pieces, 1, 1)
+
+    def _read_single(self, positions: np.ndarray) -> np.ndarray:
+        out = np.empty((len(positions), self.n_single), np.float32)
+        file_of, row_of = self.index.file_of[positions], self.index.row_of[positions]
+        order = np.argsort(file_of, kind="stable")
+        bounds = np.flatnonzero(np.diff(file_of[order], prepend=-1, append=-1))
+        for here in np.split(order, bounds[1:-1]) if len(order) else []:
+            i, column = file_of[here[0]], 0
+            for shape, place in self._parts[i]:
+                part = np.memmap(self.paths[i], np.float16, "r", place, shape)
+                out[here, column : column + shape[1]] = part[row_of[here]]
+                column += shape[1]
+        return out
+
+
+def neighbours(index: store.ExampleIndex, k: int) -> np.ndarray:
+    """Positions of the epochs from k before to k after each epoch, (N, 2k + 1), -1 for none.
+
+    Same study and same split, exactly 30 s apart from one to the next: a gap in the scoring ends
+    the run, and a test epoch is never read for a training epoch.
+    """
+    n = len(index)
+    result = np.full((n, 2 * k + 1), -1, np.int64)
+    result[:, k] = np.arange(n)
+    night_N = index.nights()
+    order = np.lexsort([index.onsets_s, index.split, night_N])
+    for step in range(1, k + 1):
+        early, late = order[:-step], order[step:]
+        same = (night_N[early] == night_N[late]) & (index.split[early] == index.split[late])
+        same &= np.abs(index.onsets_s[late] - index.onsets_s[early] - step * EPOCH_S) < 0.5
+        result[late[same], k - step] = early[same]
+        result[early[same], k + step] = late[same]
+    return result
+
+
+def column_moments(
+    table: FeatureTable, positions: np.ndarray, rows: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and standard deviation of each feature, (F,) float64, and the count of rows that hold
+    a number that is not finite (left out feature by feature). One pass over these positions.
+
+    A feature without spread gets standard deviation 1, as in scikit-learn's StandardScaler.
+    """
+    n_F, mean_F, spread_F = (np.zeros(table.n_features) for _ in range(3))
+    n_bad = 0
+    for _, x_NF in table.chunks(positions, rows):
+        finite_NF = np.isfinite(x_NF)
+        n_bad += int((~finite_NF.all(1)).sum())
+        x_NF = np.where(finite_NF, x_NF, 0).astype(np.float64)
+        n_new_F = finite_NF.sum(0)
+        mean_new_F = x_NF.sum(0) / np.maximum(n_new_F, 1)
+        squares_F = (np.where(finite_NF, x_NF - mean_new_F, 0) ** 2).sum(0)
+        n_both_F = np.maximum(n_F + n_new_F, 1)  # Chan, Golub & LeVeque 1983: merge two moments
+        spread_F += squares_F + (mean_new_F - mean_F) ** 2 * n_F * n_new_F / n_both_F
+        mean_F += (mean_new_F - mean_F) * n_new_F / n_both_F
+        n_F += n_new_F
+    return mean_F, spread_or_one(np.sqrt(spread_F / np.maximum(n_F, 1)), mean_F), n_bad
+
+
+def spread_or_one(sd_F: np.ndarray, mean_F: np.ndarray) -> np.ndarray:
+    """Standard deviations, 1 for a feature without spread beyond float32's rounding of its mean."""
+    return np.where(sd_F > 10 * np.finfo(np.float32).eps * np.abs(mean_F), sd_F, 1)
+
+
+def scale_features(x_NF: np.ndarray, mean_F: np.ndarray, scale_F: np.ndarray) -> np.ndarray:
+    """Standardised features, float32, 0 where they are not finite."""
+    scaled_NF = (x_NF - mean_F.astype(np.float32)) / scale_F.astype(np.float32)
+    return np.nan_to_num(scaled_NF, copy=False, nan=0, posinf=0, neginf=0)
