@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     if (file := settings.inspect) is not None:
         return errors.run_script(
             lambda: errors.require_file(file, "inspect", "give the path of an EDF file"),
-            lambda _: print(report.inspect_recording(file, settings.stand_ins)),
+            lambda _: print(report.inspect_recording(file, settings)),
         )
 
     def work(inputs) -> int:

@@ -78,7 +78,7 @@ def conclusion(trainer: Trainer, outcome: run.Outcome) -> list[str]:
     if progress.n_skipped or progress.n_bad_values:
         lines.append(
             f"{progress.n_skipped:,} steps skipped because the loss was not finite; "
-            f"{progress.n_bad_values:,} values in the data were not finite and taken as 0"
+            f"{progress.n_bad_values:,} values in the data were missing or not finite and held"
         )
     if progress.best_val_loss is not None:
         best = f"{progress.best_val_loss:.4f} at step {progress.best_step:,}"

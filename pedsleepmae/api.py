@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_array
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.checkpoints import load_model
+from pedsleepmae.data import fill_gaps
 from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe.embeddings import embed_arrays
@@ -116,6 +117,7 @@ def examples_from_raw(
     raw: "mne.io.BaseRaw",
     *,
     stand_ins: Mapping[str, list[str]] | None = None,
+    units: Mapping[str, str] | None = None,
     min_channels: int = 4,
     scaling: str = "policy",
     use_annotations: bool = True,
@@ -134,8 +136,9 @@ def examples_from_raw(
     scoring = scoring_from_rows(read_raw_annotations(raw)) if use_annotations else None
     if scoring is not None and not (scoring.stages >= 0).any():
         scoring = None
-    settings = ReadSettings(stand_ins or {}, min_channels, scaling=scaling)
+    settings = ReadSettings(stand_ins or {}, units or {}, min_channels, scaling=scaling)
     examples, _ = examples_to_score(open_raw(raw), scoring, settings, grid_offset_s)
+    fill_gaps(examples.signals)
     examples.signals[~examples.present] = np.nan
     return examples
 

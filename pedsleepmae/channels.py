@@ -7,7 +7,7 @@ CHAT; what stands in for a channel beyond them is the user's to say, in the sett
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 EPOCH_S = 30.0
@@ -141,40 +141,50 @@ def canonical_label(label: str) -> str:
     return _TYPE_WORD.sub("", text)
 
 
-def check_stand_ins(stand_ins: Mapping[str, Sequence[str]]) -> None:
-    """Raise ValueError for a stand-in for what is none of the 16 channels."""
+def check_named(
+    stand_ins: Mapping[str, Sequence[str]], units: Mapping[str, str] | None = None
+) -> None:
+    """Raise ValueError for a stand-in for none of the 16 channels, or a unit that is no voltage."""
     for name in stand_ins:
         if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
-            raise ValueError(
-                f"stand_ins: {name!r} is none of the 16 channels; they are "
-                f"{', '.join(CHANNEL_NAMES)}"
-            )
+            names = ", ".join(CHANNEL_NAMES)
+            raise ValueError(f"stand_ins: {name!r} is none of the 16 channels; they are {names}")
+    for name, unit in (units or {}).items():
+        if unit_in_volts(unit) is None:
+            raise ValueError(f"units: {unit!r} of {name!r} is none of {', '.join(VOLTS)}")
 
 
 def resolve_channels(
-    signals: Sequence[SignalInfo], stand_ins: Mapping[str, Sequence[str]] | None = None
+    signals: Sequence[SignalInfo],
+    stand_ins: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
 ) -> list[Source | Absent]:
     """Source of each of the 16 channels, in their order.
 
     Tried in this order: the channel as it was recorded (also with swapped electrodes: sign -1),
     the difference of two referential signals, the stand-ins that the settings name. Of several
-    signals with one label the first usable one is taken. Raises ValueError as check_stand_ins.
+    signals with one label the first usable one is taken. ``units``: by a signal's label, channel or
+    group of channels (EEG, EOG, EMG), the unit that a file's numbers count whatever it says.
+    Raises ValueError as check_named.
     """
-    check_stand_ins(stand_ins or {})
+    check_named(stand_ins or {}, units)
     stand_ins = {canonical_label(name): labels for name, labels in (stand_ins or {}).items()}
     named: dict[str, list[int]] = {}
     for i, signal in enumerate(signals):
         named.setdefault(canonical_label(signal.label), []).append(i)
+    units = {canonical_label(name): unit for name, unit in (units or {}).items()}
     return [
-        _resolve_channel(channel, signals, named, stand_ins.get(canonical_label(channel.name), ()))
+        _resolve_channel(
+            channel, signals, named, stand_ins.get(canonical_label(channel.name), ()), units
+        )
         for channel in CHANNELS
     ]
 
 
-def _resolve_channel(channel, signals, named, stand_ins) -> Source | Absent:
+def _resolve_channel(channel, signals, named, stand_ins, units) -> Source | Absent:
     problems = []
     for plus, minus, sign, prefix in _candidates(channel, named, stand_ins):
-        source = _source(channel, signals, plus, minus, sign, prefix)
+        source = _source(channel, signals, plus, minus, sign, prefix, units)
         if isinstance(source, Source):
             return source
         problems.append(source.reason)
@@ -217,8 +227,10 @@ def _electrodes(label: str) -> tuple[str, ...]:
     return tuple(ELECTRODE_SYNONYMS.get(part, part) for part in parts)
 
 
-def _source(channel, signals, plus, minus, sign, prefix) -> Source | Absent:
+def _source(channel, signals, plus, minus, sign, prefix, units) -> Source | Absent:
     parts = [signals[plus]] + ([signals[minus]] if minus is not None else [])
+    stated = parts[0].unit
+    parts = [replace(part, unit=_unit_of(part, channel, units)) for part in parts]
     for part in parts:
         if part.problem:
             return Absent(f"{part.label}: {part.problem}")
@@ -239,6 +251,8 @@ def _source(channel, signals, plus, minus, sign, prefix) -> Source | Absent:
         factor = 1.0  # a voltage-tagged OSAT is judged by its values: see signals.percent_factor
     origin = prefix + " - ".join(part.label for part in parts)
     origin = f"-({origin})" if sign < 0 else origin
+    if parts[0].unit != stated:
+        origin += f" (unit {stated or 'blank'} read as {parts[0].unit})"
     return Source(
         plus=plus,
         minus=minus,
@@ -247,6 +261,14 @@ def _source(channel, signals, plus, minus, sign, prefix) -> Source | Absent:
         unit=parts[0].unit,
         origin=origin + (unit_note if channel.kind == "voltage" else ""),
     )
+
+
+def _unit_of(signal: SignalInfo, channel: Channel, units: Mapping[str, str]) -> str:
+    """The unit of a signal: what the settings say of it, of its channel or group, else its own."""
+    place = CHANNELS.index(channel)
+    group = next(name for name, places in CHANNEL_GROUPS.items() if place in places)
+    named = (units.get(canonical_label(name)) for name in (signal.label, channel.name, group))
+    return next((unit for unit in named if unit is not None), signal.unit)
 
 
 def unit_in_volts(unit: str) -> float | None:

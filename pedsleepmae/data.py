@@ -32,9 +32,9 @@ FLOAT16_EXPONENT = np.uint16(0x7C00)  # all of these bits set: infinite or not a
 class Batch:
     """One process's share of a batch of ``batch_size`` examples; B is the length of the share.
 
-    ``x_BCT`` float16 as stored (float32 from wider files), values that were not finite replaced
-    by 0 and counted in ``n_bad``; ``present_BC`` bool; ``rows`` the places of these examples in
-    the whole batch; ``n_present`` the present channels of the whole batch; ``end`` the stream
+    ``x_BCT`` float16 as stored (float32 from wider files), values that were not finite counted in
+    ``n_bad`` and filled by fill_gaps; ``present_BC`` bool; ``rows`` the places of these examples
+    in the whole batch; ``n_present`` the present channels of the whole batch; ``end`` the stream
     position after it.
     """
 
@@ -141,8 +141,7 @@ def _read_signals(
 ) -> tuple[Tensor, Tensor, int]:
     """Signals (B, 16, 3840) copied once, from the mapped file into the batch; present_BC; n_bad.
 
-    Values that are not finite become 0; a channel without others is absent, whatever the index
-    says.
+    A channel without a finite value is absent, whatever the index says.
     """
     files = [map_file(index.files[file]) for file in index.file_of[positions]]
     narrow = all(signals.dtype == np.float16 for signals in files)
@@ -152,16 +151,27 @@ def _read_signals(
     with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32: replaced below
         for i, (signals, row) in enumerate(zip(files, index.row_of[positions], strict=True)):
             out[i] = signals[row]
-    present_BC = index.present[positions]
-    if narrow:  # numpy's isfinite is slow for float16
-        bad = (out.view(np.uint16) & FLOAT16_EXPONENT) == FLOAT16_EXPONENT
+    n_bad, empty_BC = fill_gaps(out)
+    return x_BCT, torch.from_numpy(index.present[positions] & ~empty_BC), n_bad
+
+
+def fill_gaps(x_BCT: np.ndarray) -> tuple[int, np.ndarray]:
+    """Hold values that are not finite at the last one before them, or the first after, in place.
+
+    So a gap in a reading is a level, and no fall that looks like an event. Returns their number,
+    and True for the channels without any other value, (B, C), which become 0.
+    """
+    if x_BCT.dtype == np.float16:  # numpy's isfinite is slow for float16
+        bad_BCT = (x_BCT.view(np.uint16) & FLOAT16_EXPONENT) == FLOAT16_EXPONENT
     else:
-        bad = ~np.isfinite(out)
-    n_bad = int(np.count_nonzero(bad))
-    if n_bad:
-        out[bad] = 0
-        present_BC &= ~bad.all(axis=2)
-    return x_BCT, torch.from_numpy(present_BC), n_bad
+        bad_BCT = ~np.isfinite(x_BCT)
+    empty_BC = bad_BCT.all(axis=2)
+    for at in map(tuple, np.argwhere(bad_BCT.any(axis=2) & ~empty_BC)):
+        good = np.flatnonzero(~bad_BCT[at])
+        before = np.searchsorted(good, np.arange(x_BCT.shape[2]), side="right") - 1
+        x_BCT[at] = x_BCT[at][good[np.maximum(before, 0)]]
+    x_BCT[empty_BC] = 0
+    return int(np.count_nonzero(bad_BCT)), empty_BC
 
 
 def channel_variances(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

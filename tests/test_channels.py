@@ -242,8 +242,8 @@ def test_the_nox_recording_offers_14_channels_through_its_settings_file():
     # An awake adult's EEG has a robust sd of some 5 to 60 uV; its oximeter reads 90 to 100 %.
     for channel in CHANNELS:
         if channel.name.startswith("EEG") and channel.name in found:
-            x, _ = read_channel(recording, channel, found[channel.name])
+            x, _, _ = read_channel(recording, channel, found[channel.name])
             assert 5e-6 < np.subtract(*np.percentile(x, (75, 25))) / 1.349 < 6e-5
     spo2 = CHANNELS[CHANNEL_NAMES.index("SPO2")]
-    x, _ = read_channel(recording, spo2, found["SPO2"])
+    x, _, _ = read_channel(recording, spo2, found["SPO2"])
     assert 90 < np.median(x) <= 100

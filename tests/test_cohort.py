@@ -15,6 +15,7 @@ import pytest
 from pedsleepmae import channels, store, tasks
 from pedsleepmae.errors import SettingsError, UserError, check_bounds
 from pedsleepmae.prepare import annotations, layouts, recordings
+from pedsleepmae.prepare.stages import stage_of
 from pedsleepmae.simulate import batches, cohort, events, health, nch_files
 from pedsleepmae.simulate.cohort import SimulateSettings
 from pedsleepmae.simulate.events import EventRates
@@ -336,10 +337,11 @@ def test_the_tsv_has_nchs_other_rows(small):
     assert {"Montage:NCH_PSG_STANDARD, Ref", "Start Recording", "Video Recording ON"} <= set(texts)
     assert any(text.startswith("Body Position: ") for text in texts)
     assert any(text.lower() == "lights off" for text in texts)
-    known = {*annotations.STAGES, *annotations.EVENTS}
     notes = set(nch_files._NOTES)
     assert notes & set(texts)
-    assert not {note.lower() for note in notes} & known  # a note never counts as an event
+    # A note never counts as a stage or an event.
+    assert not {note.lower() for note in notes} & set(annotations.EVENTS)
+    assert not any(stage_of(note, strict=True) is not None for note in notes)
 
 
 def test_labels_read_back_are_those_of_the_simulated_scoring():

@@ -150,7 +150,7 @@ def test_an_error_of_a_reader_thread_reaches_the_caller(tmp_path):
 
 # ------------------------------------------------------------------ values
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_values_that_are_not_finite_are_replaced_and_counted(tmp_path, dtype):
+def test_values_that_are_not_finite_are_held_and_counted(tmp_path, dtype):
     folder = write_folder(tmp_path, train=[3])
     with h5py.File(folder / "train" / "combined_0.hdf5", "r+") as file:
         signals = file["signals"][()].astype(dtype)
@@ -162,9 +162,20 @@ def test_values_that_are_not_finite_are_replaced_and_counted(tmp_path, dtype):
     assert batch.n_bad == 3
     stream = data.stream(index.file_of, start=0, length=3, seed=0)
     expected = signals[next(stream)].astype(np.float32)
-    np.testing.assert_array_equal(
-        batch.x_BCT.float().numpy(), np.where(np.isfinite(expected), expected, 0)
-    )
+    expected[~np.isfinite(expected)] = signals[1, 2, 2]
+    np.testing.assert_array_equal(batch.x_BCT.float().numpy(), expected)
+
+
+def test_a_gap_is_held_at_the_value_before_it_or_the_first_after():
+    nan = np.nan
+    for dtype in (np.float16, np.float32):
+        x_BCT = np.array(
+            [[[nan, nan, 2, 3, nan, nan, 5], [nan] * 7, [1, 2, 3, 4, 5, 6, nan]]], dtype
+        )
+        n_bad, empty_BC = data.fill_gaps(x_BCT)
+        assert n_bad == 12
+        assert empty_BC.tolist() == [[False, True, False]]
+        assert x_BCT[0].tolist() == [[2, 2, 2, 3, 3, 3, 5], [0] * 7, [1, 2, 3, 4, 5, 6, 6]]
 
 
 def test_the_original_authors_float64_folder_is_read(tmp_path):
@@ -179,7 +190,7 @@ def test_the_original_authors_float64_folder_is_read(tmp_path):
     index = load_index(tmp_path, val_fraction=0, test_fraction=0)
     (batch,) = take(data.training_batches(index, np.arange(6), batch_size=6, seed=0), 1)
     order = next(data.stream(index.file_of, start=0, length=6, seed=0))
-    signals[0, 0, 0] = 0
+    signals[0, 0, 0] = signals[0, 0, 1]
     assert batch.x_BCT.dtype == torch.float32
     assert batch.n_bad == 1
     assert batch.present_BC.all()

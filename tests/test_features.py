@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
-from pedsleepmae.probe.handmade import band_pass, feature_names, handmade_features, window_rms
+from pedsleepmae.probe.handmade import _measures, band_pass, handmade_features, window_rms
 
-NAMES = feature_names()
+SILENCE = np.zeros((1, N_CHANNELS, EPOCH_SAMPLES), np.float32)
+NAMES = [name for name, _, _ in _measures(SILENCE)]
 TIME_S = np.arange(EPOCH_SAMPLES) / RATE_HZ
 C3, SPO2, THORAX, ABDOMEN, FLOW, LEFT_EYE, RIGHT_EYE = 0, 8, 9, 10, 12, 13, 14
 

@@ -133,13 +133,14 @@ def test_0_12_a_400_hz_recording_brings_neither_alias_nor_shift_into_the_example
 
 def test_0_2_the_sign_of_inverted_calibration_reaches_the_examples(tmp_path):
     file = nch_file(seconds=120)
-    file.signals[0].digital = np.repeat([3000, -3000], 60 * 256).astype(np.int16)
+    halves = np.repeat([3000, -3000], 60 * 256)
+    file.signals[0].digital = (halves + np.arange(len(halves)) % 7).astype(np.int16)
     file.write(tmp_path / "5_6.edf")
     write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "2222"))
     examples, _ = build_examples(only_study(tmp_path), SETTINGS)
     microvolt = undo_standard(examples.signals, examples.center, examples.scale)[:, 0] * 1e6
-    assert np.median(microvolt[0]) == pytest.approx(-3000 * 2 * 8711 / 65535, rel=1e-3)
-    assert np.median(microvolt[3]) == pytest.approx(3000 * 2 * 8711 / 65535, rel=1e-3)
+    assert np.median(microvolt[0]) == pytest.approx(-3003 * 2 * 8711 / 65535, rel=1e-3)
+    assert np.median(microvolt[3]) == pytest.approx(2997 * 2 * 8711 / 65535, rel=1e-3)
 
 
 def test_2_chin2_chin1_is_turned_round(tmp_path):
@@ -295,12 +296,12 @@ def test_the_traceback_of_what_nobody_foresaw_is_kept_beside_the_state(tmp_path,
 
 
 def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
-    # The values of every folder that was prepared so far: were they others, all would be made anew.
+    # Values of PREPARE_VERSION 4: were they others, all that is prepared would be made anew.
     for name, size in (("5_6.edf", 300), ("5_6.tsv", 20)):
         (tmp_path / name).write_bytes(b"x" * size)
         os.utime(tmp_path / name, ns=(10**18, 10**18))
     study = layouts.Study(tmp_path / "5_6.edf", tmp_path / "5_6.tsv", 5, 6)
-    assert fingerprint(study, run.PrepareSettings()) == "f020b3fac34978e1"
+    assert fingerprint(study, run.PrepareSettings()) == "7b5dc104207b174c"
     settings = run.PrepareSettings(
         stand_ins={"EEG F4-M1": ["EEG F4-M2"]},
         scaling="fitted",
@@ -311,7 +312,7 @@ def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
         seed=3,
     )
     fitted = {"EEG C3-M2": (1e-6, 2e-4), "SPO2": (96.5, 3.25)}
-    assert fingerprint(study, settings, fitted) == "9d80463d27b65a53"
+    assert fingerprint(study, settings, fitted) == "18e6f4aaa2e43261"
 
 
 # ------------------------------------------------------------------ layouts
@@ -840,7 +841,7 @@ def test_2_inspect_says_why_a_channel_is_absent_as_preparation_does(tmp_path):
     file.signals[12].digital[:] = 12
     file.signals[8].physical = ("0", "0.001")  # an oximeter in no unit that it could have
     file.write(tmp_path / "5_6.edf")
-    lines = inspect_recording(tmp_path / "5_6.edf", {}).splitlines()
+    lines = inspect_recording(tmp_path / "5_6.edf", SETTINGS).splitlines()
     _, outcome = build_examples(only_study(tmp_path), SETTINGS)
     for name, c in (("C-FLOW", 12), ("SPO2", 8)):
         assert lines[2 + c].startswith(name)

@@ -7,6 +7,7 @@ from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS
 from pedsleepmae.prepare.signals import (
     choose_standard,
     cut_epochs,
+    flat_pieces,
     grid_start,
     measure_quality,
     percent_factor,
@@ -116,8 +117,8 @@ def quality(digital, x=None, rate_hz=128.0):
         digital,
         x,
         rate_hz,
+        flat=flat_pieces(digital, 128),
         monotone=monotone,
-        flat_s=1.0,
         digital_range=(-100, 100),
         plausible=(-50, 50),
     )
@@ -131,8 +132,8 @@ def test_8_quality_of_a_signal_that_rises_or_falls_with_its_digits_is_that_of_it
             digital,
             digital * factor + 5,
             128.0,
+            flat=flat_pieces(digital, 128),
             monotone=monotone,
-            flat_s=1.0,
             digital_range=(-100, 100),
             plausible=(-20, 30),
         )

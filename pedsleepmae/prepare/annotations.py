@@ -6,7 +6,6 @@ Event names are matched whole, after lower-casing and stripping: technicians' no
 "not a desat" or "possible obstructive apnea" contain the words and are no scored events.
 """
 
-import math
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -18,17 +17,10 @@ import numpy as np
 
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError
+from pedsleepmae.prepare.stages import LONGEST_S, epochs_of_rows, stage_rows
 from pedsleepmae.tasks import EVENT_KINDS, NOTICE, UNSCORED
 
 ROUNDING_S = 1e-6  # onsets are decimal text: sums of them are off by less than this
-LONGEST_ROW_S = 48 * 3600.0  # a longer stage run or event is a writing error
-
-# AASM stages, and Rechtschaffen & Kales' (1, 2, 3, 4) as older NCH studies and Sleep-EDF have
-# them; 3 and 4 together are N3. `Movement time` has no AASM counterpart.
-STAGES = {"sleep stage w": 0, "sleep stage r": 4}
-STAGES |= {"sleep stage ?": UNSCORED, "movement time": UNSCORED}
-STAGES |= {f"sleep stage n{k}": k for k in (1, 2, 3)}
-STAGES |= {f"sleep stage {k}": min(k, 3) for k in (1, 2, 3, 4)}
 # Scored event -> (label, code), the codes of the original authors. Central and mixed hypopneas,
 # which they left out, are hypopneas that are not called obstructive: code 2.
 _RESPIRATORY = {
@@ -146,9 +138,12 @@ def read_nsrr_xml(path: Path) -> Scoring:
         raise AnnotationError(f"{Path(path).name}: no readable XML ({error})") from error
     rows = []
     for event in root.iter("ScoredEvent"):
-        names = ("Start", "Duration", "EventConcept")
-        start, duration, concept = (event.findtext(name) or "" for name in names)
-        rows.append(_read_row([start, duration, concept.split("|")[0]]))
+        names = ("Start", "Duration", "EventConcept", "EventType")
+        start, duration, concept, kind = (event.findtext(name) or "" for name in names)
+        concept = concept.split("|")[0].strip()
+        if kind.lower().startswith("stages") and concept.lower() not in NSRR_STAGES:
+            concept = f"Sleep stage {concept}"  # so that it is told as an unknown one
+        rows.append(_read_row([start, duration, concept]))
     if not any(rows):
         raise AnnotationError(
             f"{Path(path).name}: no ScoredEvent with Start and Duration; expected NSRR's "
@@ -160,14 +155,13 @@ def read_nsrr_xml(path: Path) -> Scoring:
 def scoring_from_rows(
     rows: Iterable[tuple[float, float, str] | None],
     *,
-    stages: Mapping[str, int] = STAGES,
+    stages: Mapping[str, int] | None = None,
     events: Mapping[str, tuple[str, int]] = EVENTS,
 ) -> Scoring:
     """Scoring of (onset_s, duration_s, description) rows in any order; None: cannot be read.
 
-    Exact duplicates count once. A stage row longer than 30 s is a run of epochs, which a row of its
-    own at one of their onsets overrules. Where two stage rows at one onset disagree, a scored one
-    goes before `?`; two scored ones are both left out, for neither can be trusted.
+    Exact duplicates count once. ``stages``: those of a format with a vocabulary of its own;
+    without, the words that :mod:`stages` knows, whose epochs_of_rows has the rule of the epochs.
     """
     rows = list(rows)
     readable = [row for row in rows if row is not None]
@@ -180,30 +174,16 @@ def scoring_from_rows(
     if len(readable) < len(rows):
         remarks["rows without a numeric onset and duration left out"] = len(rows) - len(readable)
 
-    # Stages by onset, those of rows and those that a longer row runs on to.
-    stage_rows, run_rows, found_events = {}, {}, []
+    found_events, others = [], []
     for onset_s, duration_s, description in dict.fromkeys(readable):
         name = " ".join(description.lower().split())
-        if name not in stages and name not in events:
-            continue
-        if not (math.isfinite(onset_s) and 0 <= duration_s <= LONGEST_ROW_S):
-            remarks["stage or event rows with an impossible time left out"] += 1
-        elif name in stages:
-            stage_rows.setdefault(onset_s, set()).add(stages[name])
-            for i in range(1, int(duration_s / EPOCH_S + ROUNDING_S)):
-                run_rows.setdefault(onset_s + i * EPOCH_S, set()).add(stages[name])
-        else:
+        if name not in events:
+            others.append((onset_s, duration_s, description))
+        elif abs(onset_s) <= LONGEST_S and 0 <= duration_s <= LONGEST_S:
             found_events.append(Event(onset_s, duration_s, *events[name]))
-
-    # One stage an onset, in time order.
-    codes = {t: scored - {UNSCORED} or scored for t, scored in (run_rows | stage_rows).items()}
-    clear = {onset_s: scored.pop() for onset_s, scored in codes.items() if len(scored) == 1}
-    if len(clear) < len(codes):
-        remarks["epochs scored twice and differently left out"] = len(codes) - len(clear)
-    onsets_s = np.array(sorted(clear), float)
-    scored = np.array([clear[onset_s] for onset_s in onsets_s], np.int64)
-    if overlapping := int((np.diff(onsets_s) < EPOCH_S - 1e-3).sum()):
-        remarks["stage rows that begin within 30 s of the one before"] = overlapping
+        else:
+            remarks["stage or event rows with an impossible time left out"] += 1
+    onsets_s, scored = epochs_of_rows(stage_rows(others, stages, remarks), remarks)
     found_events.sort(key=lambda event: (event.onset_s, event.duration_s, event.kind, event.code))
     return Scoring(onsets_s, scored, found_events, [f"{n} {what}" for what, n in remarks.items()])
 

@@ -16,11 +16,12 @@ from pedsleepmae.channels import (
     Absent,
     Channel,
     Source,
-    check_stand_ins,
+    check_named,
     resolve_channels,
     unit_in_volts,
 )
 from pedsleepmae.errors import SettingsError, bounded
+from pedsleepmae.prepare import readings
 from pedsleepmae.prepare.annotations import (
     EpochLabels,
     Scoring,
@@ -33,6 +34,7 @@ from pedsleepmae.prepare.recordings import Recording, RecordingError, open_edf
 from pedsleepmae.prepare.signals import (
     choose_standard,
     cut_epochs,
+    flat_pieces,
     grid_start,
     measure_quality,
     percent_factor,
@@ -58,6 +60,9 @@ class ReadSettings:
     stand_ins: dict[str, list[str]] = field(default_factory=dict)
     """For each of the 16 channels, labels of other signals that may take its place when it is
     absent, first choice first, such as {"EEG C3-M2": ["EEG Fpz-Cz"]}; noted in what is written."""
+    units: dict[str, str] = field(default_factory=dict)
+    """The unit (V, mV, uV, nV) that the numbers of a voltage count, where the files say another: by
+    a signal's label, one of the 16 channels, or EEG, EOG, EMG, such as {"EEG": "uV"}."""
     min_channels: int = bounded(4, 1, N_CHANNELS)
     """A recording with fewer of the 16 channels is refused, with the reason."""
     wake_margin_min: float | None = bounded(None, 0, 1440)
@@ -70,7 +75,7 @@ class ReadSettings:
 
     def check(self) -> None:
         try:
-            check_stand_ins(self.stand_ins)
+            check_named(self.stand_ins, self.units)
         except ValueError as error:
             raise SettingsError(str(error)) from error
 
@@ -177,15 +182,17 @@ def choose_epochs(
 
 def read_channel(
     recording: Recording, channel: Channel, source: Source, span: slice = slice(None)
-) -> tuple[np.ndarray, dict[str, float]]:
-    """A channel in its unit, (n,) float32, and its quality; ``span``: of its native samples.
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """A channel in its unit, (n,) float32; True where it is no reading, (n,); its quality.
 
-    Raises UnusableRecording when an oximeter's numbers do not read as %.
+    ``span``: of its native samples. Raises UnusableRecording when an oximeter's numbers do not read
+    as %, or when no electrode gives such a voltage.
     """
     digital = recording.read_digital(source.plus)
     x = recording.read_source(source, digital)[span]
     digital = digital[span]
     signal = recording.signals[source.plus]
+    kind = channel.name.split()[0]
     if channel.kind == "percent":
         factor = percent_factor(x, unit_in_volts(source.unit))
         if factor is None:
@@ -195,16 +202,28 @@ def read_channel(
                 f"{high:.4g} {source.unit or 'without unit'})"
             )
         x *= np.float32(factor)
-    quality = measure_quality(
-        digital,
-        x,
-        source.rate_hz,
-        monotone=source.minus is None,
-        flat_s=300.0 if channel.kind == "percent" else 1.0,
-        digital_range=(signal.digital_min, signal.digital_max),
-        plausible=PLAUSIBLE.get(channel.name.split()[0], (-np.inf, np.inf)),
-    )
-    return x, asdict(quality)
+    elif channel.kind == "voltage" and source.rate_hz >= readings.ENVELOPE_HZ:
+        swing_v = readings.typical_swing(x, source.rate_hz)
+        refused, remark = readings.judge_voltage(kind, swing_v, source.unit)
+        if refused:
+            raise UnusableRecording(f"{signal.label}: {refused}")
+        if remark:
+            recording.remarks.append(f"{signal.label}: {remark}")
+    n_piece = max(int(source.rate_hz * (300.0 if channel.kind == "percent" else 1.0)), 2)
+    flat = flat_pieces(digital, n_piece)
+    limits = (signal.digital_min, signal.digital_max)
+    plausible = PLAUSIBLE.get(kind, (-np.inf, np.inf))
+    monotone = source.minus is None
+    quality = measure_quality(digital, x, source.rate_hz, flat, monotone, limits, plausible)
+    missing = ~np.isfinite(x) if quality.missing else np.zeros(len(x), bool)
+    if channel.kind == "percent":
+        is_reading = readings.is_reading(x, source.rate_hz)
+        x, missing = readings.hold_short_gaps(x, is_reading, source.rate_hz)
+    elif channel.name != "SNORE":  # may be silent, to the last bit, for minutes
+        missing |= readings.is_lost(flat, n_piece, len(x), source.rate_hz)
+    if channel.name == "CAPNO" and source.unit.strip().lower() == "mmhg":
+        missing |= readings.is_code(x)
+    return x, missing, asdict(replace(quality, missing=float(missing.mean())))
 
 
 def cut_channel(
@@ -212,17 +231,24 @@ def cut_channel(
 ) -> tuple[np.ndarray, dict[str, float]]:
     """One channel's epochs at 128 Hz in its unit, (N, 3840) float32, and its quality.
 
-    Raises UnusableRecording when the channel holds no signal: the filter would turn one value
-    into its own rounding, and scaling that into a signal, so it is the native samples that decide.
+    NaN where it is no reading. Raises UnusableRecording when the channel holds no signal: the
+    filter would turn one value into its own rounding, and scaling that into a signal, so it is the
+    native samples that decide.
     """
     start = grid_start(float(onsets_s[0]), source.rate_hz)
     end = int((onsets_s[-1] + EPOCH_S + FILTER_TAIL_S) * source.rate_hz)
-    x, quality = read_channel(recording, channel, source, slice(start, end))
+    x, missing, quality = read_channel(recording, channel, source, slice(start, end))
     first, last = (int(t * source.rate_hz) - start for t in (onsets_s[0], onsets_s[-1] + EPOCH_S))
     refuse_flat(recording, channel, source, x[first:last])
     is_code = channel.kind == "percent"
     night = resample(x, source.rate_hz, step_hold=is_code, finite=not quality["missing"])
     x_NT = cut_epochs(night, start / source.rate_hz, onsets_s)
+    if quality["missing"]:
+        gaps = resample(missing, source.rate_hz, step_hold=True)
+        x_NT[cut_epochs(gaps, start / source.rate_hz, onsets_s) > 0] = np.nan
+        quality["missing"] = float(np.isnan(x_NT).mean())
+        if quality["missing"] == 1:
+            raise UnusableRecording(f"{source.origin}: no reading in any epoch")
     refuse_flat(recording, channel, source, x_NT)
     return x_NT, quality
 
@@ -230,21 +256,21 @@ def cut_channel(
 def refuse_flat(recording: Recording, channel: Channel, source: Source, x: np.ndarray) -> None:
     """UnusableRecording when all samples are one value; a steady oximeter is a reading."""
     few = x.ravel()[::FLAT_STRIDE]  # a look at these is enough for nearly all channels
-    if channel.kind != "percent" and (few == few[:1]).all() and x.min() == x.max():
+    if channel.kind != "percent" and (few == few[:1]).all() and np.nanmin(x) == np.nanmax(x):
         label = recording.signals[source.plus].label
         raise UnusableRecording(f"{label}: flat, one value throughout")
 
 
 def cut_channels(
-    recording: Recording, onsets_s: np.ndarray, stand_ins: Mapping[str, list[str]]
+    recording: Recording, onsets_s: np.ndarray, settings: ReadSettings
 ) -> Iterator[tuple[Source, np.ndarray, dict[str, float]] | Absent]:
     """The 16 channels one after the other, each as :func:`first_usable` finds its epochs."""
-    return first_usable(recording, stand_ins, partial(cut_channel, onsets_s=onsets_s))
+    return first_usable(recording, settings, partial(cut_channel, onsets_s=onsets_s))
 
 
 def first_usable(
     recording: Recording,
-    stand_ins: Mapping[str, list[str]],
+    settings: ReadSettings,
     read: Callable[[Recording, Channel, Source], tuple[np.ndarray, dict[str, float]]],
 ) -> Iterator[tuple[Source, np.ndarray, dict[str, float]] | Absent]:
     """For each of the 16 channels the first source that ``read`` can use, samples and quality.
@@ -252,7 +278,8 @@ def first_usable(
     Which source that is shows only when its samples are read: of two signals with one label the
     first may be flat, an oximeter may count nonsense.
     """
-    for c, source in enumerate(resolve_channels(recording.signals, stand_ins)):
+    named = (settings.stand_ins, settings.units)
+    for c, source in enumerate(resolve_channels(recording.signals, *named)):
         signals, reasons = list(recording.signals), []
         while isinstance(source, Source):
             try:
@@ -261,7 +288,7 @@ def first_usable(
             except UnusableRecording as error:
                 reasons.append(str(error))
                 signals[source.plus] = replace(signals[source.plus], problem="holds no signal")
-                source = resolve_channels(signals, stand_ins)[c]
+                source = resolve_channels(signals, *named)[c]
         else:
             found = Absent("; ".join(reasons) or source.reason)
         yield found
@@ -293,9 +320,9 @@ def make_examples(
     n = len(labels.onsets_s)
     signals_NCT = np.zeros((n, N_CHANNELS, EPOCH_SAMPLES), np.float16)
     center, scale = np.zeros(N_CHANNELS), np.ones(N_CHANNELS)
-    present = np.zeros(N_CHANNELS, bool)
+    present_NC = np.zeros((n, N_CHANNELS), bool)
     origins, absent, quality = {}, {}, {}
-    found_in_turn = cut_channels(recording, labels.onsets_s, settings.stand_ins)
+    found_in_turn = cut_channels(recording, labels.onsets_s, settings)
     for c, (channel, found) in enumerate(zip(CHANNELS, found_in_turn, strict=True)):
         if isinstance(found, Absent):
             absent[channel.name] = found.reason
@@ -304,11 +331,14 @@ def make_examples(
         center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, fitted)
         standardise(channel, x_NT, center[c], scale[c], settings.clip, out_NT=signals_NCT[:, c])
         origins[channel.name] = source.origin
-        present[c] = True
-    if present.sum() < settings.min_channels:
+        present_NC[:, c] = True
+        if quality[channel.name]["missing"]:
+            present_NC[:, c] = np.isnan(x_NT).mean(axis=1) <= readings.MOST_MISSING
+            signals_NCT[~present_NC[:, c], c] = 0
+    if len(origins) < settings.min_channels:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(absent.items())[:3])
         raise UnusableRecording(
-            f"only {present.sum()} channels, min_channels is {settings.min_channels} ({reasons})"
+            f"only {len(origins)} channels, min_channels is {settings.min_channels} ({reasons})"
         )
     codes = {"sleep": labels.sleep} | labels.events
     examples = Examples(
@@ -317,7 +347,7 @@ def make_examples(
         patient_ids=np.full(n, patient_id),
         study_ids=np.full(n, study_id),
         onsets_s=labels.onsets_s,
-        present=np.tile(present, (n, 1)),
+        present=present_NC,
         center=np.tile(center, (n, 1)),
         scale=np.tile(scale, (n, 1)),
     )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, N_CHANNELS, Absent, Channel, Source
 from pedsleepmae.pages.page import page_template, to_base64
 from pedsleepmae.pages.plots import clean_axes, draw_epoch
-from pedsleepmae.prepare.examples import Outcome, first_usable, read_channel, refuse_flat
+from pedsleepmae.prepare import examples
 from pedsleepmae.prepare.grouping import Grouping
 from pedsleepmae.prepare.recordings import Recording, open_edf
 from pedsleepmae.splits import SPLITS
@@ -27,14 +27,14 @@ N_PICTURES = 4
 
 
 # ------------------------------------------------------------------ one file
-def inspect_recording(path: Path, stand_ins: Mapping[str, list[str]]) -> str:
+def inspect_recording(path: Path, settings: examples.ReadSettings) -> str:
     """Table of the 16 channels of an EDF file: from what, rate, unit, scale, or why absent.
 
     Raises RecordingError when the file cannot be read.
     """
     recording = open_edf(path)
     rows = [("channel", "from", "rate", "unit", "1st to 99th percentile", "remark")]
-    found_in_turn = first_usable(recording, stand_ins, read_whole)
+    found_in_turn = examples.first_usable(recording, settings, read_whole)
     for channel, found in zip(CHANNELS, found_in_turn, strict=True):
         if isinstance(found, Absent):
             rows.append((channel.name, "-", "", "", "", f"absent: {found.reason}"))
@@ -54,9 +54,9 @@ def inspect_recording(path: Path, stand_ins: Mapping[str, list[str]]) -> str:
 
 def read_whole(recording: Recording, channel: Channel, source: Source):
     """A channel's samples of the whole recording and their quality; UnusableRecording for none."""
-    x, quality = read_channel(recording, channel, source)
-    refuse_flat(recording, channel, source, x)
-    return x, quality
+    x, missing, quality = examples.read_channel(recording, channel, source)
+    examples.refuse_flat(recording, channel, source, x)
+    return np.where(missing, np.float32(np.nan), x), quality
 
 
 def _scale_in_words(kind: str, x: np.ndarray) -> str:
@@ -75,7 +75,7 @@ def _quality_in_words(quality: Mapping[str, float]) -> str:
 
 
 # ------------------------------------------------------------------ a run
-def write_report(outcomes: Sequence[Outcome], plan: Grouping, batches_dir: Path) -> Path:
+def write_report(outcomes: Sequence[examples.Outcome], plan: Grouping, batches_dir: Path) -> Path:
     """Write prepare_report.html, which stands alone; its path."""
     usable = [outcome for outcome in outcomes if outcome.usable]
     label_counts = Counter()  # epochs by label and code
@@ -99,7 +99,7 @@ def write_report(outcomes: Sequence[Outcome], plan: Grouping, batches_dir: Path)
     return path
 
 
-def count_reasons(outcomes: Sequence[Outcome]) -> list[tuple[str, int]]:
+def count_reasons(outcomes: Sequence[examples.Outcome]) -> list[tuple[str, int]]:
     """(reason, how many recordings were left out for it), the most frequent first."""
     return Counter(_reason_kind(o.reason) for o in outcomes if not o.usable).most_common()
 
@@ -120,7 +120,7 @@ def split_rows(plan: Grouping) -> list[tuple[str, int, int, int]]:
     return rows
 
 
-def _channel_rows(usable: Sequence[Outcome]) -> list[tuple[str, Counter, Counter]]:
+def _channel_rows(usable: Sequence[examples.Outcome]) -> list[tuple[str, Counter, Counter]]:
     """(channel, where it comes from in how many recordings, why it is absent in how many)."""
     rows = []
     for name in CHANNEL_NAMES:
@@ -130,7 +130,7 @@ def _channel_rows(usable: Sequence[Outcome]) -> list[tuple[str, Counter, Counter
     return rows
 
 
-def _quality_rows(usable: Sequence[Outcome]) -> list[tuple[str, str, str]]:
+def _quality_rows(usable: Sequence[examples.Outcome]) -> list[tuple[str, str, str]]:
     """(study, channel, what is wrong) of the channels worth a look, worst recordings first."""
     rows = [
         (outcome.key, name, words)

@@ -109,31 +109,35 @@ def percent_factor(x: np.ndarray, volts_per_unit: float | None) -> float | None:
     return None
 
 
+def flat_pieces(digital: np.ndarray, n_piece: int) -> np.ndarray:
+    """True for each ``n_piece`` samples of ``digital`` (n,) that are all one value."""
+    pieces = digital[: len(digital) // n_piece * n_piece].reshape(-1, n_piece)
+    # Few have equal ends and middle: only those are looked at sample by sample.
+    ends = pieces[:, [0, 1, n_piece // 2, -1]]
+    flat = (ends == ends[:, :1]).all(axis=1)
+    candidates = pieces[flat]
+    flat[flat] = (candidates == candidates[:, :1]).all(axis=1)
+    return flat
+
+
 def measure_quality(
     digital: np.ndarray,
     x: np.ndarray,
     rate_hz: float,
-    *,
+    flat: np.ndarray,
     monotone: bool,
-    flat_s: float,
     digital_range: tuple[float, float],
     plausible: tuple[float, float],
 ) -> ChannelQuality:
     """Quality of one channel from its samples, digital and physical, both (n,).
 
-    ``monotone``: x rises (or falls) with digital, so that their extremes stand at the same places.
-    ``flat_s`` is the length of a stretch that may not be all one value.
+    ``flat``: its flat_pieces. ``monotone``: x rises (or falls) with digital, so that their extremes
+    stand at the same places.
     """
-    n_piece = max(int(rate_hz * flat_s), 2)
-    pieces = digital[: len(digital) // n_piece * n_piece].reshape(-1, n_piece)
-    # Few stretches have equal ends and middle: only those are looked at sample by sample.
-    ends = pieces[:, [0, 1, n_piece // 2, -1]]
-    candidates = pieces[(ends == ends[:, :1]).all(axis=1)]
-    n_flat = int((candidates == candidates[:, :1]).all(axis=1).sum())
     lowest, highest = digital.argmin(), digital.argmax()  # of NaN, should there be any
     extremes = np.sort(x[[lowest, highest]]) if monotone else (x.min(), x.max())
     return ChannelQuality(
-        flat=n_flat / max(len(pieces), 1),
+        flat=float(flat.mean()) if len(flat) else 0.0,
         clipped=_share_outside(
             digital,
             (digital[lowest], digital[highest]),
@@ -177,11 +181,13 @@ def robust_standard(x_NT: np.ndarray) -> tuple[float, float]:
     (a cannula that was off) the quartiles say nothing, and the 1st and 99th percentile count.
     """
     # Every 8th sample: quantiles of a night to three digits, at an eighth of the sorting.
-    p1, p25, p50, p75, p99 = np.percentile(x_NT[:, ::8], (1, 25, 50, 75, 99))
+    few = x_NT[:, ::8]
+    few = few[np.isfinite(few)]
+    p1, p25, p50, p75, p99 = np.percentile(few, (1, 25, 50, 75, 99))
     spread = (p75 - p25) / _QUARTILES_PER_SD
     if spread < 0.01 * (p99 - p1):
         spread = (p99 - p1) / 4
-    return float(p50), float(spread or x_NT.std() or 1.0)
+    return float(p50), float(spread or few.std() or 1.0)
 
 
 def choose_standard(

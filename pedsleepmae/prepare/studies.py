@@ -37,7 +37,7 @@ from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.prepare.workers import Workers, holder, in_parallel
 
 # Raised when what is written for the same recording and settings changes.
-PREPARE_VERSION = 3
+PREPARE_VERSION = 4
 STATES = ".prepared"
 TRACEBACK_SUFFIX = ".traceback.txt"
 UNUSABLE = (RecordingError, AnnotationError, UnusableRecording)  # named, with the reason
@@ -122,7 +122,7 @@ def _unusable_with_header(study: Study, reason: str, settings: ExampleSettings) 
         recording = open_edf(study.edf)
     except (RecordingError, *UNFORESEEN):
         return _unusable(study, reason)
-    resolved = resolve_channels(recording.signals, settings.stand_ins)
+    resolved = resolve_channels(recording.signals, settings.stand_ins, settings.units)
     sources = dict(zip(CHANNEL_NAMES, resolved, strict=True))
     return replace(
         _unusable(study, reason),
@@ -179,11 +179,11 @@ def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
     moments = {}
     try:
         recording, labels = read_study(study, settings)
-        found_in_turn = cut_channels(recording, labels.onsets_s, settings.stand_ins)
+        found_in_turn = cut_channels(recording, labels.onsets_s, settings)
         for channel, found in zip(CHANNELS, found_in_turn, strict=True):
             if not isinstance(found, Absent):
-                x_NT = found[1].astype(np.float64)
-                moments[channel.name] = (x_NT.size, float(x_NT.sum()), float((x_NT**2).sum()))
+                x_M = found[1][np.isfinite(found[1])].astype(np.float64)
+                moments[channel.name] = (x_M.size, float(x_M.sum()), float((x_M**2).sum()))
     except UNUSABLE:
         moments = {}
     except UNFORESEEN:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from pedsleepmae import machine, store, tasks
 from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.data import sample_batches
+from pedsleepmae.data import fill_gaps, sample_batches
 from pedsleepmae.probe.handmade import handmade_features
 from pedsleepmae.probe.tables import FeatureTable, feature_path, open_tables
 
@@ -151,8 +151,9 @@ def embed_arrays(
     with tqdm(total=len(signals_NCT), desc=title, unit="epoch", disable=title is None) as bar:
         for start in range(0, len(signals_NCT), compute.batch_size):
             rows = slice(start, start + compute.batch_size)
-            x_BCT = torch.from_numpy(np.array(signals_NCT[rows], np.float32))
-            present_BC = torch.from_numpy(np.array(present_NC[rows]))
+            x_BCT = np.array(signals_NCT[rows], np.float32)
+            _, empty_BC = fill_gaps(x_BCT)
+            x_BCT, present_BC = map(torch.from_numpy, (x_BCT, present_NC[rows] & ~empty_BC))
             pieces.append(embed_batch(model, x_BCT, present_BC, [pooling], compute)[pooling])
             bar.update(len(x_BCT))
     return np.concatenate(pieces)

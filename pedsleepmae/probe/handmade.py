@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.signal import welch
 
-from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_SAMPLES, RATE_HZ
+from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, RATE_HZ
 
 FEATURES_VERSION = 1  # raise it when a definition changes: features on disk are then made anew
 
@@ -41,19 +41,13 @@ EOG_LEFT, EOG_RIGHT = CHANNEL_GROUPS["EOG"]
 
 
 def handmade_features(x_NCT: np.ndarray, present_NC: np.ndarray) -> np.ndarray:
-    """Features of standardised epochs (N, 16, 3840), (N, F) float32; F and names: feature_names."""
+    """Features of standardised epochs (N, 16, 3840), (N, F) float32, in the order of _measures."""
     x_NCT = np.nan_to_num(np.asarray(x_NCT, np.float32), posinf=0, neginf=0)
     columns = []
     for _, channels, values_N in _measures(x_NCT):
         known_N = present_NC[:, list(channels)].all(1)
         columns.append(np.where(known_N, values_N, np.nan).astype(np.float32))
     return np.stack(columns, axis=1)
-
-
-def feature_names() -> list[str]:
-    """Name of each feature, such as `EEG C3-M2: log power sigma`."""
-    silence = np.zeros((1, len(CHANNEL_NAMES), EPOCH_SAMPLES), np.float32)
-    return [name for name, _, _ in _measures(silence)]
 
 
 def band_pass(x_XT: np.ndarray, low_hz: float, high_hz: float) -> np.ndarray:

@@ -9,20 +9,8 @@ from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from pedsleepmae import metrics, store
 from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.pages import plots
 from pedsleepmae.pages.page import counted
-from pedsleepmae.pages.plots import (
-    COLOURS,
-    INK,
-    LINE,
-    NAMES,
-    SOFT,
-    STAGE_COLOURS,
-    clean_axes,
-    draw_epoch,
-    draw_stage_line,
-    draw_stage_probabilities,
-    write_title,
-)
 from pedsleepmae.probe.evaluation import Results, TaskResult, auroc_name
 from pedsleepmae.tasks import STAGES, TASKS
 
@@ -33,11 +21,11 @@ MAX_CURVE_POINTS = 1000
 def draw_overview(results: Results) -> Figure:
     """AUROC with interval of every task and source, as in a meta-analysis."""
     tasks = [results.tasks[task] for task in results.fitted]
-    sources = [name for name in COLOURS if any(name in t.by_source for t in tasks)]
+    sources = [name for name in plots.COLOURS if any(name in t.by_source for t in tasks)]
     sources = [name for name in sources if name != "prevalence"]  # always at the dotted line
     step = 1 / (len(sources) + 1.5)
     figure = Figure(figsize=(8.4, 0.9 + 0.22 * len(sources) * len(tasks)), layout="constrained")
-    ax = clean_axes(figure)[0, 0]
+    ax = plots.clean_axes(figure)[0, 0]
     for row, result in enumerate(tasks):
         name = auroc_name(result.task)
         for k, source in enumerate(s for s in sources if s in result.by_source):
@@ -45,11 +33,11 @@ def draw_overview(results: Results) -> Figure:
             if test.figures[name] is None:
                 continue
             if test.ci95[name] is not None:
-                ax.plot(test.ci95[name], [y, y], color=COLOURS[source], lw=2.2, alpha=0.8)
-            label = NAMES[source] if row == 0 else None
-            ax.plot(test.figures[name], y, "o", color=COLOURS[source], ms=5.5, label=label)
-        ax.axhline(row, color=LINE, lw=0.8)
-    ax.axvline(0.5, color=SOFT, lw=0.8, ls=":")
+                ax.plot(test.ci95[name], [y, y], color=plots.COLOURS[source], lw=2.2, alpha=0.8)
+            label = plots.NAMES[source] if row == 0 else None
+            ax.plot(test.figures[name], y, "o", color=plots.COLOURS[source], ms=5.5, label=label)
+        ax.axhline(row, color=plots.LINE, lw=0.8)
+    ax.axvline(0.5, color=plots.SOFT, lw=0.8, ls=":")
     ax.set_yticks([row + 0.5 for row in range(len(tasks))], [TASKS[t.task] for t in tasks])
     ax.set_ylim(len(tasks), 0)
     ax.set_xlabel("AUROC on test (sleep: weighted over stages), 95 % interval", fontsize=9)
@@ -63,15 +51,15 @@ def draw_event(result: TaskResult) -> Figure:
     known = result.label_N >= 0
     label_N = result.label_N[known]
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
-    roc, recall, calibration = clean_axes(figure, 1, 3)[0]
+    roc, recall, calibration = plots.clean_axes(figure, 1, 3)[0]
     if 0 < label_N.sum() < len(label_N):
-        for source in reversed([name for name in COLOURS if name in result.by_source]):
+        for source in reversed([name for name in plots.COLOURS if name in result.by_source]):
             found = result.by_source[source]
             prob_N = found.prob_NK[known, 1]
-            style = {"color": COLOURS[source], "lw": 2.2 if source == "encoder" else 1.3}
+            style = {"color": plots.COLOURS[source], "lw": 2.2 if source == "encoder" else 1.3}
             areas = "{auroc:.3f}, {auprc:.3f}".format(**found.test.figures)
             x, y, _ = roc_curve(label_N, prob_N)
-            roc.plot(*_thinned(x, y), label=f"{NAMES[source]} ({areas})", **style)
+            roc.plot(*_thinned(x, y), label=f"{plots.NAMES[source]} ({areas})", **style)
             precision, sensitivity, _ = precision_recall_curve(label_N, prob_N)
             # Without the made-up last point (sensitivity 0, precision 1) that closes the curve.
             recall.plot(*_thinned(sensitivity[:-1], precision[:-1]), **style)
@@ -81,7 +69,7 @@ def draw_event(result: TaskResult) -> Figure:
         small = {"fontsize": 7.5, "title_fontsize": 7.5}
         figure.legend(handles[::-1], labels[::-1], title=title, **place, **small)
     _finish_roc(roc, "ROC curve")
-    recall.axhline(label_N.mean(), color=SOFT, lw=0.8, ls=":")
+    recall.axhline(label_N.mean(), color=plots.SOFT, lw=0.8, ls=":")
     recall.set_ylim(0, 1.02)
     _label(recall, "sensitivity (recall)", "precision", "Precision-recall curve")
     _draw_reliability(calibration, label_N, result.by_source["encoder"].prob_NK[known, 1])
@@ -94,11 +82,11 @@ def draw_stages(result: TaskResult) -> Figure:
     label_N, found = result.label_N[known], result.by_source["encoder"]
     prob_NK, counts = found.prob_NK[known], found.test.confusion
     figure = Figure(figsize=(10.5, 3.5), layout="constrained")
-    matrix, roc, calibration = clean_axes(figure, 1, 3)[0]
+    matrix, roc, calibration = plots.clean_axes(figure, 1, 3)[0]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     matrix.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.ndindex(share.shape):
-        colour = "white" if share[i, j] > 0.5 else INK
+        colour = "white" if share[i, j] > 0.5 else plots.INK
         text = f"{share[i, j]:.0%}\n{counts[i, j]:,}"
         matrix.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
     matrix.set_xticks(range(5), STAGES)
@@ -108,7 +96,9 @@ def draw_stages(result: TaskResult) -> Figure:
         if 0 < (label_N == k).sum() < len(label_N):
             x, y, _ = roc_curve(label_N == k, prob_NK[:, k])
             area = roc_auc_score(label_N == k, prob_NK[:, k])
-            roc.plot(*_thinned(x, y), color=STAGE_COLOURS[k], lw=1.8, label=f"{stage} {area:.3f}")
+            roc.plot(
+                *_thinned(x, y), color=plots.STAGE_COLOURS[k], lw=1.8, label=f"{stage} {area:.3f}"
+            )
     roc.legend(loc="lower right", fontsize=7, frameon=False)
     _finish_roc(roc, "One stage against the rest (AUROC)")
     _draw_reliability(calibration, label_N == prob_NK.argmax(1), prob_NK.max(1))
@@ -123,19 +113,19 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _label(ax: Axes, x: str, y: str, title: str) -> None:
     ax.set_xlabel(x, fontsize=9)
     ax.set_ylabel(y, fontsize=9)
-    write_title(ax, title)
+    plots.write_title(ax, title)
 
 
 def _finish_roc(ax: Axes, title: str) -> None:
-    ax.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+    ax.plot([0, 1], [0, 1], color=plots.SOFT, lw=0.8, ls=":")
     _label(ax, "1 - specificity", "sensitivity", title)
 
 
 def _draw_reliability(ax: Axes, is_true_N: np.ndarray, prob_N: np.ndarray) -> None:
     table = metrics.reliability(is_true_N, prob_N)
     top = max(0.02, 1.15 * float(table[:, :2].max(initial=0)))
-    ax.plot([0, top], [0, top], color=SOFT, lw=0.8, ls=":")
-    ax.plot(table[:, 0], table[:, 1], "o-", color=COLOURS["encoder"], lw=1.6, ms=4.5)
+    ax.plot([0, top], [0, top], color=plots.SOFT, lw=0.8, ls=":")
+    ax.plot(table[:, 0], table[:, 1], "o-", color=plots.COLOURS["encoder"], lw=1.6, ms=4.5)
     ax.set(xlim=(0, top), ylim=(0, top))
     x = "predicted probability (tenths of the epochs)"
     _label(ax, x, "observed share", "Reliability after recalibration")
@@ -147,15 +137,15 @@ def draw_subgroups(result: TaskResult) -> Figure:
     kinds = result.subgroups.items()
     rows = [(f"{kind} {label}", entry) for kind, group in kinds for label, entry in group.items()]
     figure = Figure(figsize=(6.5, 0.8 + 0.26 * len(rows)), layout="constrained")
-    ax = clean_axes(figure)[0, 0]
+    ax = plots.clean_axes(figure)[0, 0]
     whole = result.by_source["encoder"].test.figures[name]
     if whole is not None:
-        ax.axvline(whole, color=COLOURS["encoder"], lw=0.9, ls=":")
+        ax.axvline(whole, color=plots.COLOURS["encoder"], lw=0.9, ls=":")
     for y, (_, entry) in enumerate(rows):
         if entry["ci95"].get(name) is not None:
-            ax.plot(entry["ci95"][name], [y, y], color=COLOURS["encoder"], lw=2)
+            ax.plot(entry["ci95"][name], [y, y], color=plots.COLOURS["encoder"], lw=2)
         if entry[name] is not None:
-            ax.plot(entry[name], y, "o", color=COLOURS["encoder"], ms=5)
+            ax.plot(entry[name], y, "o", color=plots.COLOURS["encoder"], ms=5)
     labels = [f"{label}  ({counted(entry['n_patients'], 'patient')})" for label, entry in rows]
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -167,10 +157,10 @@ def draw_subgroups(result: TaskResult) -> Figure:
 def draw_failures(index: store.ExampleIndex, failures: Sequence[tuple[int, str]]) -> Figure:
     """Signals of epochs that the probe is surest of and wrong; (position, caption) of each."""
     figure = Figure(figsize=(3.6 * len(failures), 5.2), layout="constrained")
-    axes = clean_axes(figure, 1, len(failures))[0]
+    axes = plots.clean_axes(figure, 1, len(failures))[0]
     signals = store.read_signals(index, np.array([position for position, _ in failures]))
     for ax, (position, caption), x_CT in zip(axes, failures, signals, strict=True):
-        draw_epoch(ax, x_CT, index.present[position], caption, named=ax is axes[0])
+        plots.draw_epoch(ax, x_CT, index.present[position], caption, named=ax is axes[0])
     return figure
 
 
@@ -190,17 +180,19 @@ def draw_night(results: Results, night: int, title: str) -> Figure:
     events = {task: found for task, found in results.fitted.items() if task != "sleep"}
     heights = [1.3, 1.3, 1.0] * (sleep is not None) + [0.5] * len(events)
     figure = Figure(figsize=(10.5, 0.5 + 0.85 * sum(heights)), layout="constrained")
-    axes = list(clean_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
-    write_title(axes[0], title)
+    axes = list(plots.clean_axes(figure, len(heights), 1, sharex=True, height_ratios=heights)[:, 0])
+    plots.write_title(axes[0], title)
     if sleep is not None:
-        draw_stage_line(axes.pop(0), hours, tasks["sleep"].label_N[here], "scored", INK)
-        draw_stage_line(axes.pop(0), hours, sleep.decided_N[here], "predicted", COLOURS["encoder"])
-        draw_stage_probabilities(axes.pop(0), hours, sleep.prob_NK[here])
+        plots.draw_stage_line(axes.pop(0), hours, tasks["sleep"].label_N[here], "scored", plots.INK)
+        plots.draw_stage_line(
+            axes.pop(0), hours, sleep.decided_N[here], "predicted", plots.COLOURS["encoder"]
+        )
+        plots.draw_stage_probabilities(axes.pop(0), hours, sleep.prob_NK[here])
     for ax, (task, found) in zip(axes, events.items(), strict=True):
         prob_N, threshold = found.prob_NK[here, 1], found.probe.threshold
-        ax.vlines(hours, 0, prob_N, color=COLOURS["encoder"], lw=0.7)
+        ax.vlines(hours, 0, prob_N, color=plots.COLOURS["encoder"], lw=0.7)
         if threshold is not None:
-            ax.axhline(threshold, color=SOFT, lw=0.7, ls=":")
+            ax.axhline(threshold, color=plots.SOFT, lw=0.7, ls=":")
         top = max(float(prob_N.max(initial=0)), threshold or 0, 1e-3) * 1.35
         marked = hours[tasks[task].label_N[here] == 1]
         ax.plot(marked, np.full(len(marked), 0.94 * top), "|", color="#b3261e", ms=6, mew=0.9)
@@ -218,16 +210,18 @@ def draw_agreement(results: Results) -> Figure:
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.5 * columns, 2.3 * rows), layout="constrained")
-    axes = clean_axes(figure, rows, columns)
+    axes = plots.clean_axes(figure, rows, columns)
     for ax, name in zip(axes.flat, names, strict=False):
         predicted, scored = nights[f"{name}_predicted"], nights[f"{name}_scored"]
-        ax.plot((predicted + scored) / 2, predicted - scored, "o", color=COLOURS["encoder"], ms=4)
-        ax.axhline(0, color=LINE, lw=0.9)
+        ax.plot(
+            (predicted + scored) / 2, predicted - scored, "o", color=plots.COLOURS["encoder"], ms=4
+        )
+        ax.axhline(0, color=plots.LINE, lw=0.9)
         figures = agreement[name]
         for key, style in (("bias", "-"), ("lower", ":"), ("upper", ":")):
             if figures[key] is not None:
-                ax.axhline(figures[key], color=COLOURS["handmade"], lw=1.1, ls=style)
-        write_title(ax, quantity_in_words(name, results.events_per_epoch))
+                ax.axhline(figures[key], color=plots.COLOURS["handmade"], lw=1.1, ls=style)
+        plots.write_title(ax, quantity_in_words(name, results.events_per_epoch))
         ax.set_xlabel("mean of predicted and scored", fontsize=8)
         ax.set_ylabel("predicted - scored", fontsize=8)
     for ax in axes.flat[len(names) :]:

@@ -124,8 +124,6 @@ def _draw_spo2(ax: Axes, onsets_s: np.ndarray, examples: store.Examples) -> None
     known = np.flatnonzero(examples.present[:, SPO2])
     per_second = _physical(examples, known, SPO2)[:, :: int(RATE_HZ)]
     seconds = onsets_s[known][:, None] + np.arange(per_second.shape[1])
-    # A probe that is off reads 0 or a code above 100: no saturation, so a gap.
-    per_second = np.where((per_second > 40) & (per_second <= 101), per_second, np.nan)
     for run in _adjoining(onsets_s[known]):
         ax.plot(seconds[run].ravel() / 3600, per_second[run].ravel(), lw=0.7, color="#6a4c93")
     lowest = np.nanpercentile(per_second, 0.5) if np.isfinite(per_second).any() else 90

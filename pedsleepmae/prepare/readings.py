@@ -1,0 +1,117 @@
+"""What is a reading and what is none: scale of a voltage, an oximeter that is off, a lost channel.
+
+A file can say one thing and mean another: numbers of microvolts under the unit V, 0 % where the
+oximeter was off, one value for hours where a belt came loose. None of it may pass for a signal.
+"""
+
+import numpy as np
+
+from pedsleepmae.channels import VOLTS, unit_in_volts
+
+# Typical swing (sd within a second, median over the night), volts. EEG and EOG of sleep have 5 to
+# 100 uV (AASM scores slow waves above 75 uV peak to peak), chin EMG 1 to 50; an amplifier's own
+# noise is 0.2 to 1 uV. Beyond USED_VOLTS no electrode is behind the numbers, for a wrong unit is
+# off by 1,000 at least; outside USUAL_VOLTS a channel is used and remarked on.
+USED_VOLTS = (1e-7, 2e-3)
+USUAL_VOLTS = (5e-7, 5e-4)
+TYPICAL_VOLTS = (2e-6, 2e-4)  # what the likely unit would bring it to
+ENVELOPE_HZ = 10.0  # a "voltage" of a lower rate is an envelope, whose swing says nothing
+LOOKS = 400  # seconds of the night that are looked at
+FEWEST_SAMPLES = 32  # in a look
+
+# Oximeters show 50 to 100 %; 0 and 0.1 are "off", 102 and 127 are codes.
+READING_PERCENT = (50.0, 101.0)
+STEP_PERCENT = 10.0  # within a second; in the deepest apneas saturation falls by 3 % a second
+STEP_BACK_S = 180.0  # after which a new level is believed
+HELD_S = 10.0  # a gap up to this long is held: no shorter desaturation is scored (AASM)
+CO2_MMHG = (-15.0, 150.0)
+LOST_S = 60.0  # no breath, heart or brain leaves an amplifier at one value for so long
+MOST_MISSING = 0.5  # an epoch that misses more of a channel does not have it
+
+
+# ------------------------------------------------------------------ voltages
+def typical_swing(x: np.ndarray, rate_hz: float) -> float:
+    """Median of the sd within a second, in the unit of ``x`` (n_native,): drift does not count."""
+    n = max(int(rate_hz), FEWEST_SAMPLES)
+    looks = x[: len(x) // n * n].reshape(-1, n) if len(x) >= n else x[None]
+    swing = looks[:: max(len(looks) // LOOKS, 1)].std(axis=1, dtype=np.float64)
+    return float(np.median(swing[swing > 0])) if (swing > 0).any() else 0.0
+
+
+def judge_voltage(kind: str, swing_v: float, unit: str) -> tuple[str, str]:
+    """(why it is no electrode's signal, what is remarkable), each "" where there is nothing.
+
+    ``kind`` is EEG, EOG or EMG; ``swing_v`` a typical swing in volts (0 for a flat signal, which
+    others judge); ``unit`` the one that the file states, for the likely one beside it.
+    """
+    if swing_v == 0 or USUAL_VOLTS[0] <= swing_v <= USUAL_VOLTS[1]:
+        return "", ""
+    text = f"a typical swing of {_in_volts(swing_v)} under the unit {unit or 'blank'}"
+    stated = unit_in_volts(unit) or VOLTS["uV"]
+    low, high = TYPICAL_VOLTS
+    likely = [name for name, v in VOLTS.items() if low <= swing_v / stated * v <= high]
+    if likely:
+        text += f", as {kind} has under {likely[0]}; the setting units puts it right"
+    return ("", text) if USED_VOLTS[0] <= swing_v <= USED_VOLTS[1] else (text, "")
+
+
+def _in_volts(value: float) -> str:
+    units = {"V": 1.0, "mV": 1e-3, "uV": 1e-6, "nV": 1e-9, "pV": 1e-12}
+    name = next((name for name, factor in units.items() if value >= factor), "pV")
+    return f"{value / units[name]:.3g} {name}"
+
+
+# ------------------------------------------------------------------ oximeter
+def is_reading(percent: np.ndarray, rate_hz: float) -> np.ndarray:
+    """True where an oximeter's numbers, (n_native,) in %, are a reading.
+
+    Not outside what it can show, and not between a fall that no blood makes and the return from it.
+    """
+    ok = (percent >= READING_PERCENT[0]) & (percent <= READING_PERCENT[1])
+    n = max(round(rate_hz), 1)
+    if rate_hz < 0.9:  # values that are minutes apart may differ by anything
+        return ok
+    second_s = np.where(ok, percent, np.nan)[::n]
+    for fall in np.flatnonzero(second_s[:-1] - second_s[1:] > STEP_PERCENT):
+        if np.isnan(second_s[fall]):
+            continue  # within a fall before
+        after_s = second_s[fall + 1 : fall + 1 + int(STEP_BACK_S)]
+        back = np.flatnonzero(after_s > second_s[fall] - STEP_PERCENT / 2)
+        if len(back):
+            second_s[fall + 1 : fall + 1 + back[0]] = np.nan
+            # The samples between two looks belong to the fall and the return.
+            ok[fall * n + 1 : (fall + 1 + back[0]) * n] = False
+    return ok
+
+
+def hold_short_gaps(x: np.ndarray, ok: np.ndarray, rate_hz: float) -> tuple[np.ndarray, np.ndarray]:
+    """``x`` (n,) with gaps up to HELD_S at the last reading before them; True in longer gaps."""
+    held, missing = x.copy(), np.zeros(len(x), bool)
+    for first, end in runs_of(~ok):
+        if first > 0 and end - first <= HELD_S * rate_hz:
+            held[first:end] = x[first - 1]
+        else:
+            missing[first:end] = True
+    return held, missing
+
+
+# ------------------------------------------------------------------ lost channels
+def is_lost(flat: np.ndarray, n_piece: int, n: int, rate_hz: float) -> np.ndarray:
+    """True for samples, (n,), in LOST_S or more of one value; ``flat``: by ``n_piece`` samples."""
+    lost = np.zeros(n, bool)
+    for first, end in runs_of(flat):
+        if (end - first) * n_piece >= LOST_S * rate_hz:
+            lost[first * n_piece : end * n_piece] = True
+    return lost
+
+
+def is_code(mmhg: np.ndarray) -> np.ndarray:
+    """True where CO2, (n,), is none; nowhere when most of it is so: then the scale is another."""
+    outside = (mmhg < CO2_MMHG[0]) | (mmhg > CO2_MMHG[1])
+    return outside & (outside.mean() < 0.5)
+
+
+def runs_of(mask: np.ndarray) -> list[tuple[int, int]]:
+    """(first, end) of each run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

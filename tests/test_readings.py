@@ -1,0 +1,149 @@
+"""What is no reading is never a signal: wrong units, an oximeter that is off, lost belts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edf_files import Signal, nch_file, stage_rows, write_tsv
+
+from pedsleepmae.channels import CHANNEL_NAMES
+from pedsleepmae.prepare import layouts
+from pedsleepmae.prepare.examples import ExampleSettings, build_examples
+from pedsleepmae.prepare.readings import hold_short_gaps, is_reading, judge_voltage, runs_of
+from pedsleepmae.prepare.signals import undo_standard
+
+SPO2, CAPNO, CHEST, EEG = (
+    CHANNEL_NAMES.index(n) for n in ("SPO2", "CAPNO", "RESP THORACIC", "EEG C3-M2")
+)
+SECONDS = 600
+
+
+def examples_of(folder: Path, file, **settings):
+    file.write(folder / "5_6.edf")
+    write_tsv(folder / "5_6.tsv", stage_rows(0.0, "23" * 10))
+    (study,) = layouts.find_studies(folder, "nch")
+    return build_examples(study, ExampleSettings(**settings))
+
+
+def with_signal(channel: int, x: np.ndarray, unit: str, low: float, high: float):
+    """A file of noise whose ``channel`` holds ``x`` at 4 samples a second."""
+    file = nch_file(seconds=SECONDS)
+    digital = np.round((x - low) / (high - low) * 65535 - 32768).astype(np.int16)
+    label = file.signals[channel].label
+    file.signals[channel] = Signal(label, digital, 16, unit, (f"{low:g}", f"{high:g}"))
+    return file
+
+
+def in_units(file, unit: str, physical: tuple[str, str]):
+    for signal in file.signals:
+        if signal.label.startswith(("EEG", "EOG", "EMG")):
+            signal.unit, signal.physical = unit, physical
+    return file
+
+
+# ------------------------------------------------------------------ voltages
+@pytest.mark.parametrize(
+    ("unit", "physical", "likely"),
+    [("V", ("8711", "-8711"), "uV"), ("mV", ("8711", "-8711"), "uV"),
+     ("uV", ("0.00871", "-0.00871"), "V"), ("uV", ("8.711", "-8.711"), "mV")],
+)  # fmt: skip
+def test_numbers_that_no_electrode_gives_are_absent_with_the_likely_unit(
+    tmp_path, unit, physical, likely
+):
+    file = in_units(nch_file(seconds=SECONDS), unit, physical)
+    examples, outcome = examples_of(tmp_path, file)
+    for name in CHANNEL_NAMES:
+        if name.startswith(("EEG", "EOG", "EMG")):
+            assert f"under {likely}; the setting units puts it right" in outcome.absent[name]
+    assert examples.present.sum(axis=1).tolist() == [6] * 20
+    wrong = examples.signals[:, EEG]
+    assert not wrong.any()
+
+
+def test_the_setting_units_puts_a_wrong_unit_right(tmp_path):
+    right, _ = examples_of(tmp_path / "a", nch_file(seconds=SECONDS))
+    file = in_units(nch_file(seconds=SECONDS), "V", ("8711", "-8711"))
+    units = {"EEG": "uV", "EOG": "uV", "EMG CHIN1-CHIN2": "uV"}
+    mended, outcome = examples_of(tmp_path / "b", file, units=units)
+    assert not outcome.absent
+    np.testing.assert_array_equal(mended.signals, right.signals)
+
+
+@pytest.mark.parametrize(
+    ("swing_v", "used"), [(3e-7, True), (1e-3, True), (1.5e-5, True), (5e-8, False)]
+)
+def test_between_usual_and_impossible_a_channel_is_used_and_remarked_on(swing_v, used):
+    refused, remark = judge_voltage("EEG", swing_v, "uV")
+    assert bool(refused) is not used
+    assert bool(remark) is (used and not 5e-7 <= swing_v <= 5e-4)
+
+
+# ------------------------------------------------------------------ oximeter
+@pytest.mark.parametrize("code", [0.0, 0.1, 102.0, 127.0])
+def test_an_oximeter_that_is_off_is_missing_and_no_desaturation(tmp_path, code):
+    t = np.arange(SECONDS * 4) / 4
+    x = np.where((t // 60) % 3 == 1, code, 96 + np.sin(t / 40))
+    examples, outcome = examples_of(tmp_path, with_signal(SPO2, x, "%", 0, 130))
+    percent = undo_standard(examples.signals, examples.center, examples.scale)[:, SPO2]
+    off = (30 * np.arange(20) // 60) % 3 == 1
+    assert examples.present[:, SPO2].tolist() == (~off).tolist()
+    assert np.nanmin(percent[~off]) > 94.5
+    assert np.nanmax(percent[~off]) < 97.5
+    assert outcome.quality["SPO2"]["missing"] == pytest.approx(off.mean(), abs=0.02)
+
+
+def test_a_gap_within_an_epoch_is_marked_and_a_short_one_held(tmp_path):
+    t = np.arange(SECONDS * 4) / 4
+    x = np.full(len(t), 97.0)
+    x[(t >= 32) & (t < 44)] = 0.0  # 12 s: missing
+    x[(t >= 65) & (t < 70)] = 127.0  # 5 s: held
+    examples, _ = examples_of(tmp_path, with_signal(SPO2, x, "%", 0, 130))
+    percent = undo_standard(examples.signals, examples.center, examples.scale)[:, SPO2]
+    missing = np.isnan(percent)
+    assert missing[1].sum() == 12 * 128
+    assert missing[1, 2 * 128 : 14 * 128].all()
+    assert not missing[2].any()
+    np.testing.assert_allclose(percent[2], 97, atol=0.1)
+    assert examples.present[:3, SPO2].all()
+
+
+def test_a_step_that_no_blood_makes_is_no_reading_but_a_deep_desaturation_is():
+    x = np.full(600 * 4, 97.0)
+    x[400:640] = 70.0  # a jump of 27 % within a sample
+    x[1200:1280] = 97 - np.arange(80) / 4  # 1 % a second, down to 77 %
+    x[1280:1360] = 77 + np.arange(80) / 4
+    assert [(a // 4, b // 4) for a, b in runs_of(~is_reading(x, 4.0))] == [(99, 160)]
+
+
+def test_a_level_that_stays_is_believed():
+    x = np.full(900, 97.0)
+    x[300:] = 80.0
+    assert is_reading(x, 1.0).all()
+
+
+def test_gaps_are_held_at_the_reading_before_them():
+    x = np.array([95.0, 96, 0, 0, 97, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 98])
+    held, missing = hold_short_gaps(x, x > 50, rate_hz=1.0)
+    assert held[:5].tolist() == [95, 96, 96, 96, 97]
+    assert np.flatnonzero(missing).tolist() == list(range(5, 16))
+
+
+# ------------------------------------------------------------------ lost channels
+@pytest.mark.parametrize("channel", [CAPNO, CHEST, EEG])
+def test_a_channel_that_is_lost_for_minutes_is_missing_there(tmp_path, channel):
+    rng = np.random.default_rng(0)
+    t = np.arange(SECONDS * 4) / 4
+    x = np.where((t >= 120) & (t < 240), 0.0, 50 * np.sin(t * 2) + rng.normal(0, 20, len(t)))
+    examples, outcome = examples_of(tmp_path, with_signal(channel, x, "uV", -500, 500))
+    assert examples.present[:, channel].tolist() == [not 4 <= i < 8 for i in range(20)]
+    assert not examples.signals[4:8, channel].any()
+    name = CHANNEL_NAMES[channel]
+    assert outcome.quality[name]["missing"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_flat_line_of_an_apnea_is_a_signal(tmp_path):
+    t = np.arange(SECONDS * 4) / 4
+    x = np.where((t >= 120) & (t < 160), 0.0, 38 * (np.sin(t * 2) > 0))
+    examples, _ = examples_of(tmp_path, with_signal(CAPNO, x, "mmHg", -10, 100))
+    assert examples.present[:, CAPNO].all()
+    assert np.isfinite(examples.signals[:, CAPNO]).all()
