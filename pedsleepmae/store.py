@@ -370,7 +370,7 @@ def load_index(
             f"{batches_dir}: its batch files come from {len(runs)} different runs of script "
             "1; run script 1 again, or delete the folder's train/, val/ and test/ first"
         )
-    data = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    data = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # (N, …)
     ((stored_hash, disjoint, simulated, scaling),) = runs
     split = data["split"]
     if "" in by_split:

@@ -331,7 +331,7 @@ def make_examples(
         center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, fitted)
         standardise(channel, x_NT, center[c], scale[c], settings.clip, out_NT=signals_NCT[:, c])
         origins[channel.name] = source.origin
-        present_NC[:, c] = True
+        present_NC[:, c] = True  # but in epochs that miss most of it
         if quality[channel.name]["missing"]:
             present_NC[:, c] = np.isnan(x_NT).mean(axis=1) <= readings.MOST_MISSING
             signals_NCT[~present_NC[:, c], c] = 0
@@ -340,7 +340,7 @@ def make_examples(
         raise UnusableRecording(
             f"only {len(origins)} channels, min_channels is {settings.min_channels} ({reasons})"
         )
-    codes = {"sleep": labels.sleep} | labels.events
+    codes = {"sleep": labels.sleep} | labels.events  # written, and counted for studies.csv
     examples = Examples(
         signals=signals_NCT,
         labels=codes,
