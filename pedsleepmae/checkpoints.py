@@ -7,6 +7,7 @@ resuming needs (TO_RESUME). A published one may lie in two files, the decoder's 
 
 import hashlib
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -186,9 +187,8 @@ def _write_sums(sums: Path, listed: Mapping[str, str]) -> None:
 
 def _read_sums(sums: Path) -> dict[str, str]:
     """SHA-256 by file name; empty without the file."""
-    if not sums.is_file():
-        return {}
-    return dict(line.split()[::-1] for line in sums.read_text("utf-8").splitlines() if line)
+    text = sums.read_text("utf-8", "replace") if sums.is_file() else ""
+    return {name: s for s, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", text, re.MULTILINE)}
 
 
 def file_sha256(path: Path) -> str:

@@ -308,8 +308,10 @@ def write_grouping_state(batches_dir: Path, fingerprint: str, *, complete: bool)
 
 def read_grouping_state(batches_dir: Path) -> dict:
     """{"fingerprint": of the plan, "complete": bool}; {} for folders that script 1 did not make."""
-    path = Path(batches_dir) / GROUPING_STATE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with contextlib.suppress(OSError, ValueError):  # none, or a damaged one, which counts as none
+        state = json.loads((Path(batches_dir) / GROUPING_STATE).read_text(encoding="utf-8"))
+        return state if isinstance(state, dict) else {}
+    return {}
 
 
 def map_signals(path: Path) -> np.ndarray:

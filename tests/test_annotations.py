@@ -349,3 +349,11 @@ def test_predictions_of_script_4_are_no_scoring():
     rows = [(0.0, 0.0, NOTICE), (0.0, 30.0, "Sleep stage N2")]
     with pytest.raises(AnnotationError, match="own predictions"):
         scoring_from_rows(rows)
+
+
+@pytest.mark.parametrize("encoding", ["UTF1e5", "idna", "utf-16", "no such one"])
+def test_an_xml_of_an_encoding_that_cannot_be_read_is_refused_by_name(tmp_path, encoding):
+    path = tmp_path / "1-nsrr.xml"
+    path.write_text(f'<?xml version="1.0" encoding="{encoding}"?><PSGAnnotation/>')
+    with pytest.raises(AnnotationError, match=r"1-nsrr\.xml"):
+        read_nsrr_xml(path)

@@ -267,3 +267,12 @@ def test_equal_and_unknown_scalings_are_no_reason_to_warn(theirs, ours):
 
 def test_another_scaling_is_named_with_the_remedy():
     assert "--scaling original" in other_scaling("original", "policy")
+
+
+@pytest.mark.parametrize("line", ["{sum} *{name}", "{sum}  {name}", "# no sum\n{sum}  {name}"])
+def test_a_wrong_sum_is_found_in_each_form_that_sha256sum_writes(tmp_path, line):
+    path = tmp_path / "my model.pt"
+    path.write_bytes(b"weights")
+    (tmp_path / checkpoints.SUMS_NAME).write_text(line.format(sum="0" * 64, name=path.name))
+    with pytest.raises(CheckpointError, match="changed or damaged"):
+        checkpoints.check_sum(path)

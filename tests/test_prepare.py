@@ -315,6 +315,25 @@ def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
     assert fingerprint(study, settings, fitted) == "18e6f4aaa2e43261"
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"of": "another version"}'])
+def test_a_damaged_state_of_a_recording_counts_as_not_there(tmp_path, content):
+    nch_study(tmp_path, "5_6")
+    study, examples = only_study(tmp_path), tmp_path / "examples"
+    settings = run.PrepareSettings()
+    made = prepare_study(study, settings, examples)
+    state = examples / ".prepared" / "5_6.json"
+    assert finished_outcome(study, settings, examples) == made
+    state.write_bytes(content)
+    assert finished_outcome(study, settings, examples) is None
+
+
+def test_control_characters_of_a_label_never_reach_the_terminal(tmp_path):
+    file = nch_file(seconds=60)
+    file.signals[0].label = "EEG C3-M2\x1b[2J"
+    table = inspect_recording(file.write(tmp_path / "5_6.edf"), SETTINGS)
+    assert "\x1b" not in table
+
+
 # ------------------------------------------------------------------ layouts
 @pytest.mark.parametrize(
     ("sleep", "health"), [("Sleep_Data", "Health_Data"), ("sleep_data", "health_data")]

@@ -224,3 +224,9 @@ def test_a_batch_file_that_lacks_something_is_named(tmp_path, dataset, message):
             file["signals"] = np.zeros((4, 16, 100), np.float16)
     with pytest.raises(StoreError, match=rf"combined_0\.hdf5: .*{message}"):
         store.load_index(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_a_damaged_state_of_the_grouping_counts_as_not_there(tmp_path, content):
+    (tmp_path / store.GROUPING_STATE).write_bytes(content)
+    assert store.read_grouping_state(tmp_path) == {}

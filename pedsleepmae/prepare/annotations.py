@@ -134,7 +134,7 @@ def read_nsrr_xml(path: Path) -> Scoring:
     """
     try:
         root = ET.parse(path).getroot()
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # the latter: of odd encodings
         raise AnnotationError(f"{Path(path).name}: no readable XML ({error})") from error
     rows = []
     for event in root.iter("ScoredEvent"):

@@ -79,8 +79,7 @@ def is_reading(percent: np.ndarray, rate_hz: float) -> np.ndarray:
         back = np.flatnonzero(after_s > second_s[fall] - STEP_PERCENT / 2)
         if len(back):
             second_s[fall + 1 : fall + 1 + back[0]] = np.nan
-            # The samples between two looks belong to the fall and the return.
-            ok[fall * n + 1 : (fall + 1 + back[0]) * n] = False
+            ok[fall * n + 1 : (fall + 1 + back[0]) * n] = False  # also what lies between two looks
     return ok
 
 

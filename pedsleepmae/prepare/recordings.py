@@ -19,7 +19,7 @@ from pedsleepmae.channels import EPOCH_S, SignalInfo, Source
 from pedsleepmae.errors import UserError
 
 # What edfio raises on headers that are none. OSError is the disk's, and may pass.
-_HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError)
+_HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError, NameError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
 _CACHED_SAMPLES = 1 << 16  # 256 kB of float32: stays in the processor's cache from step to step
@@ -206,13 +206,14 @@ def read_raw_annotations(raw: "mne.io.BaseRaw") -> list[tuple[float, float, str]
 
 def _signal_info(signal: edfio.EdfSignal, record_s: float) -> SignalInfo:
     """Header of one signal; a field that cannot be read becomes its ``problem``."""
+    label = "".join(c if c.isprintable() else "?" for c in signal.label)
     try:
         n_record = signal.samples_per_data_record
         ranges = (signal.physical_min, signal.physical_max, signal.digital_min, signal.digital_max)
-        info = SignalInfo(signal.label, signal.physical_dimension, n_record / record_s, *ranges)
+        info = SignalInfo(label, signal.physical_dimension, n_record / record_s, *ranges)
     except ValueError as error:
         problem = f"header field cannot be read ({_one_line(error)})"
-        return SignalInfo(signal.label, "", *[np.nan] * 5, problem)
+        return SignalInfo(label, "", *[np.nan] * 5, problem)
     problem = ""
     if n_record < 1:
         problem = "has no samples"

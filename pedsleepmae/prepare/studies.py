@@ -5,6 +5,7 @@ fingerprint of everything that it depends on: a run that was killed goes on from
 changed setting or file makes anew what depends on it and nothing else.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -172,7 +173,7 @@ def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
     """
     mark = fingerprint(study, settings)
     path = examples_dir / STATES / f"{study.key}.moments.json"
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["fingerprint"] == mark:
             return stored["moments"]
@@ -227,12 +228,10 @@ def finished_outcome(
     if study.problem:
         return _unusable_with_header(study, study.problem, settings)
     path = examples_dir / STATES / f"{study.key}.json"
-    if not path.exists():
-        return None
-    outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
     try:
+        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
         return outcome if outcome.fingerprint == fingerprint(study, settings, fitted) else None
-    except OSError:  # a file is gone since the folder was listed
+    except (OSError, ValueError, TypeError):  # none, a damaged one, or a file is gone by now
         return None
 
 

@@ -32,7 +32,7 @@ def read_studies(batches_dir: Path) -> pd.DataFrame | None:
     path = Path(batches_dir) / "studies.csv"
     if not path.exists():
         return None
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, encoding_errors="replace", on_bad_lines="warn")
     if not set(NIGHT) <= set(table.columns):
         return None
     studies = table.dropna(subset=NIGHT).drop_duplicates(NIGHT).set_index(NIGHT)

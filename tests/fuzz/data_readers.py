@@ -66,7 +66,9 @@ def _write_studies(outcomes: list[Outcome], folder: Path) -> None:
 
 
 def inspect(folder: Path, _rng: np.random.Generator) -> None:
-    require_printable(inspect_recording(folder / "1_2.edf", {}), "the table of --inspect")
+    require_printable(
+        inspect_recording(folder / "1_2.edf", ExampleSettings()), "the table of --inspect"
+    )
 
 
 def build_hypnogram(folder: Path) -> None:
