@@ -19,7 +19,7 @@ tour: demo
 	$(RUN) 6_generate_signals.py --config configs/demo/generate.yaml
 
 test: $(INSTALLED) lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	.venv/bin/ruff format --check .
