@@ -485,11 +485,9 @@ def _open_batch(path: Path) -> h5py.File:
 def _check_datasets(path: Path, file: h5py.File) -> None:
     """StoreError unless a batch file holds what scripts 2 and 3 read, in the right shape."""
     wanted = ["signals", *(dataset for _, dataset in LABELS.values()), "patient_ids", "study_ids"]
-    missing = [name for name in wanted if name not in file]
-    if missing:
+    if missing := [name for name in wanted if name not in file]:
         raise StoreError(f"{path}: holds no {missing[0]}; delete it and run script 1 again")
-    shape = file["signals"].shape
-    if shape[1:] != (N_CHANNELS, EPOCH_SAMPLES):
+    if (shape := file["signals"].shape)[1:] != (N_CHANNELS, EPOCH_SAMPLES):
         raise StoreError(
             f"{path}: its signals have the shape {shape}; (n, {N_CHANNELS}, {EPOCH_SAMPLES}) is "
             "needed: run script 1 again"
