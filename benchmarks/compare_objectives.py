@@ -38,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from pedsleepmae import data, metrics
 from pedsleepmae.checkpoints import load_model
+from pedsleepmae.disk import write_whole
 from pedsleepmae.model import (
     POOLINGS,
     MaskedAutoencoder,
@@ -49,7 +50,7 @@ from pedsleepmae.model import (
 )
 from pedsleepmae.pretrain import monitor, trainer
 from pedsleepmae.pretrain.run import open_trainer, pretrain
-from pedsleepmae.store import ExampleIndex, load_index, write_whole
+from pedsleepmae.store import ExampleIndex, load_index
 from pedsleepmae.tasks import N_CLASSES, task_labels
 
 SECOND = 8  # patches of 16 samples

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pedsleepmae import store
+from pedsleepmae import disk, store
 from pedsleepmae.channels import EPOCH_SAMPLES
+from pedsleepmae.disk import write_whole
 from pedsleepmae.errors import ProbeError, UserError
 from pedsleepmae.model import MaskedAutoencoder, ModelSettings
-from pedsleepmae.store import write_whole
 
 FORMAT = "pedsleepmae"
 VERSION = 1
@@ -182,7 +182,7 @@ def forget_sum(*paths: Path) -> None:
 
 def _write_sums(sums: Path, listed: Mapping[str, str]) -> None:
     """SHA256SUMS as sha256sum writes and checks it."""
-    store.write_text(sums, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)))
+    disk.write_text(sums, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)))
 
 
 def _read_sums(sums: Path) -> dict[str, str]:

@@ -1,14 +1,17 @@
-"""The machine: device, precision, its own rate and memory, the processes of a run."""
+"""The machine: device, precision, rate, memory; the processes of a run, the folder it holds."""
 
 import ctypes
+import errno
+import fcntl
 import os
 import platform
 import resource
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pedsleepmae.errors import UserError
+from pedsleepmae.errors import SettingsError, UserError
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough to reach the peak
 MATMUL_SECONDS = 0.5
@@ -187,3 +190,44 @@ def leave_world(world: World) -> None:
     """Leave the group of processes that join_world joined."""
     if world.size > 1:
         dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------ one run in a folder
+@contextmanager
+def only_run_in(folder: Path, key: str) -> Iterator[None]:
+    """Hold a folder (the value of setting ``key``), made if need be, for this process.
+
+    MachineError when another run holds it, SettingsError where none can be made. The
+    lock is the system's and ends with the process, however it ends. Its workers may outlive it for
+    the recording in hand: the file names the holder, so that they see that it is another.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")  # noqa: SIM115 - closed by the `with` below
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise SettingsError(
+            f"{key}: {folder} cannot be made or written ({error.strerror}); give a folder of "
+            "your own"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            problem = (
+                f"{folder} is on a file system without locks ({error.strerror}); give a folder on "
+                "a local disk, or on a network disk that is mounted with locks"
+            )
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                remedy = "wait for its end, or name another folder"
+                problem = f"another run is writing to {folder}; {remedy}"
+            raise MachineError(problem) from error
+        lock.truncate(0)
+        lock.write(uuid.uuid4().hex)
+        lock.flush()
+        yield
+
+
+def holder(folder: Path) -> str:
+    """The run that holds a folder, "" when none ever did."""
+    path = Path(folder) / ".lock"
+    return path.read_text(encoding="ascii") if path.exists() else ""

@@ -12,10 +12,7 @@ import functools
 import hashlib
 import io
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.disk import write_text, write_whole
 from pedsleepmae.errors import UserError
 from pedsleepmae.splits import SPLITS, count_patients_in_two_splits, split_hash, split_patients
 from pedsleepmae.tasks import LABELS
@@ -122,46 +120,6 @@ def files_of_split(index: ExampleIndex, split: str) -> ExampleIndex:
         labels={name: label_N[rows] for name, label_N in index.labels.items()},
         **{name: getattr(index, name)[rows] for name in columns},
     )
-
-
-@contextlib.contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it when the block ends without an error.
-
-    A process killed meanwhile leaves ``path`` as it was (absent, or the previous version).
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = partial_path(path)
-    try:
-        temporary.touch(exist_ok=False)  # with the permissions that the user's umask leaves
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file (UTF-8), whole or not at all."""
-    with write_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def remove_partial(folder: Path, *patterns: str) -> None:
-    """Remove what killed runs left under temporary names; only by the run that holds the folder."""
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def partial_path(path: Path) -> Path:
-    """A hidden name beside ``path``, of its own at every call, for what is not finished yet."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 # ------------------------------------------------------------------ example files
@@ -446,12 +404,6 @@ def read_signals(index: ExampleIndex, positions: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ tables
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file, whole or not at all."""
-    with write_whole(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
-
-
 def read_splits(batches_dir: Path) -> dict[int, str] | None:
     """patient_id -> split from splits.csv, None when there is none; StoreError when it is bad."""
     path = Path(batches_dir) / "splits.csv"

@@ -20,10 +20,10 @@ import pandas as pd
 import pytest
 from edf_files import EdfFile, Signal, nch_file, nch_study, stage_rows, write_tsv
 
-from pedsleepmae import store
+from pedsleepmae import machine, store
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import examples as prepare_examples
-from pedsleepmae.prepare import layouts, run, studies, workers
+from pedsleepmae.prepare import layouts, run, studies
 from pedsleepmae.prepare import recordings as prepare_recordings
 from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, build_examples
 from pedsleepmae.prepare.recordings import open_edf
@@ -425,10 +425,10 @@ def test_an_oximeter_is_judged_where_the_night_is_scored(tmp_path):
 def test_a_worker_whose_run_was_killed_replaces_nothing(tmp_path):
     nch_study(tmp_path, "5_6")
     study, examples_dir = only_study(tmp_path), tmp_path / "examples"
-    with workers.only_run_in(examples_dir):
-        first = workers.holder(examples_dir)
-    with workers.only_run_in(examples_dir):
-        second = workers.holder(examples_dir)
+    with machine.only_run_in(examples_dir, "paths.examples_dir"):
+        first = machine.holder(examples_dir)
+    with machine.only_run_in(examples_dir, "paths.examples_dir"):
+        second = machine.holder(examples_dir)
         assert first != second
         prepare_study(study, SETTINGS, examples_dir, second)
         wanted = contents(examples_dir)
@@ -740,10 +740,10 @@ def test_folders_that_hold_recordings_are_never_replaced(tmp_path):
 
 def test_9_a_second_run_in_the_same_folder_stops_with_a_sentence(prepared):
     folder, _ = prepared
-    with workers.only_run_in(folder / "batches"):
+    with machine.only_run_in(folder / "batches", "paths.batches_dir"):
         run = run_script(folder)
     assert run.returncode == 1
-    assert "another run of script 1 is writing to" in run.stderr
+    assert "another run is writing to" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pedsleepmae import splits, store
+from pedsleepmae import disk, splits, store
 from pedsleepmae.store import Examples, StoreError
 from pedsleepmae.tasks import LABELS
 
@@ -82,7 +82,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path.write_text("old")
 
     def write_and_fail():
-        with store.write_whole(path) as temporary:
+        with disk.write_whole(path) as temporary:
             temporary.write_text("half")
             raise KeyboardInterrupt
 
@@ -122,7 +122,7 @@ def test_threads_that_write_leave_nothing_writable_for_everybody(tmp_path, monke
 
     def write_many(thread):
         for i in range(20):
-            with store.write_whole(tmp_path / f"{thread}_{i}") as temporary:
+            with disk.write_whole(tmp_path / f"{thread}_{i}") as temporary:
                 temporary.write_bytes(b"")
 
     before = set_umask(0o027)

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from pedsleepmae import store
+from pedsleepmae import disk
 from pedsleepmae.explore.cohort import Comparison, comparison_figures
 from pedsleepmae.explore.distances import EUCLIDEAN, TOGETHER, Distances
 from pedsleepmae.explore.maps import EmbeddingMap, event_kinds
@@ -31,9 +31,9 @@ from pedsleepmae.tasks import STAGES, task_labels
 def write_results(output_dir: Path, result: Exploration, content: Mapping) -> Path:
     """Write explore.json (``content``), tables/*.csv, pictures/*.png and explore.html; its path."""
     text = json.dumps(content, indent=1, allow_nan=False)
-    store.write_text(output_dir / "explore.json", text)
+    disk.write_text(output_dir / "explore.json", text)
     for name, table in make_tables(result).items():
-        store.write_table(output_dir / "tables" / f"{name}.csv", table)
+        disk.write_table(output_dir / "tables" / f"{name}.csv", table)
     pictures = write_pictures(output_dir / "pictures", make_pictures(result))
     judged = f"the {counted(content['n_patients'], 'patient')} explored"
     page = page_template("explore.html.j2").render(
@@ -44,7 +44,7 @@ def write_results(output_dir: Path, result: Exploration, content: Mapping) -> Pa
         few_patients=FEW_PATIENTS,
         counted=counted,
     )
-    store.write_text(output_dir / "explore.html", page)
+    disk.write_text(output_dir / "explore.html", page)
     return output_dir / "explore.html"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pedsleepmae import store
+from pedsleepmae import disk, store
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.generate import pictures
 from pedsleepmae.generate.imputation import FIGURES, METHODS
@@ -40,9 +40,9 @@ def write_results(output_dir: Path, found: Generation, content: Mapping) -> Path
     ``content`` is that of generate.json.
     """
     text = json.dumps(content, indent=1, allow_nan=False)
-    store.write_text(output_dir / "generate.json", text)
+    disk.write_text(output_dir / "generate.json", text)
     for name, table in make_tables(found, content).items():
-        store.write_table(output_dir / "tables" / f"{name}.csv", table)
+        disk.write_table(output_dir / "tables" / f"{name}.csv", table)
     embedded = write_pictures(output_dir / "pictures", make_pictures(found), PICTURE_DPI)
     page = page_template("generation_report.html.j2").render(
         content=content,
@@ -58,7 +58,7 @@ def write_results(output_dir: Path, found: Generation, content: Mapping) -> Path
         pictures=embedded,
         counted=counted,
     )
-    store.write_text(output_dir / "generate.html", page)
+    disk.write_text(output_dir / "generate.html", page)
     return output_dir / "generate.html"
 
 

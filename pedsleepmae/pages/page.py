@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
-from pedsleepmae import store
+from pedsleepmae import disk
 
 PICTURE_DPI = 120
 FEW_PATIENTS = 20  # fewer, and an interval over them says little of others
@@ -34,7 +34,7 @@ def write_pictures(
     pictures = {}
     for name, figure in figures:
         pictures[name] = to_base64(figure, dpi)
-        with store.write_whole(folder / f"{name}.png") as temporary:
+        with disk.write_whole(folder / f"{name}.png") as temporary:
             temporary.write_bytes(base64.b64decode(pictures[name]))
     return pictures
 

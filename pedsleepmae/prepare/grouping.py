@@ -15,11 +15,12 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from pedsleepmae import splits, store
+from pedsleepmae import disk, splits, store
 from pedsleepmae.errors import bounded
+from pedsleepmae.machine import holder
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.tables import write_splits, write_studies
-from pedsleepmae.prepare.workers import Workers, holder
+from pedsleepmae.prepare.workers import Workers
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import EVENT_COUNTS
 
@@ -151,7 +152,7 @@ def write_batches(
             for path in (batches_dir / name).glob("combined_*.hdf5"):
                 path.unlink()
         store.write_grouping_state(batches_dir, plan.fingerprint, complete=False)
-    store.remove_partial(batches_dir, "*/.combined_*.partial")
+    disk.remove_partial(batches_dir, "*/.combined_*.partial")
     facts = ("split_hash", "patient_disjoint", "simulated", "scaling")
     facts = {name: getattr(plan, name) for name in facts}
     work = partial(_write_batch, facts=facts, batches_dir=batches_dir, run=holder(batches_dir))

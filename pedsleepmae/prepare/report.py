@@ -8,13 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, N_CHANNELS, Absent, Channel, Source
+from pedsleepmae.disk import write_text
 from pedsleepmae.pages.page import page_template, to_base64
 from pedsleepmae.pages.plots import clean_axes, draw_epoch
 from pedsleepmae.prepare import examples
 from pedsleepmae.prepare.grouping import Grouping
 from pedsleepmae.prepare.recordings import Recording, open_edf
 from pedsleepmae.splits import SPLITS
-from pedsleepmae.store import batch_path, map_signals, write_text
+from pedsleepmae.store import batch_path, map_signals
 
 REMARKABLE = {  # share of a channel above which it is remarked on, and the remark
     "flat": (0.2, "flat for {:.0%} of the time"),

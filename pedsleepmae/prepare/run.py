@@ -10,6 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pedsleepmae.errors import SettingsError, bounded
+from pedsleepmae.machine import only_run_in
 from pedsleepmae.prepare import grouping
 from pedsleepmae.prepare.examples import ExampleSettings, Outcome, Standards
 from pedsleepmae.prepare.grouping import SplitSettings
@@ -21,7 +22,7 @@ from pedsleepmae.prepare.studies import (
     measure_studies,
     prepare_studies,
 )
-from pedsleepmae.prepare.workers import Workers, only_run_in, open_workers
+from pedsleepmae.prepare.workers import Workers, open_workers
 from pedsleepmae.store import example_folder, read_splits
 
 Health = pd.DataFrame | None  # ages and sexes by study; None: unknown
@@ -87,8 +88,9 @@ def prepare_dataset(
     """
     paths = settings.paths
     with contextlib.ExitStack() as held:
-        for folder in {paths.examples_dir.resolve(), paths.batches_dir.resolve()}:
-            held.enter_context(only_run_in(folder))
+        held.enter_context(only_run_in(paths.examples_dir, "paths.examples_dir"))
+        if paths.batches_dir.resolve() != paths.examples_dir.resolve():
+            held.enter_context(only_run_in(paths.batches_dir, "paths.batches_dir"))
         workers = held.enter_context(open_workers(settings.n_workers, settings.cluster.address))
         if settings.split.by == "patient":
             read_splits(paths.batches_dir)  # a bad splits.csv is told before the work, not after

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pedsleepmae import store
+from pedsleepmae import disk, store
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, Absent, Source, resolve_channels
 from pedsleepmae.errors import where_it_failed
-from pedsleepmae.machine import keep_freed_memory
+from pedsleepmae.machine import holder, keep_freed_memory
 from pedsleepmae.prepare.annotations import AnnotationError
 from pedsleepmae.prepare.examples import (
     UNFORESEEN,
@@ -35,7 +35,7 @@ from pedsleepmae.prepare.examples import (
 )
 from pedsleepmae.prepare.layouts import Study
 from pedsleepmae.prepare.recordings import RecordingError, open_edf
-from pedsleepmae.prepare.workers import Workers, holder, in_parallel
+from pedsleepmae.prepare.workers import Workers, in_parallel
 
 # Raised when what is written for the same recording and settings changes.
 PREPARE_VERSION = 4
@@ -108,8 +108,8 @@ def prepare_study(
     if outcome.usable:
         _write_folder(folder, examples)
     if trace:
-        store.write_text(log, trace)
-    store.write_text(state, json.dumps(asdict(outcome)))
+        disk.write_text(log, trace)
+    disk.write_text(state, json.dumps(asdict(outcome)))
     return outcome
 
 
@@ -147,7 +147,7 @@ def _describe_unforeseen(study: Study, error: Exception) -> str:
 
 
 def _write_folder(folder: Path, examples: store.Examples) -> None:
-    unfinished = store.partial_path(folder)
+    unfinished = disk.partial_path(folder)
     unfinished.mkdir(parents=True)
     paths = [unfinished / store.example_name(folder.name, k) for k in range(len(examples))]
     store.write_examples(paths, examples)
@@ -191,7 +191,7 @@ def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
         return {}
     if len(moments) < settings.min_channels:
         moments = {}
-    store.write_text(path, json.dumps({"fingerprint": mark, "moments": moments}))
+    disk.write_text(path, json.dumps({"fingerprint": mark, "moments": moments}))
     return moments
 
 
@@ -245,4 +245,4 @@ def has_examples(outcome: Outcome, examples_dir: Path) -> bool:
 
 def _make_ready(examples_dir: Path) -> None:
     examples_dir.mkdir(parents=True, exist_ok=True)
-    store.remove_partial(examples_dir, ".*.partial", f"{STATES}/.*.partial")
+    disk.remove_partial(examples_dir, ".*.partial", f"{STATES}/.*.partial")

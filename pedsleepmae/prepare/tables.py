@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from pedsleepmae.store import write_table
+from pedsleepmae.disk import write_table
 from pedsleepmae.tasks import EVENT_COUNTS
 
 _WHOLE_NUMBERS = ("patient_id", "study_id", "age_days", *EVENT_COUNTS.values())

@@ -1,10 +1,7 @@
 """Work spread over processes or a Dask cluster by joblib, and what to do when a worker dies."""
 
-import errno
-import fcntl
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ import distributed
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from pedsleepmae.errors import SettingsError, UserError
+from pedsleepmae.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -125,43 +122,3 @@ def _count_tries(
     result = work(item)
     count.unlink()
     return i, result
-
-
-@contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, for this process (Linux, macOS).
-
-    WorkersError when another run of script 1 holds it, SettingsError where none can be made. The
-    lock is the system's and ends with the process, however it ends. Its workers may outlive it for
-    the recording in hand: the file names the holder, so that they see that it is another.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")  # noqa: SIM115 - closed by the `with` below
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise SettingsError(
-            f"paths.examples_dir, paths.batches_dir: {folder} cannot be made or written "
-            f"({error.strerror}); give a folder of your own"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            problem = (
-                f"{folder} is on a file system without locks ({error.strerror}); give a folder on "
-                "a local disk, or on a network disk that is mounted with locks"
-            )
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                remedy = "wait for its end, or name another folder"
-                problem = f"another run of script 1 is writing to {folder}; {remedy}"
-            raise WorkersError(problem) from error
-        lock.truncate(0)
-        lock.write(uuid.uuid4().hex)
-        lock.flush()
-        yield
-
-
-def holder(folder: Path) -> str:
-    """The run that holds a folder, "" when none ever did."""
-    path = Path(folder) / ".lock"
-    return path.read_text(encoding="ascii") if path.exists() else ""

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from pedsleepmae import data
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_SAMPLES, RATE_HZ
+from pedsleepmae.disk import write_text, write_whole
 from pedsleepmae.model import hidden_patches
 from pedsleepmae.pretrain.trainer import VAL_BATCH, Trainer
-from pedsleepmae.store import write_text, write_whole
 
 LAST, BEST = "checkpoint_last.pt", "checkpoint_best.pt"
 

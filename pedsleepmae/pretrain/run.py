@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from pedsleepmae import checkpoints, data, machine
 from pedsleepmae.checkpoints import Checkpoint
+from pedsleepmae.disk import write_text
 from pedsleepmae.errors import as_plain_dict
 from pedsleepmae.pretrain.monitor import BEST, LAST, Logbook, look_at_model, loss_in_words
 from pedsleepmae.pretrain.trainer import PretrainError, PretrainSettings, Trainer
-from pedsleepmae.store import ExampleIndex, write_text
+from pedsleepmae.store import ExampleIndex
 
 READ_THREADS = {"cpu": 1, "cuda": 4}  # of each process; a CPU's cores are the model's
 

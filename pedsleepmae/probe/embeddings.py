@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pedsleepmae import machine, store, tasks
+from pedsleepmae import disk, machine, store, tasks
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.data import fill_gaps, sample_batches
 from pedsleepmae.probe.handmade import handmade_features
@@ -196,7 +196,7 @@ def write_features(
             if file.attrs.get("source") == source:
                 old = {name: values[()] for name, values in file["features"].items()}
                 features = old | features
-    with store.write_whole(path) as temporary, h5py.File(temporary, "w") as file:
+    with disk.write_whole(path) as temporary, h5py.File(temporary, "w") as file:
         for name, values in features.items():
             file[f"features/{name}"] = values
         file["patient_ids"], file["study_ids"] = index.patient_ids[rows], index.study_ids[rows]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pedsleepmae import store
+from pedsleepmae import disk
 from pedsleepmae.checkpoints import check_sum, forget_sum, list_sums
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.probe.density import TrainingDensity
@@ -47,14 +47,14 @@ def save_probes(path: Path, pooling: str, probes: Mapping[str, TaskProbe], basis
         threshold = np.nan if probe.threshold is None else probe.threshold
         arrays[f"{task}/threshold"] = np.array(threshold)
         arrays[f"{task}/strength"] = np.array(probe.strength)
-    with store.write_whole(path) as temporary, open(temporary, "wb") as file:
+    with disk.write_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 
 def publish(source: Path, target: Path) -> Path:
     """Copy a file of probes to where it ships, with its line in the SHA256SUMS there."""
     forget_sum(target)  # the old line would call the new file damaged
-    with store.write_whole(target) as temporary:
+    with disk.write_whole(target) as temporary:
         temporary.write_bytes(source.read_bytes())
     list_sums(target)
     return target

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pedsleepmae import metrics, store
+from pedsleepmae import disk, metrics, store
 from pedsleepmae.metrics import figure_names
 from pedsleepmae.pages.page import (
     counted,
@@ -52,7 +52,7 @@ def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
     ``content`` is metrics.json. All pictures are inside the page, nothing is fetched.
     """
     for name, table in make_tables(results, content).items():
-        store.write_table(output_dir / "tables" / f"{name}.csv", table)
+        disk.write_table(output_dir / "tables" / f"{name}.csv", table)
     tasks = content["tasks"]
     events = [task for task in tasks if task != "sleep"]
     ranked = [task for task in events if tasks[task]["test"]["auroc"] is not None]
@@ -77,7 +77,7 @@ def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
         counted=counted,
         counts=counts,
     )
-    store.write_text(output_dir / "report.html", page)
+    disk.write_text(output_dir / "report.html", page)
     return output_dir / "report.html"
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pedsleepmae import checkpoints, machine, store
+from pedsleepmae import checkpoints, disk, machine, store
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.model import check_poolings
 from pedsleepmae.probe import embeddings, files, report
@@ -77,7 +77,7 @@ def write_results(
 ) -> Path:
     """Write metrics.json (``content``), probes.npz, tables, pictures and report.html; its path."""
     folder = settings.paths.output_dir
-    store.write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False))
+    disk.write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False))
     encoder_sha256 = checkpoints.hash_encoder(encoder.build_model())
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
     probes = {task: result.probe for task, result in results.fitted.items()}

@@ -14,7 +14,7 @@ import edfio
 import numpy as np
 import pandas as pd
 
-from pedsleepmae import store
+from pedsleepmae import disk
 from pedsleepmae.score.night import Night, annotation_rows
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
@@ -32,10 +32,10 @@ def safe_name(stem: str) -> str:
 
 def write_night(folder: Path, night: Night, summary: Mapping) -> None:
     """Write the four files, each whole or not at all."""
-    store.write_table(folder / "epochs.csv", epoch_table(night))
-    store.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
-    store.write_table(folder / "summary.csv", summary_table(summary))
-    with store.write_whole(folder / "annotations.edf") as temporary:
+    disk.write_table(folder / "epochs.csv", epoch_table(night))
+    disk.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
+    disk.write_table(folder / "summary.csv", summary_table(summary))
+    with disk.write_whole(folder / "annotations.edf") as temporary:
         write_edf_annotations(temporary, night)
 
 

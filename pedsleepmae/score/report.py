@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.signal import welch
 
-from pedsleepmae import store
+from pedsleepmae import disk, store
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
 from pedsleepmae.pages import plots
 from pedsleepmae.pages.page import counted, page_template, to_base64
@@ -39,7 +39,7 @@ def write_report(folder: Path, night: Night, summary: Mapping, examples: store.E
         has_scored=night.scored is not None,
     )
     path = folder / "report.html"
-    store.write_text(path, page)
+    disk.write_text(path, page)
     return path
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from pedsleepmae.disk import write_whole
 from pedsleepmae.simulate.cohort import Visit
-from pedsleepmae.store import write_whole
 
 APNEA_SEVERITY = 1.0  # children above it carry a diagnosis of sleep apnea, the others of snoring
 _CODE_COLUMNS = ("DX_CODE_TYPE", "DX_CODE", "DX_NAME", "DX_ALT_CODE")

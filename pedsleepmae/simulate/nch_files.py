@@ -18,12 +18,12 @@ import numpy as np
 from numpy.random import Generator
 
 from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.disk import write_text, write_whole
 from pedsleepmae.prepare.recordings import SIMULATED_MARK
 from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
 from pedsleepmae.simulate.events import STAGE_TEXTS, UNSCORED_TEXT, scored_rows
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.signals import simulate_signals
-from pedsleepmae.store import write_text, write_whole
 
 DIGITAL = (-32768, 32767)
 ANONYMISED = datetime.date(2001, 1, 1)

@@ -1,0 +1,56 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it when the block ends without an error.
+
+    A process killed meanwhile leaves ``path`` as it was (absent, or the previous version).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial_path(path)
+    try:
+        temporary.touch(exist_ok=False)  # with the permissions that the user's umask leaves
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8), whole or not at all."""
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_partial(folder: Path, *patterns: str) -> None:
+    """Remove what killed runs left under temporary names; only by the run that holds the folder."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A hidden name beside ``path``, of its own at every call, for what is not finished yet."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file, whole or not at all."""
+    with write_whole(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
