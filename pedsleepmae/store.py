@@ -1,4 +1,4 @@
-"""The HDF5 and CSV files of the project: written whole or not at all, read by column.
+"""The HDF5 files of the project: written whole or not at all, read by column.
 
 Example file: one 30-s epoch, `signal` (16, 3840). Batch file: `combined_<i>.hdf5`, up to 128
 examples of many studies, `signals` (n, 16, 3840) contiguous and uncompressed so that a training
@@ -12,19 +12,20 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
-import pandas as pd
 
+from pedsleepmae import hdf5
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.disk import write_text, write_whole
 from pedsleepmae.errors import UserError
 from pedsleepmae.splits import SPLITS, count_patients_in_two_splits, split_hash, split_patients
-from pedsleepmae.tasks import LABELS
+from pedsleepmae.tasks import LABELS, LARGEST_CODE, UNSCORED
 
 FORMAT_VERSION = 1
 BATCH_EXAMPLES = 128
@@ -45,6 +46,17 @@ EXAMPLE_FIELDS = {
 
 class StoreError(UserError):
     """A file of ours cannot be used."""
+
+
+class DamagedExampleError(StoreError):
+    """An example file is not whole; its recording can be prepared anew."""
+
+    def __init__(self, path: Path, problem: str):
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; delete its folder and run script 1 again"
 
 
 @dataclass(frozen=True)
@@ -193,18 +205,21 @@ def write_examples(paths: Sequence[Path], examples: Examples) -> None:
             file.write(image)
 
 
-def read_examples(paths: list[Path]) -> Examples:
-    """Examples of these example files, in this order; StoreError names a file that is not one."""
+def example_bytes() -> int:
+    """Size of every example file."""
+    return len(_example_template()[0])
+
+
+def read_examples(paths: Sequence[Path]) -> Examples:
+    """Examples of these example files, in this order; DamagedExampleError names one that is not."""
     parts = {name: [] for name in EXAMPLE_FIELDS}
     for path in paths:
         try:
-            with h5py.File(path, "r") as file:
-                for name, values in parts.items():
-                    values.append(file.attrs[name[1:]] if name[0] == "@" else file[name][()])
-        except (OSError, KeyError) as error:
-            raise StoreError(
-                f"{path}: not a whole example file ({error}); delete its folder and run script 1"
-            ) from error
+            with hdf5.open_file(path) as file:
+                for name, (shape, dtype) in EXAMPLE_FIELDS.items():
+                    parts[name].append(_example_field(file, name, shape, dtype))
+        except hdf5.Hdf5Error as error:
+            raise DamagedExampleError(path, str(error)) from error
     stacked = {name: np.stack(values) for name, values in parts.items()}
     return Examples(
         signals=stacked["signal"],
@@ -212,10 +227,19 @@ def read_examples(paths: list[Path]) -> Examples:
         patient_ids=stacked["patID"],
         study_ids=stacked["studID"],
         onsets_s=stacked["@onset_s"],
-        present=stacked["@channels_present"].astype(bool),
+        present=stacked["@channels_present"],
         center=stacked["@center"],
         scale=stacked["@scale"],
     )
+
+
+def _example_field(file: h5py.File, name: str, shape: tuple, dtype: type) -> np.ndarray:
+    if not name.startswith("@"):
+        return hdf5.array(file, name, shape, dtype)
+    value = np.asarray(hdf5.attribute(file, name[1:], None), dtype)
+    if value.shape != shape:
+        raise hdf5.Hdf5Error(f"its {name[1:]} have the shape {value.shape}; {shape} is needed")
+    return value
 
 
 # ------------------------------------------------------------------ batch files
@@ -245,12 +269,13 @@ def write_batch(
         file["center"] = examples.center.astype(np.float64)
         file["scale"] = examples.scale.astype(np.float64)
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["split_hash"] = split_hash
+        # As bytes, that is of fixed length: HDF5 can hang over damaged texts of variable length.
+        file.attrs["split_hash"] = np.bytes_(split_hash)
         file.attrs["patient_disjoint"] = patient_disjoint
         file.attrs["simulated"] = simulated
-        file.attrs["scaling"] = scaling
+        file.attrs["scaling"] = np.bytes_(scaling)
         # Tells script 3 that what it computed from this file is out of date.
-        file.attrs["signals_hash"] = hash_signals(examples.signals)
+        file.attrs["signals_hash"] = np.bytes_(hash_signals(examples.signals))
 
 
 def hash_signals(signals_NCT: np.ndarray) -> str:
@@ -261,11 +286,16 @@ def hash_signals(signals_NCT: np.ndarray) -> str:
 def write_grouping_state(batches_dir: Path, fingerprint: str, *, complete: bool) -> None:
     """Note which plan the batch files follow; until all are there, readers refuse the folder."""
     state = {"fingerprint": fingerprint, "complete": complete}
+    if complete:
+        state["n_files"] = {name: len(_numbered(Path(batches_dir) / name)) for name in SPLITS}
     write_text(Path(batches_dir) / GROUPING_STATE, json.dumps(state))
 
 
 def read_grouping_state(batches_dir: Path) -> dict:
-    """{"fingerprint": of the plan, "complete": bool}; {} for folders that script 1 did not make."""
+    """ "fingerprint" of the plan, "complete", and then "n_files" by split (older ones lack it).
+
+    {} for folders that script 1 did not make.
+    """
     with contextlib.suppress(OSError, ValueError):  # none, or a damaged one, which counts as none
         state = json.loads((Path(batches_dir) / GROUPING_STATE).read_text(encoding="utf-8"))
         return state if isinstance(state, dict) else {}
@@ -277,12 +307,32 @@ def map_signals(path: Path) -> np.ndarray:
 
     Files whose signals are not one contiguous block (compressed, chunked) are read whole.
     """
-    with _open_batch(path) as file:
-        signals = file["signals"]
+    with open_batch(path) as file:
+        signals = _signals(file)
         offset = signals.id.get_offset()
         if offset is None:
             return signals[()]
         return np.memmap(path, signals.dtype, "r", offset, signals.shape)
+
+
+@contextlib.contextmanager
+def open_batch(path: Path) -> Iterator[h5py.File]:
+    """A batch file open for reading; StoreError for whatever is wrong with it."""
+    try:
+        with hdf5.open_file(path) as file:
+            yield file
+    except hdf5.Hdf5Error as error:
+        raise StoreError(f"{path}: {error}; delete it and run script 1 again") from error
+
+
+def _signals(file: h5py.File) -> h5py.Dataset:
+    signals = hdf5.dataset(file, "signals")
+    if signals.shape[1:] != (N_CHANNELS, EPOCH_SAMPLES) or signals.dtype.kind != "f":
+        raise hdf5.Hdf5Error(
+            f"its signals have the shape {signals.shape}, type {signals.dtype}; (n, {N_CHANNELS}, "
+            f"{EPOCH_SAMPLES}) of floating point is needed"
+        )
+    return signals
 
 
 def list_batch_files(batches_dir: Path) -> dict[str, list[Path]]:
@@ -309,22 +359,22 @@ def load_index(
     folder that claims otherwise, or when its files do not belong together.
     """
     by_split = list_batch_files(batches_dir)
-    if not read_grouping_state(batches_dir).get("complete", True):
-        raise StoreError(
-            f"{batches_dir}: script 1 was stopped before all batch files were written; run it "
-            "again with the same settings, it goes on where it stopped"
-        )
-    parts, files, runs = [], [], set()
+    _check_complete(batches_dir, by_split)
+    parts, files, facts, twins = [], [], [], {}
     for split, paths in by_split.items():
         for path in paths:
-            columns, run = _read_columns(path)
+            columns, facts_of_file, mark = _read_columns(path)
+            if (twin := twins.setdefault(mark, path)) != path:
+                raise StoreError(f"{path}: holds the same examples as {twin}; delete one of them")
             n = len(columns["patient"])
             columns["file"] = np.full(n, len(files), np.int32)
             columns["row"] = np.arange(n, dtype=np.int32)
             columns["split"] = np.full(n, SPLITS.index(split) if split else -1, np.int8)
             parts.append(columns)
             files.append(path)
-            runs.add(run)
+            facts.append(facts_of_file)
+    _read_variable_texts(files, facts)
+    runs = {tuple(facts_of_file.values()) for facts_of_file in facts}
     if len(runs) > 1:
         raise StoreError(
             f"{batches_dir}: its batch files come from {len(runs)} different runs of script "
@@ -357,7 +407,7 @@ def load_index(
         patient_ids=data["patient"],
         study_ids=data["study"],
         onsets_s=data["onset"],
-        present=data["present"].astype(bool),
+        present=data["present"],
         split_hash=stored_hash,
         patient_disjoint=not shared,
         simulated=simulated,
@@ -365,32 +415,71 @@ def load_index(
     )
 
 
-def _read_columns(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, bool, bool, str]]:
-    """All but the signals of a batch file, and what is the same in all files of one run.
-
-    The latter: split hash, whether each patient is in one split, whether simulated, scaling.
-    """
-    with _open_batch(path) as file:
-        _check_datasets(path, file)
-        n = file["signals"].shape[0]
-        columns = {
-            name: file[dataset][()].astype(np.int64) for name, (_, dataset) in LABELS.items()
-        }
-        columns["patient"] = file["patient_ids"][()].astype(np.int64)
-        columns["study"] = file["study_ids"][()].astype(np.int64)
-        # The original authors' files have neither.
-        onsets_s, present = file.get("onsets_s"), file.get("channels_present")
-        columns["onset"] = np.full(n, np.nan) if onsets_s is None else onsets_s[()]
-        columns["present"] = np.ones((n, N_CHANNELS)) if present is None else present[()]
-        # The original authors' files carry nothing, and theirs is known.
-        unstated = "" if "format_version" in file.attrs else "original"
-        run = (
-            str(file.attrs.get("split_hash", "")),
-            bool(file.attrs.get("patient_disjoint", True)),
-            bool(file.attrs.get("simulated", False)),
-            str(file.attrs.get("scaling", unstated)),
+def _check_complete(batches_dir: Path, by_split: dict[str, list[Path]]) -> None:
+    """StoreError unless all files that script 1 wrote are there, and no other."""
+    state = read_grouping_state(batches_dir)
+    if not state.get("complete", True):
+        raise StoreError(
+            f"{batches_dir}: script 1 was stopped before all batch files were written; run it "
+            "again with the same settings, it goes on where it stopped"
         )
-    return columns, run
+    for split, n_files in state.get("n_files", {}).items():
+        wanted = [batch_path(batches_dir, split, i) for i in range(n_files)]
+        found = by_split.get(split, [])
+        if odd := sorted(set(wanted) ^ set(found)):
+            what = "is missing" if odd[0] in wanted else "was put there by somebody else"
+            raise StoreError(
+                f"{odd[0]}: {what} since script 1 wrote {n_files} files to {split}/; run it again "
+                "with the same settings"
+            )
+
+
+def _read_columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], bytes]:
+    """All but the signals of a batch file; what is the same in all files of one run; a mark that
+    two files share when they hold the same examples.
+
+    Texts of variable length, which older files have, are None.
+    """
+    with open_batch(path) as file:
+        signals = _signals(file)
+        n = len(signals)
+        columns = {name: hdf5.array(file, data, (n,), int) for name, (_, data) in LABELS.items()}
+        columns["patient"] = hdf5.array(file, "patient_ids", (n,), np.int64)
+        columns["study"] = hdf5.array(file, "study_ids", (n,), np.int64)
+        # The original authors' files have none of these, and their scaling is known.
+        is_original = "format_version" not in file.attrs
+        columns["onset"], columns["present"] = np.full(n, np.nan), np.ones((n, N_CHANNELS), bool)
+        if "onsets_s" in file:
+            columns["onset"] = hdf5.array(file, "onsets_s", (n,), np.float64)
+        if "channels_present" in file:
+            columns["present"] = hdf5.array(file, "channels_present", (n, N_CHANNELS), bool)
+        for name, largest in LARGEST_CODE.items():
+            least = UNSCORED if name == "sleep" else 0
+            largest += is_original and name == "sleep"  # theirs for a stage that is none of the 5
+            if n and not (least <= columns[name].min() and columns[name].max() <= largest):
+                wrong = columns[name][(columns[name] < least) | (columns[name] > largest)][0]
+                raise hdf5.Hdf5Error(f"its {LABELS[name][1]} hold {wrong}, which is no code")
+        facts = {
+            "split_hash": hdf5.attribute(file, "split_hash", ""),
+            "patient_disjoint": bool(hdf5.attribute(file, "patient_disjoint", True)),
+            "simulated": bool(hdf5.attribute(file, "simulated", False)),
+            "scaling": hdf5.attribute(file, "scaling", "original" if is_original else ""),
+        }
+        ends = [signals[i, :, :16].tobytes() for i in (0, -1) if n]
+    mark = hashlib.sha256(b"".join([*(column.tobytes() for column in columns.values()), *ends]))
+    return columns, facts, mark.digest()
+
+
+def _read_variable_texts(files: Sequence[Path], facts: Sequence[dict[str, Any]]) -> None:
+    """Put into ``facts`` the texts that are None in it; StoreError names a file that has none."""
+    lacking = [i for i, facts_of_file in enumerate(facts) if None in facts_of_file.values()]
+    names = sorted({name for i in lacking for name, value in facts[i].items() if value is None})
+    try:
+        texts = hdf5.variable_texts([files[i] for i in lacking], names)
+    except hdf5.Hdf5Error as error:
+        raise StoreError(f"{error}; delete it and run script 1 again") from error
+    for i, texts_of_file in zip(lacking, texts, strict=True):
+        facts[i].update(texts_of_file)
 
 
 def read_signals(index: ExampleIndex, positions: np.ndarray) -> np.ndarray:
@@ -401,49 +490,6 @@ def read_signals(index: ExampleIndex, positions: np.ndarray) -> np.ndarray:
         here = np.flatnonzero(index.file_of[positions] == file_id)
         out[here] = map_signals(index.files[file_id])[index.row_of[positions[here]]]
     return out
-
-
-# ------------------------------------------------------------------ tables
-def read_splits(batches_dir: Path) -> dict[int, str] | None:
-    """patient_id -> split from splits.csv, None when there is none; StoreError when it is bad."""
-    path = Path(batches_dir) / "splits.csv"
-    if not path.exists():
-        return None
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        patients = [int(text) for text in table["patient_id"]]
-        splits = [text.strip() for text in table["split"]]
-    except (KeyError, ValueError) as error:
-        raise StoreError(
-            f"{path}: needs the columns patient_id (whole numbers) and split ({error})"
-        ) from error
-    assignment = dict(zip(patients, splits, strict=True))
-    if unknown := sorted(set(splits) - set(SPLITS)):
-        raise StoreError(f"{path}: unknown split {unknown[0]!r}; known: {', '.join(SPLITS)}")
-    if [assignment[patient] for patient in patients] != splits:
-        raise StoreError(f"{path}: a patient stands in two splits; give each patient one")
-    return assignment
-
-
-def _open_batch(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise StoreError(
-            f"{path}: not a whole HDF5 file ({error}); delete it and run script 1 again"
-        ) from error
-
-
-def _check_datasets(path: Path, file: h5py.File) -> None:
-    """StoreError unless a batch file holds what scripts 2 and 3 read, in the right shape."""
-    wanted = ["signals", *(dataset for _, dataset in LABELS.values()), "patient_ids", "study_ids"]
-    if missing := [name for name in wanted if name not in file]:
-        raise StoreError(f"{path}: holds no {missing[0]}; delete it and run script 1 again")
-    if (shape := file["signals"].shape)[1:] != (N_CHANNELS, EPOCH_SAMPLES):
-        raise StoreError(
-            f"{path}: its signals have the shape {shape}; (n, {N_CHANNELS}, {EPOCH_SAMPLES}) is "
-            "needed: run script 1 again"
-        )
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -13,6 +13,8 @@ LABELS = {  # label of an epoch -> (dataset in an example file, dataset in a bat
     "desat": ("desat_label", "desat_labels"),
     "eeg": ("eeg_label", "eeg_labels"),
 }
+# A label's codes run from 0 (for the stage from UNSCORED) to: types of apnea and hypopnea.
+LARGEST_CODE = {"sleep": 4, "apnea": 3, "hypop": 2, "desat": 1, "eeg": 1}
 EVENT_COUNTS = {  # label of an event -> column of studies.csv: those that begin in sleep
     "apnea": "n_apneas",
     "hypop": "n_hypopneas",

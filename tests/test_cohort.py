@@ -14,7 +14,7 @@ import pytest
 
 from pedsleepmae import channels, store, tasks
 from pedsleepmae.errors import SettingsError, UserError, check_bounds
-from pedsleepmae.prepare import annotations, layouts, recordings
+from pedsleepmae.prepare import annotations, layouts, recordings, tables
 from pedsleepmae.prepare.stages import stage_of
 from pedsleepmae.simulate import batches, cohort, events, health, nch_files
 from pedsleepmae.simulate.cohort import SimulateSettings
@@ -444,7 +444,7 @@ def test_batch_files_hold_every_epoch_once_and_each_patient_in_one_split(tmp_pat
     assert studies.n_examples.tolist() == counts
     assert studies.age_days.tolist() == [visit.age_days for visit in visits]
     assert studies.sex.tolist() == [visit.child.sex for visit in visits]
-    splits = store.read_splits(folder)
+    splits = tables.read_splits(folder)
     assert studies.split.tolist() == [splits[visit.patient_id] for visit in visits]
 
 
@@ -471,7 +471,7 @@ def test_a_split_that_is_there_stands(tmp_path):
     (tmp_path / "splits.csv").write_text("\n".join(["patient_id,split", *lines]) + "\n")
     for _ in batches.write_batches(visits, settings):
         pass
-    assert wanted.items() <= store.read_splits(tmp_path).items()
+    assert wanted.items() <= tables.read_splits(tmp_path).items()
     index = store.load_index(tmp_path)
     for patient, split in wanted.items():
         assert set(index.patient_ids[index.rows(split)]) == {patient}

@@ -63,7 +63,7 @@ def test_files_hold_what_their_schema_says(batches, model, tmp_path):
         assert (file["patient_ids"][()] == index.patient_ids[rows]).all()
         assert (file["apnea_labels"][()] == index.labels["apnea"][rows]).all()
         assert (file["channels_present"][()] == index.present[rows]).all()
-        assert file.attrs["key"] == "thekey"
+        assert file.attrs["key"] == b"thekey"
 
 
 def test_only_what_is_missing_is_computed(batches, model, tmp_path):
@@ -76,6 +76,26 @@ def test_only_what_is_missing_is_computed(batches, model, tmp_path):
     assert embed(index, model, tmp_path, ["mean"]) == 1
     assert embed(index, model, tmp_path, ["max"]) == 5  # a new pooling; the old one stays
     assert embed(index, model, tmp_path, ["mean", "max"]) == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "no HDF5", "fewer rows", "other type"])
+def test_a_damaged_file_of_features_is_made_anew(batches, model, tmp_path, damage):
+    index = store.load_index(batches)
+    embed(index, model, tmp_path, ["mean"])
+    (table,) = tables_of(index, tmp_path, "mean")
+    wanted = table.read(np.arange(len(index)))
+    path = tmp_path / "train_combined_0.hdf5"
+    content = path.read_bytes()
+    if damage in ("cut", "no HDF5"):
+        path.write_bytes(content[:3000] if damage == "cut" else b"x" * len(content))
+    else:
+        with h5py.File(path, "a") as file:
+            mean = file["features/mean"][()]
+            del file["features/mean"]
+            file["features/mean"] = mean[1:] if damage == "fewer rows" else mean.astype("f4")
+    assert embed(index, model, tmp_path, ["mean"]) == 1
+    (table,) = tables_of(index, tmp_path, "mean")
+    np.testing.assert_array_equal(table.read(np.arange(len(index))), wanted)
 
 
 def test_a_batch_file_that_changed_is_embedded_again(model, tmp_path):

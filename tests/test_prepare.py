@@ -23,7 +23,7 @@ from edf_files import EdfFile, Signal, nch_file, nch_study, stage_rows, write_ts
 from pedsleepmae import machine, store
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import examples as prepare_examples
-from pedsleepmae.prepare import layouts, run, studies
+from pedsleepmae.prepare import layouts, run, studies, tables
 from pedsleepmae.prepare import recordings as prepare_recordings
 from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, build_examples
 from pedsleepmae.prepare.recordings import open_edf
@@ -697,7 +697,7 @@ def test_7_splits_csv_is_honoured_and_extended(prepared, tmp_path):
     found = {p: SPLITS[s] for p, s in zip(index.patient_ids, index.split, strict=True)}
     assert {patient: found[patient] for patient in splits} == splits
     assert 77 in found
-    assert 77 in store.read_splits(folder / "batches")
+    assert 77 in tables.read_splits(folder / "batches")
 
 
 def test_12_leaving_out_the_example_files_changes_no_byte_of_the_batches(prepared, tmp_path):

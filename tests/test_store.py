@@ -8,16 +8,19 @@ import h5py
 import numpy as np
 import pytest
 
-from pedsleepmae import disk, splits, store
+from pedsleepmae import disk, hdf5, splits, store
+from pedsleepmae.prepare import tables
 from pedsleepmae.store import Examples, StoreError
-from pedsleepmae.tasks import LABELS
+from pedsleepmae.tasks import LABELS, LARGEST_CODE
 
 
 def make_examples(n=5, patients=(3, 7), seed=0):
     rng = np.random.default_rng(seed)
     return Examples(
         signals=rng.normal(size=(n, 16, 3840)).astype(np.float16),
-        labels={name: rng.integers(-1, 5, n) for name in LABELS},
+        labels={
+            name: rng.integers(-(name == "sleep"), LARGEST_CODE[name] + 1, n) for name in LABELS
+        },
         patient_ids=np.resize(patients, n),
         study_ids=np.resize((11, 13, 17), n),
         onsets_s=rng.uniform(0, 1e5, n),
@@ -30,7 +33,7 @@ def make_examples(n=5, patients=(3, 7), seed=0):
 def write_folder(folder, split_patients, **facts):
     facts = {"split_hash": "abc", "patient_disjoint": True, "simulated": False} | facts
     for split, patients in split_patients.items():
-        examples = make_examples(4, patients)
+        examples = make_examples(4, patients, seed=len(split))
         store.write_batch(store.batch_path(folder, split, 0), examples, **facts)
 
 
@@ -196,7 +199,7 @@ def test_a_folder_without_batch_files_is_refused_with_the_remedy(tmp_path):
 def test_a_bad_splits_csv_is_refused(tmp_path, text, message):
     (tmp_path / "splits.csv").write_text(text)
     with pytest.raises(StoreError, match=message):
-        store.read_splits(tmp_path)
+        tables.read_splits(tmp_path)
 
 
 def test_batch_files_tell_their_scaling_and_older_ones_do_not(tmp_path):
@@ -230,3 +233,167 @@ def test_a_batch_file_that_lacks_something_is_named(tmp_path, dataset, message):
 def test_a_damaged_state_of_the_grouping_counts_as_not_there(tmp_path, content):
     (tmp_path / store.GROUPING_STATE).write_bytes(content)
     assert store.read_grouping_state(tmp_path) == {}
+
+
+# ------------------------------------------------------------------ batch files of strangers
+def change(file, name, values):
+    """Put other values into the place of a dataset."""
+    del file[name]
+    file[name] = values
+
+
+def link_out(file, path, name="signals"):
+    """A link to a dataset of another file in the place of one."""
+    del file[name]
+    file[name] = h5py.ExternalLink(str(path.with_name("other.hdf5")), name)
+
+
+def store_outside(file, path):
+    """Signals whose bytes lie in another file."""
+    raw = path.with_name("noise.bin")
+    raw.write_bytes(np.random.default_rng(0).bytes(4 * 16 * 3840 * 2))
+    del file["signals"]
+    file.create_dataset("signals", (4, 16, 3840), np.float16, external=[(str(raw), 0, 4 * 122880)])
+
+
+def map_outside(file, path):
+    """Signals that are a view of another file's."""
+    source = h5py.VirtualSource(str(path.with_name("other.hdf5")), "signals", (4, 16, 3840), "f2")
+    layout = h5py.VirtualLayout((4, 16, 3840), np.float16)
+    layout[:] = source
+    del file["signals"]
+    file.create_virtual_dataset("signals", layout)
+
+
+def claim_much(file, _path):
+    """A terabyte of signals that nobody wrote."""
+    del file["signals"]
+    shape, chunks = (8_000_000, 16, 3840), (1, 16, 3840)
+    file.create_dataset("signals", shape, np.float16, chunks=chunks, compression="gzip")
+
+
+ODD_FILES = {
+    "link": (link_out, "signals is a link"),
+    "external storage": (store_outside, "signals lies in another file"),
+    "virtual dataset": (map_outside, "signals lies in another file"),
+    "huge claim": (claim_much, "signals claims 983,040,000,000 bytes"),
+    "soft link": (
+        lambda file, _: (
+            file.move("signals", "x"),
+            file.__setitem__("signals", h5py.SoftLink("/x")),
+        ),
+        "signals is a link",
+    ),
+    "texts": (lambda file, _: change(file, "signals", ["a"] * 4), "no array of numbers"),
+    "whole numbers": (
+        lambda file, _: change(file, "signals", np.zeros((4, 16, 3840), np.int16)),
+        "type int16",
+    ),
+    "labels of three": (
+        lambda file, _: change(file, "desat_labels", [0, 1, 0]),
+        r"desat_labels have the shape \(3,\); \(4,\) is needed",
+    ),
+    "patients of five": (
+        lambda file, _: change(file, "patient_ids", [3, 7, 3, 7, 3]),
+        "patient_ids have the shape",
+    ),
+    "channels of three": (
+        lambda file, _: change(file, "channels_present", np.ones((3, 16), bool)),
+        "channels_present have the shape",
+    ),
+    "stage 7": (lambda file, _: change(file, "sleep_labels", [0, 7, 1, 2]), "sleep_labels hold 7"),
+    "apnea 4": (lambda file, _: change(file, "apnea_labels", [0, 0, 4, 1]), "apnea_labels hold 4"),
+    "arousal -1": (lambda file, _: change(file, "eeg_labels", [0, 0, -1, 1]), "eeg_labels hold -1"),
+    "half a patient": (
+        lambda file, _: change(file, "patient_ids", [3, 7, 3.5, 7]),
+        "patient_ids are no whole numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_a_batch_file_that_is_not_what_it_seems_is_refused_by_name(tmp_path, kind):
+    edit, message = ODD_FILES[kind]
+    write_folder(tmp_path, {"train": (1,), "val": (2,)})
+    path = store.batch_path(tmp_path, "val", 0)
+    store.write_batch(
+        path.with_name("other.hdf5"),
+        make_examples(4, seed=1),
+        split_hash="abc",
+        patient_disjoint=True,
+        simulated=False,
+    )
+    store.load_index(tmp_path)
+    with h5py.File(path, "a") as file:
+        edit(file, path)
+    with pytest.raises(StoreError, match=rf"val/combined_0\.hdf5: .*{message}"):
+        store.load_index(tmp_path)
+    if "signals" in message or "type" in message:
+        with pytest.raises(StoreError, match=message):
+            store.map_signals(path)
+
+
+def test_compressed_files_of_others_are_read(tmp_path):
+    write_folder(tmp_path, {"train": (1,), "val": (2,)})
+    path = store.batch_path(tmp_path, "train", 0)
+    wanted = np.array(store.map_signals(path))
+    with h5py.File(path, "a") as file:
+        del file["signals"]
+        file.create_dataset("signals", data=wanted, chunks=(1, 16, 3840), compression="gzip")
+    index = store.load_index(tmp_path)
+    np.testing.assert_array_equal(store.read_signals(index, np.arange(4)), wanted)
+
+
+def test_a_batch_file_that_is_missing_doubled_or_added_since_grouping_is_named(tmp_path):
+    write_folder(tmp_path, {"train": (1,), "val": (2,)})
+    facts = {"split_hash": "abc", "patient_disjoint": True, "simulated": False}
+    second = store.batch_path(tmp_path, "train", 1)
+    store.write_batch(second, make_examples(3, (1,), seed=5), **facts)
+    store.write_grouping_state(tmp_path, "x", complete=True)
+    assert len(store.load_index(tmp_path)) == 11
+    content = second.read_bytes()
+    second.unlink()
+    with pytest.raises(StoreError, match=r"train/combined_1\.hdf5: is missing since"):
+        store.load_index(tmp_path)
+    second.write_bytes(content)
+    second.with_name("combined_2.hdf5").write_bytes(content)
+    with pytest.raises(StoreError, match=r"train/combined_2\.hdf5: was put there by somebody"):
+        store.load_index(tmp_path)
+    (tmp_path / store.GROUPING_STATE).unlink()  # as in a copy that left hidden files out
+    with pytest.raises(StoreError, match=r"combined_2\.hdf5: holds the same examples as .*_1"):
+        store.load_index(tmp_path)
+
+
+def test_files_with_texts_of_variable_length_keep_loading(tmp_path):
+    write_folder(tmp_path, {"train": (1,), "val": (2,)}, scaling="policy")
+    for path in tmp_path.rglob("*.hdf5"):
+        with h5py.File(path, "a") as file:
+            for name in ("split_hash", "scaling", "signals_hash"):
+                file.attrs[name] = file.attrs[name].decode()  # as h5py stores a str
+    index = store.load_index(tmp_path)
+    assert (index.split_hash, index.scaling) == ("abc", "policy")
+
+
+def test_a_damaged_text_of_variable_length_hangs_nothing(tmp_path, monkeypatch):
+    """With the sizes in its heap changed, HDF5 looks for the end of the text for ever."""
+    write_folder(tmp_path, {"train": (1,), "val": (2,)})
+    path = store.batch_path(tmp_path, "val", 0)
+    with h5py.File(path, "a") as file:
+        file.attrs["split_hash"] = "abc"
+    content = bytearray(path.read_bytes())
+    heap = content.rindex(b"GCOL")
+    monkeypatch.setattr(hdf5, "TEXT_SECONDS", 5)
+    content[heap + 24 : heap + 32] = bytes(8)  # the size of its first object: none
+    content[heap + 16 : heap + 18] = b"\7\0"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"val/combined_0\.hdf5"):
+        store.load_index(tmp_path)
+
+
+def test_an_example_of_another_shape_is_named(tmp_path):
+    path = tmp_path / "3_11_sample_0.hdf5"
+    store.write_examples([path], make_examples(1))
+    with h5py.File(path, "a") as file:
+        change(file, "signal", np.zeros((16, 100), np.float16))
+    with pytest.raises(store.DamagedExampleError, match=r"sample_0.*shape \(16, 100\)"):
+        store.read_examples([path])

@@ -18,6 +18,7 @@ import pandas as pd
 from pedsleepmae import disk, splits, store
 from pedsleepmae.errors import bounded
 from pedsleepmae.machine import holder
+from pedsleepmae.prepare import tables
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.tables import write_splits, write_studies
 from pedsleepmae.prepare.workers import Workers
@@ -123,7 +124,7 @@ def assign_patients(
         val_fraction=split.val_fraction,
         test_fraction=split.test_fraction,
         seed=seed,
-        keep=store.read_splits(batches_dir) if split.by == "patient" else None,
+        keep=tables.read_splits(batches_dir) if split.by == "patient" else None,
         strata=bands,
     )
 

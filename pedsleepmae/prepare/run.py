@@ -22,8 +22,9 @@ from pedsleepmae.prepare.studies import (
     measure_studies,
     prepare_studies,
 )
+from pedsleepmae.prepare.tables import read_splits
 from pedsleepmae.prepare.workers import Workers, open_workers
-from pedsleepmae.store import example_folder, read_splits
+from pedsleepmae.store import example_folder
 
 Health = pd.DataFrame | None  # ages and sexes by study; None: unknown
 

@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 
 from pedsleepmae.disk import write_table
+from pedsleepmae.splits import SPLITS
+from pedsleepmae.store import StoreError
 from pedsleepmae.tasks import EVENT_COUNTS
 
 _WHOLE_NUMBERS = ("patient_id", "study_id", "age_days", *EVENT_COUNTS.values())
@@ -22,3 +24,24 @@ def write_splits(batches_dir: Path, assignment: Mapping[int, str]) -> None:
     """Write splits.csv: each patient's split, by patient."""
     table = pd.DataFrame(sorted(assignment.items()), columns=["patient_id", "split"])
     write_table(batches_dir / "splits.csv", table)
+
+
+def read_splits(batches_dir: Path) -> dict[int, str] | None:
+    """patient_id -> split from splits.csv, None when there is none; StoreError when it is bad."""
+    path = Path(batches_dir) / "splits.csv"
+    if not path.is_file():  # a pipe would wait
+        return None
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        patients = [int(text) for text in table["patient_id"]]
+        splits = [text.strip() for text in table["split"]]
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"{path}: needs the columns patient_id (whole numbers) and split ({error})"
+        ) from error
+    assignment = dict(zip(patients, splits, strict=True))
+    if unknown := sorted(set(splits) - set(SPLITS)):
+        raise StoreError(f"{path}: unknown split {unknown[0]!r}; known: {', '.join(SPLITS)}")
+    if [assignment[patient] for patient in patients] != splits:
+        raise StoreError(f"{path}: a patient stands in two splits; give each patient one")
+    return assignment

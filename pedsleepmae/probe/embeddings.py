@@ -16,6 +16,7 @@ with its seed), the split hash and the precision. A file whose batch file has ch
 lacks a pooling, is computed again; all others are left alone, so an interrupted run goes on.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +28,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pedsleepmae import disk, machine, store, tasks
+from pedsleepmae import disk, hdf5, machine, store, tasks
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.data import fill_gaps, sample_batches
 from pedsleepmae.probe.handmade import handmade_features
-from pedsleepmae.probe.tables import FeatureTable, feature_path, open_tables
+from pedsleepmae.probe.tables import FeatureTable, feature_path, open_tables, place_of
 
 ALONE = machine.World()
 FORMAT_VERSION = 1
@@ -54,8 +55,8 @@ def fingerprint(path: Path) -> str:
     """
     stat = path.stat()
     size = stat.st_size
-    with h5py.File(path, "r") as file:
-        made = file.attrs.get("signals_hash", stat.st_mtime_ns)
+    with store.open_batch(path) as file:
+        made = hdf5.attribute(file, "signals_hash", None) or stat.st_mtime_ns
     digest = hashlib.sha256(f"{size} {made}".encode())
     with open(path, "rb") as file:
         for i in range(FINGERPRINT_BLOCKS):
@@ -191,11 +192,10 @@ def write_features(
     """
     path, source = feature_path(folder, index.files[i]), fingerprint(index.files[i])
     rows = np.flatnonzero(index.file_of == i)
-    if path.exists():
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("source") == source:
-                old = {name: values[()] for name, values in file["features"].items()}
-                features = old | features
+    with contextlib.suppress(hdf5.Hdf5Error), hdf5.open_file(path) as file:  # none, or damaged
+        if hdf5.attribute(file, "source", None) == source:
+            old = {name: hdf5.dataset(file, f"features/{name}")[()] for name in file["features"]}
+            features = old | features
     with disk.write_whole(path) as temporary, h5py.File(temporary, "w") as file:
         for name, values in features.items():
             file[f"features/{name}"] = values
@@ -203,19 +203,21 @@ def write_features(
         file["onsets_s"], file["channels_present"] = index.onsets_s[rows], index.present[rows]
         for name, (_, dataset) in tasks.LABELS.items():
             file[dataset] = index.labels[name][rows]
-        file.attrs["source"], file.attrs["key"] = source, Path(folder).name
+        file.attrs["source"], file.attrs["key"] = map(np.bytes_, (source, Path(folder).name))
         file.attrs["format_version"] = FORMAT_VERSION
 
 
 def _files_to_do(index: store.ExampleIndex, folder: Path, names: Sequence[str]) -> list[int]:
-    """Numbers of the batch files whose features are missing, incomplete or out of date."""
+    """Numbers of the batch files whose features are missing, damaged or out of date."""
 
-    def is_current(source: Path) -> bool:
-        path = feature_path(folder, source)
-        if not path.exists():
+    def is_current(i: int) -> bool:
+        try:
+            with hdf5.open_file(feature_path(folder, index.files[i])) as file:
+                lengths = {place_of(file, name)[0][0] for name in names}
+                source = hdf5.attribute(file, "source", None)
+        except hdf5.Hdf5Error:
             return False
-        with h5py.File(path, "r") as file:
-            whole = all(f"features/{name}" in file for name in names)
-            return whole and file.attrs.get("source") == fingerprint(source)
+        n_examples = np.count_nonzero(index.file_of == i)
+        return lengths == {n_examples} and source == fingerprint(index.files[i])
 
-    return [i for i, source in enumerate(index.files) if not is_current(source)]
+    return [i for i in range(len(index.files)) if not is_current(i)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pedsleepmae import store
+from pedsleepmae import hdf5, store
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.machine import in_advance
 
@@ -20,12 +20,21 @@ def open_tables(
     index: store.ExampleIndex, folder: Path, names: Sequence[str]
 ) -> dict[str, "FeatureTable"]:
     """Tables of these features, by name; the files are looked at once for all of them."""
+    parts = {part for name in names for part in name.split("+")}
     places = {}
     for path in [feature_path(folder, source) for source in index.files]:
-        with h5py.File(path, "r") as file:
-            datasets = file["features"].items()
-            places[path] = {name: (data.shape, data.id.get_offset()) for name, data in datasets}
+        with hdf5.open_file(path) as file:
+            places[path] = {part: place_of(file, part) for part in parts}
     return {name: FeatureTable(index, places, name) for name in names}
+
+
+def place_of(file: h5py.File, part: str) -> tuple[tuple[int, int], int]:
+    """Shape (n, F) of a pooling's features in a file, and where in it their bytes begin."""
+    features = hdf5.dataset(file, f"features/{part}")
+    offset = features.id.get_offset()
+    if features.ndim != 2 or features.dtype != np.float16 or (offset is None and features.size):
+        raise hdf5.Hdf5Error(f"its features/{part} are no table of float16")
+    return features.shape, offset
 
 
 class FeatureTable:

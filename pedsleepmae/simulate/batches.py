@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
-from pedsleepmae.prepare import annotations
+from pedsleepmae.prepare import annotations, tables
 from pedsleepmae.prepare.signals import standardise_epochs
 from pedsleepmae.prepare.tables import write_splits, write_studies
 from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
@@ -83,7 +83,7 @@ def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[i
         val_fraction=settings.val_fraction,
         test_fraction=settings.test_fraction,
         seed=settings.seed,
-        keep=store.read_splits(batches_dir),
+        keep=tables.read_splits(batches_dir),
     )
     streams = json.dumps([(visit.key, visit.stream) for visit in visits])
     fingerprint = f"simulated-{hashlib.sha256(streams.encode()).hexdigest()[:16]}"
