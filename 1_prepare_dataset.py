@@ -20,7 +20,7 @@ from pedsleepmae.errors import SettingsError, UserError
 from pedsleepmae.prepare import layouts, report
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.grouping import Grouping
-from pedsleepmae.prepare.run import PreparePaths, PrepareSettings, prepare_dataset
+from pedsleepmae.prepare.run import PreparePaths, PrepareSettings, prepare_dataset, refuse_foreign
 
 
 def read_health(paths: PreparePaths) -> pd.DataFrame | None:
@@ -39,7 +39,7 @@ def read_health(paths: PreparePaths) -> pd.DataFrame | None:
 
 
 def open_inputs(settings: PrepareSettings) -> tuple[list[layouts.Study], pd.DataFrame | None]:
-    """The recordings found and the health data; examples must not replace recordings."""
+    """The recordings found and the health data; nothing of the user's may be replaced."""
     paths = settings.paths
     folder, remedy = paths.recordings_dir, "give the folder of the EDF files"
     errors.require_folder(folder, "paths.recordings_dir", remedy)
@@ -50,13 +50,7 @@ def open_inputs(settings: PrepareSettings) -> tuple[list[layouts.Study], pd.Data
             f"paths.recordings_dir: no recording of layout {settings.layout} in {folder}; give "
             "another folder, or another layout"
         )
-    for study in studies:
-        made = paths.examples_dir.resolve() / study.key  # anew
-        if made in study.edf.resolve().parents:
-            raise SettingsError(
-                f"paths.examples_dir: {made} holds recordings, which the examples would replace; "
-                "give a folder of its own"
-            )
+    refuse_foreign(studies, paths)
     return studies, health
 
 

@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+
+# As partial_path and tempfile name what is not finished.
+PARTIAL = re.compile(r"^\..+\.[0-9a-z_]{8}\.partial$")
 
 
 @contextlib.contextmanager
@@ -39,7 +43,9 @@ def remove_partial(folder: Path, *patterns: str) -> None:
     """Remove what killed runs left under temporary names; only by the run that holds the folder."""
     for pattern in patterns:
         for path in folder.glob(pattern):
-            if path.is_dir():
+            if not PARTIAL.search(path.name):
+                continue  # somebody else's
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)

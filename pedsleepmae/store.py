@@ -287,7 +287,7 @@ def write_grouping_state(batches_dir: Path, fingerprint: str, *, complete: bool)
     """Note which plan the batch files follow; until all are there, readers refuse the folder."""
     state = {"fingerprint": fingerprint, "complete": complete}
     if complete:
-        state["n_files"] = {name: len(_numbered(Path(batches_dir) / name)) for name in SPLITS}
+        state["n_files"] = {name: len(numbered_files(Path(batches_dir) / name)) for name in SPLITS}
     write_text(Path(batches_dir) / GROUPING_STATE, json.dumps(state))
 
 
@@ -338,9 +338,9 @@ def _signals(file: h5py.File) -> h5py.Dataset:
 def list_batch_files(batches_dir: Path) -> dict[str, list[Path]]:
     """Batch files by split, in numerical order; under "" those of a folder without splits."""
     batches_dir = Path(batches_dir)
-    found = {name: _numbered(batches_dir / name) for name in SPLITS}
+    found = {name: [*numbered_files(batches_dir / name).values()] for name in SPLITS}
     if not any(found.values()):
-        found = {"": _numbered(batches_dir)}
+        found = {"": [*numbered_files(batches_dir).values()]}
     if not any(found.values()):
         raise StoreError(
             f"{batches_dir}: no combined_<i>.hdf5 in it nor in its train/, val/ and test/; "
@@ -492,7 +492,7 @@ def read_signals(index: ExampleIndex, positions: np.ndarray) -> np.ndarray:
     return out
 
 
-def _numbered(folder: Path) -> list[Path]:
-    """combined_<i>.hdf5 in a folder, by i; files whose name holds no number are not ours."""
+def numbered_files(folder: Path) -> dict[int, Path]:
+    """combined_<i>.hdf5 in a folder by i, in order; whose name holds no number is not ours."""
     named = [(path.stem.removeprefix("combined_"), path) for path in folder.glob("combined_*.hdf5")]
-    return [path for number, path in sorted((int(n), p) for n, p in named if n.isdigit())]
+    return dict(sorted((int(number), path) for number, path in named if number.isdecimal()))

@@ -734,7 +734,7 @@ def test_folders_that_hold_recordings_are_never_replaced(tmp_path):
     command += ["--paths.batches_dir", str(tmp_path / "batches")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 2
-    assert "holds recordings" in run.stderr
+    assert "was not written by script 1" in run.stderr
     assert [p for p in before if not p.exists()] == []
 
 

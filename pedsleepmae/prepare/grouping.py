@@ -15,7 +15,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from pedsleepmae import disk, splits, store
+from pedsleepmae import disk, hdf5, splits, store
 from pedsleepmae.errors import bounded
 from pedsleepmae.machine import holder
 from pedsleepmae.prepare import tables
@@ -132,10 +132,32 @@ def assign_patients(
 # ------------------------------------------------------------------ batch files
 def is_grouped(plan: Grouping, batches_dir: Path) -> bool:
     """True when the batch files of exactly this plan are there, all of them."""
-    done = {"fingerprint": plan.fingerprint, "complete": True}
-    if store.read_grouping_state(batches_dir) != done:
+    state = store.read_grouping_state(batches_dir)
+    if state.get("fingerprint") != plan.fingerprint or not state.get("complete"):
         return False
     return all(path.exists() for path, _ in _files(plan, batches_dir))
+
+
+def foreign_file(batches_dir: Path) -> Path | None:
+    """A file that script 1 would replace and that is not of its making; None: there is none.
+
+    Batch files are ours by the state of the folder or, where it does not know them, by content.
+    """
+    table = batches_dir / tables.STUDIES
+    if table.exists() and not tables.is_ours(table):
+        return table
+    n_files = store.read_grouping_state(batches_dir).get("n_files", {})
+    for split in SPLITS:
+        for i, path in store.numbered_files(batches_dir / split).items():
+            if i < n_files.get(split, 0):
+                continue
+            try:
+                with hdf5.open_file(path) as file:
+                    if not {"format_version", "split_hash"} <= set(file.attrs):
+                        return path
+            except hdf5.Hdf5Error:
+                return path
+    return None
 
 
 def write_batches(
@@ -150,7 +172,7 @@ def write_batches(
         # From here on the old files count no more.
         store.write_grouping_state(batches_dir, "", complete=False)
         for name in SPLITS:
-            for path in (batches_dir / name).glob("combined_*.hdf5"):
+            for path in store.numbered_files(batches_dir / name).values():
                 path.unlink()
         store.write_grouping_state(batches_dir, plan.fingerprint, complete=False)
     disk.remove_partial(batches_dir, "*/.combined_*.partial")

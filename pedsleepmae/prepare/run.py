@@ -1,14 +1,15 @@
 """Script 1: recordings to batch files, from where an earlier run stopped."""
 
 import contextlib
-import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
+from pedsleepmae import errors
 from pedsleepmae.errors import SettingsError, bounded
 from pedsleepmae.machine import only_run_in
 from pedsleepmae.prepare import grouping
@@ -18,13 +19,16 @@ from pedsleepmae.prepare.layouts import Study
 from pedsleepmae.prepare.studies import (
     finished_outcome,
     fit_standard,
+    foreign_entry,
+    forget_study,
     has_examples,
     measure_studies,
     prepare_studies,
+    remove_examples,
 )
 from pedsleepmae.prepare.tables import read_splits
 from pedsleepmae.prepare.workers import Workers, open_workers
-from pedsleepmae.store import example_folder
+from pedsleepmae.store import DamagedExampleError, example_folder
 
 Health = pd.DataFrame | None  # ages and sexes by study; None: unknown
 
@@ -98,17 +102,49 @@ def prepare_dataset(
         fitted = {}
         if settings.scaling == "fitted":
             fitted = _fit(workers, studies, health, settings)
-        outcomes, plan = _prepare_all(workers, studies, health, settings, fitted)
-        # Without a usable recording the batch files of an earlier run stay.
-        if plan.studies and not grouping.is_grouped(plan, paths.batches_dir):
-            written = grouping.write_batches(workers, plan, paths.examples_dir, paths.batches_dir)
-            for _ in tqdm(written, total=plan.n_files, desc="Grouping", unit="file"):
-                pass
+        remade = set()
+        while True:
+            outcomes, plan = _prepare_all(workers, studies, health, settings, fitted)
+            try:
+                _group(workers, plan, settings)
+                break
+            except DamagedExampleError as error:
+                key = error.path.parent.name
+                if key in remade:
+                    raise
+                errors.warn(f"{error.path}: {error.problem}; its recording is prepared anew")
+                remade.add(key)
+                forget_study(key, paths.examples_dir)
         if not settings.keep_examples:
             for study in plan.studies:
-                folder = example_folder(paths.examples_dir, study.patient_id, study.study_id)
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_examples(
+                    example_folder(paths.examples_dir, study.patient_id, study.study_id)
+                )
     return outcomes, plan
+
+
+def _group(workers: Workers, plan: grouping.Grouping, settings: PrepareSettings) -> None:
+    """Write the batch files that are not there; without a usable recording the old ones stay."""
+    paths = settings.paths
+    if plan.studies and not grouping.is_grouped(plan, paths.batches_dir):
+        written = grouping.write_batches(workers, plan, paths.examples_dir, paths.batches_dir)
+        for _ in tqdm(written, total=plan.n_files, desc="Grouping", unit="file"):
+            pass
+
+
+def refuse_foreign(studies: Sequence[Study], paths: PreparePaths) -> None:
+    """SettingsError where the folders to be written hold what is not ours to replace."""
+    for study in studies:
+        if not study.problem and (found := foreign_entry(study, paths.examples_dir)):
+            raise SettingsError(
+                f"paths.examples_dir: {found} was not written by script 1 and stands where the "
+                f"examples of {study.key} belong; move it away, or give a folder of its own"
+            )
+    if found := grouping.foreign_file(paths.batches_dir):
+        raise SettingsError(
+            f"paths.batches_dir: {found} was not written by script 1, which would replace it; "
+            "move it away, or give a folder of its own"
+        )
 
 
 def _fit(

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pedsleepmae import disk, store
+from pedsleepmae import disk, hdf5, store
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, Absent, Source, resolve_channels
 from pedsleepmae.errors import where_it_failed
 from pedsleepmae.machine import holder, keep_freed_memory
@@ -104,7 +103,7 @@ def prepare_study(
     log = examples_dir / STATES / f"{study.key}{TRACEBACK_SUFFIX}"
     log.unlink(missing_ok=True)
     folder = store.example_folder(examples_dir, study.patient_id, study.study_id)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_examples(folder)
     if outcome.usable:
         _write_folder(folder, examples)
     if trace:
@@ -240,7 +239,56 @@ def has_examples(outcome: Outcome, examples_dir: Path) -> bool:
     if not outcome.usable:
         return True
     folder = store.example_folder(examples_dir, outcome.patient_id, outcome.study_id)
-    return folder.is_dir() and sum(1 for _ in os.scandir(folder)) == outcome.n_examples
+    sizes = [entry.stat().st_size for entry in _entries(folder) if _is_example(entry, folder.name)]
+    return len(sizes) == outcome.n_examples and len(set(sizes)) == 1
+
+
+def forget_study(key: str, examples_dir: Path) -> None:
+    """Let a study count as unfinished."""
+    (examples_dir / STATES / f"{key}.json").unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------ what is ours to remove
+def foreign_entry(study: Study, examples_dir: Path) -> Path | None:
+    """What stands where a study's examples belong and is not of our making; None: nothing.
+
+    Example files are known by their names, and by the study's state or the first one's content.
+    """
+    folder = store.example_folder(examples_dir, study.patient_id, study.study_id)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        return folder
+    entries = list(_entries(folder))
+    for entry in entries:
+        if not _is_example(entry, folder.name):
+            return Path(entry.path)
+    if not entries or (examples_dir / STATES / f"{study.key}.json").is_file():
+        return None
+    first = Path(min(entries, key=lambda entry: entry.name).path)
+    with contextlib.suppress(hdf5.Hdf5Error), hdf5.open_file(first) as file:
+        if "format_version" in file.attrs:
+            return None
+    return first
+
+
+def remove_examples(folder: Path) -> None:
+    """Remove a folder of example files; what else was put there stays, and the folder with it."""
+    for entry in _entries(folder):
+        if _is_example(entry, folder.name):
+            os.unlink(entry.path)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry]:
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from entries
+
+
+def _is_example(entry: os.DirEntry, key: str) -> bool:
+    number = entry.name.removeprefix(f"{key}_sample_").removesuffix(".hdf5")
+    named = number.isdecimal() and entry.name == store.example_name(key, int(number))
+    return named and entry.is_file(follow_symlinks=False)
 
 
 def _make_ready(examples_dir: Path) -> None:

@@ -11,17 +11,28 @@ from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import StoreError
 from pedsleepmae.tasks import EVENT_COUNTS
 
+STUDIES = "studies.csv"
 _WHOLE_NUMBERS = ("patient_id", "study_id", "age_days", *EVENT_COUNTS.values())
 
 
 def write_studies(batches_dir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write studies.csv; whole numbers stay whole in a column that lacks some."""
     table = pd.DataFrame(rows).astype(dict.fromkeys(_WHOLE_NUMBERS, "Int64"))
-    write_table(batches_dir / "studies.csv", table)
+    write_table(batches_dir / STUDIES, table)
+
+
+def is_ours(path: Path) -> bool:
+    """True when a studies.csv has the columns of ours."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.readline(200).startswith(b"patient_id,study_id,split,status,reason")
 
 
 def write_splits(batches_dir: Path, assignment: Mapping[int, str]) -> None:
-    """Write splits.csv: each patient's split, by patient."""
+    """Write splits.csv: each patient's split, by patient; one that says so already stays."""
+    if read_splits(batches_dir) == assignment:
+        return
     table = pd.DataFrame(sorted(assignment.items()), columns=["patient_id", "split"])
     write_table(batches_dir / "splits.csv", table)
 
