@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
             f"{unit}, in {place}"
         )
 
-    return run_script(lambda: open_inputs(settings), simulate)
+    return run_script(lambda: open_inputs(settings), simulate, "it begins anew")
 
 
 if __name__ == "__main__":

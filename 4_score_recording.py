@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         print(text_summary(summary))
         print(f"report: {page}")
 
-    return errors.run_script(lambda: open_inputs(settings), work)
+    return errors.run_script(lambda: open_inputs(settings), work, "it begins anew")
 
 
 def open_inputs(settings: ScoreSettings) -> night.Scorer:

@@ -15,11 +15,23 @@ from typing import Any, Literal
 import jsonargparse
 import yaml
 
-from pedsleepmae.errors import EXIT_BAD_SETTINGS, SettingsError, check_bounds, tell
+from pedsleepmae.errors import (
+    EXIT_BAD_SETTINGS,
+    SettingsError,
+    check_bounds,
+    tell,
+    write_any_letter,
+)
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 TRUE_FALSE = ("true", "false", "yes", "no")  # what YAML reads as a switch
+LARGEST_FILE = 100_000  # bytes; those in configs/ have 4,000, and YAML takes 10 s a megabyte
+DEEPEST = 20  # levels of a YAML tree
+LONGEST_QUOTE = 100  # characters of a value in a sentence
 COMMANDS = ("-h", "--help", "--print_config")  # what stands alone and is no setting
+
+# What the parser raises for values that it cannot take; ValueError: from YAML's own types.
+REFUSED = (jsonargparse.ArgumentError, TypeError, KeyError, ValueError, AttributeError)
 
 Types = dict[str, Any]  # dotted name of a setting -> its type
 
@@ -40,6 +52,7 @@ def load_settings(
     is what ``--help`` shows. ``positional`` names the setting whose value may stand without
     ``--name``.
     """
+    write_any_letter()
     types = setting_types(settings_class)
     commands = [arg for arg in argv if arg in COMMANDS]
     given = list(_read_line([arg for arg in argv if arg not in COMMANDS], types, positional))
@@ -47,8 +60,13 @@ def load_settings(
         given.insert(0, ("config", str(CONFIG_DIR / default_config)))
     parser = _parser(settings_class, doc)
     try:
+        entries = list(_read_entries(given, types))
         line = [f"--{key}" if text is None else f"--{key}={text}" for key, text in given]
-        values = parser.instantiate(parser.parse_args([*line, *commands]))
+        try:
+            values = parser.instantiate(parser.parse_args([*line, *commands]))
+        except REFUSED as error:
+            reasons = (_refusal(parser, types, *entry) for entry in entries)
+            raise SettingsError(next(filter(None, reasons), error)) from error
         names = [item.name for item in dataclasses.fields(settings_class)]
         settings = settings_class(**{name: values[name] for name in names})
         check_bounds(settings)
@@ -56,9 +74,6 @@ def load_settings(
             settings.check()
     except SettingsError as error:
         raise SystemExit(tell(error, EXIT_BAD_SETTINGS)) from None
-    except jsonargparse.ArgumentError as error:
-        problem = _explain(parser, types, given) or error
-        raise SystemExit(tell(problem, EXIT_BAD_SETTINGS)) from None
     return settings
 
 
@@ -118,24 +133,75 @@ def _read_line(
         yield key, " ".join(words) if words else "true" if is_switch else None
 
 
-# ------------------------------------------------------------------ what is wrong
-def _explain(parser: jsonargparse.ArgumentParser, types: Types, given: list[tuple]) -> str | None:
-    """One sentence on the first setting that the parser refuses; it is asked one by one."""
+def _read_entries(given: list[tuple], types: Types) -> Iterator[tuple[str, str, Any]]:
+    """(where it stands, dotted key, value) of each setting, files and command line alike."""
     for key, text in given:
-        where, settings = "command line", {key: _yaml_or_text(text or "")}
+        where, tree = "command line", {key: None}
         if key == "config":
-            where = text or ""
-            try:
-                settings = yaml.safe_load(Path(where).read_text(encoding="utf-8"))
-                if not isinstance(settings, dict):
-                    raise ValueError("it holds no `key: value` lines")
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                problem = f"--config {where} cannot be read as YAML settings: {error}"
-                return f"{problem}; give a file such as those in configs/"
-        for name, value in _flatten(settings, types):
-            if problem := _refusal(parser, types, where, name, value):
-                return problem
-    return None
+            where, tree = text or "", _read_file(text or "")
+        elif text is not None:
+            tree = {key: _read_value(key, text)}
+        for name, value in _flatten(tree, types):
+            if isinstance(value, str) and "\0" in value:
+                raise SettingsError(f"{where}: {name} holds the character NUL; give it without")
+            yield where, name, value
+
+
+def _read_file(where: str) -> dict:
+    """The settings of a YAML file; SettingsError names what is none."""
+    try:
+        if not Path(where).is_file():  # a pipe would be read to its end
+            raise ValueError("there is no such file")
+        with open(where, "rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+        if len(raw) > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE:,} bytes")
+        settings = yaml.load(raw.decode("utf-8"), _PlainLoader)
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no `key: value` lines")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        is_text = not isinstance(error, UnicodeDecodeError)
+        reason = error if is_text else "it is not text in the encoding UTF-8"
+        problem = f"--config {where} cannot be read as YAML settings: {reason}"
+        raise SettingsError(f"{problem}; give a file such as those in configs/") from error
+    return settings
+
+
+def _read_value(key: str, text: str) -> Any:
+    """A value of the command line; what is no YAML is a text."""
+    try:
+        return yaml.load(text, _PlainLoader)
+    except yaml.YAMLError:
+        return text
+    except ValueError as error:
+        raise SettingsError(f"command line: {key}: {error}") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of bounded size in memory: no aliases, which can stand for gigabytes, nothing deep.
+
+    ValueError also where a mapping says something twice.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it holds an alias (*name); write out what it stands for")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError(f"it is nested deeper than {DEEPEST} levels; no setting is")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node, deep=False):
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), "a number")
+            raise ValueError(f"it says {twice} twice; keep one of them")
+        return mapping
 
 
 def _flatten(tree: dict, types: Types, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -148,28 +214,31 @@ def _flatten(tree: dict, types: Types, prefix: str = "") -> Iterator[tuple[str, 
             yield key, value
 
 
+# ------------------------------------------------------------------ what is wrong
 def _refusal(parser, types: Types, where: str, key: str, value: Any) -> str | None:
-    """Why one setting cannot be used, None when it can."""
+    """Why one setting cannot be used, None when it can; the parser is asked for it alone."""
     if key in types:
         try:
+            if value is None and type(None) not in typing.get_args(types[key]):
+                raise TypeError  # the parser lets some of these through
             parser.parse_object({key: value})
-        except (jsonargparse.ArgumentError, TypeError, KeyError):
+        except REFUSED:
             wanted = f"{_type_in_words(types[key])} (--help says what it means)"
-            return f"{where}: {key} cannot be {value!r}; give {wanted}"
+            return f"{where}: {key} cannot be {_short(value)}; give {wanted}"
         return None
     if any(name.startswith(f"{key}.") for name in types):
-        return f"{where}: {key} is a group of settings, got {value!r}; see --help"
+        return f"{where}: {key} is a group of settings, got {_short(value)}; see --help"
     near = difflib.get_close_matches(key, types, n=1)
     near = near or difflib.get_close_matches(key, [name.split(".")[-1] for name in types], n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{where}: {key} (value {value!r}) is not a setting; {hint}--help lists them all"
+    got = f"{key[:LONGEST_QUOTE]} (value {_short(value)})"
+    return f"{where}: {got} is not a setting; {hint}--help lists them all"
 
 
-def _yaml_or_text(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+def _short(value: Any) -> str:
+    """A value as a sentence quotes it."""
+    text = "blank" if value is None else repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
 
 
 def _type_in_words(hint: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_SKIPPED = 0, 1, 2, 3
+LARGEST = 2**63  # no number in a setting is as large
 Inputs = TypeVar("Inputs")
 
 
@@ -37,13 +38,19 @@ class Stopped(BaseException):
 
 
 # ------------------------------------------------------------------ a script
-def run_script(open_inputs: Callable[[], Inputs], work: Callable[[Inputs], int | None]) -> int:
+def run_script(
+    open_inputs: Callable[[], Inputs],
+    work: Callable[[Inputs], int | None],
+    again: str = "it goes on where it stopped",
+) -> int:
     """The exit code of a script, and on stderr the sentence that goes with it.
 
     ``open_inputs`` looks at what the script was given and opens it, before anything is written:
     what fails there was a bad call (2). ``work`` does the rest and returns its exit code, none for
     done; what fails there is a failure (1), as is a signal, unless a setting turns out bad (2).
+    ``again``: what the same command does after such a failure.
     """
+    write_any_letter()
     signal.signal(signal.SIGTERM, _stop)
     try:
         try:
@@ -57,10 +64,10 @@ def run_script(open_inputs: Callable[[], Inputs], work: Callable[[Inputs], int |
         return tell(error, EXIT_FAILED)
     except OSError as error:
         what = f"{error.strerror or error} ({error.filename or 'while reading or writing'})"
-        remedy = "make room or mend the disk and run it again: it goes on where it stopped"
+        remedy = f"make room or mend the disk and run it again: {again}"
         return tell(f"{what}; {remedy}", EXIT_FAILED)
     except (KeyboardInterrupt, Stopped):
-        return tell("stopped by a signal; run it again: it goes on where it stopped", EXIT_FAILED)
+        return tell(f"stopped by a signal; run it again: {again}", EXIT_FAILED)
 
 
 def _stop(_number, _frame) -> NoReturn:
@@ -69,8 +76,18 @@ def _stop(_number, _frame) -> NoReturn:
 
 def tell(problem: Exception | str, exit_code: int) -> int:
     """Say on stderr, in one line with the script's name, what is wrong; gives back the code."""
-    print(f"{Path(sys.argv[0]).name}: {' '.join(str(problem).split())}", file=sys.stderr)
+    words = " ".join(str(problem).split())
+    # What a file or a call holds is quoted: control characters would act on the terminal.
+    words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+    print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
     return exit_code
+
+
+def write_any_letter() -> None:
+    """Let no print fail because the terminal's encoding lacks a letter, such as the micro sign."""
+    for stream, instead in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):  # tests and notebooks put other streams there
+            stream.reconfigure(errors=instead)
 
 
 def warn(sentence: str) -> None:
@@ -107,19 +124,29 @@ def bounded(
 
 
 def check_bounds(settings: Any, prefix: str = "") -> None:
-    """Raise SettingsError for the first setting, nested ones included, outside its bounds."""
+    """Raise SettingsError for the first setting, nested ones included, outside its bounds.
+
+    No number may be infinite or NaN, or larger than a machine's whole numbers.
+    """
     for item in dataclasses.fields(settings):
         value, key = getattr(settings, item.name), prefix + item.name
         if dataclasses.is_dataclass(value):
             check_bounds(value, f"{key}.")
+        numbers = [n for n in _as_list(value) if isinstance(n, (int, float))]
+        if not all(abs(n) < LARGEST for n in numbers):  # NaN neither
+            raise SettingsError(f"{key} is infinite, too large or no number; give a smaller one")
         bounds = item.metadata.get("bounds")
         if bounds is None or value is None:
             continue
         low, high, above, below = bounds.values()
         fits = (low is None or value >= low) and (high is None or value <= high)
         fits = fits and (above is None or value > above) and (below is None or value < below)
-        if not fits or value != value:  # NaN fits nowhere
+        if not fits:
             raise SettingsError(f"{key} is {value:g}; give {_bounds_in_words(**bounds)}")
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _bounds_in_words(low, high, above, below) -> str:

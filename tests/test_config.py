@@ -1,6 +1,7 @@
 """Settings: what is known is typed and explained, what is not is refused in one sentence."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,9 +162,11 @@ def test_a_wrong_type_in_a_file_is_traced_to_the_file(capsys, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_every_setting_with_its_meaning(script, tmp_path):
+    """On a terminal that lacks letters, too."""
     run = subprocess.run(
         [sys.executable, str(ROOT / script), "--help"],
         capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert run.returncode == 0
     text = " ".join(run.stdout.split())
@@ -198,3 +201,70 @@ def test_every_setting_is_read_somewhere(kind):
         name for name in config.setting_types(CLASSES[kind]) if name.split(".")[-1] not in used
     }
     assert not unread
+
+
+def alias_bomb() -> bytes:
+    """Nine lines that stand for 9^8 words."""
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{j}: &a{j} [{', '.join([f'*a{j - 1}'] * 9)}]" for j in range(1, 9)]
+    return "\n".join(lines).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"seed:\n", ["seed cannot be blank", "a whole number"]),
+        (b"paths:\n", ["paths is a group of settings"]),
+        ("paths: {run_dir: café}\n".encode("latin-1"), ["UTF-8"]),
+        ("seed: 3\n".encode("utf-16"), ["UTF-8"]),
+        (bytes(range(256)), ["UTF-8"]),
+        (b"", ["key: value"]),
+        (b"seed: 3\nseed: 4\n", ["seed twice"]),
+        (alias_bomb(), ["alias"]),
+        (b"seed: " + b"[" * 5000, ["nested deeper than 20"]),
+        (b"seed: 3\n" + b"#" * 100_000, ["larger than 100,000 bytes"]),
+        (b"seed: 0x" + b"f" * 5000, ["seed is infinite, too large"]),
+        (b"seed: " + b"9" * 5000, ["digits"]),
+        (b"optim: {lr: .nan}", ["optim.lr is infinite, too large or no number"]),
+        (b"seed: !!float x\n", ["'x'"]),
+        (b"paths: !!set {a}\n", ["paths is a group"]),
+        (b"seed: !!python/name:os.system\n", ["tag"]),
+        (b'paths: {run_dir: "a\\0b"}\n', ["paths.run_dir", "NUL"]),
+        (b'"\\e[2Jx": 3\n', [r"\x1b[2Jx", "is not a setting"]),
+    ],
+)
+def test_a_damaged_file_of_settings_is_one_sentence_that_names_it(capsys, tmp_path, content, words):
+    file = tmp_path / "my.yaml"
+    file.write_bytes(content)
+    sentence = refused(capsys, "pretrain", "--config", str(file))
+    assert sentence.isprintable()
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize("argv", [["--config", "/"], ["--config", "/dev/zero"], ["--config=a\0b"]])
+def test_what_is_no_regular_file_is_not_read_as_settings(capsys, argv):
+    assert "there is no such file" in refused(capsys, "pretrain", *argv)
+
+
+@pytest.mark.parametrize(
+    "text", ["!!float x", "[" * 5000, "{a: &a [x], b: *a}", "0x" + "f" * 5000, "a\udcffb", "a\0b"]
+)
+def test_an_odd_value_on_the_command_line_is_one_short_sentence(capsys, text):
+    sentence = refused(capsys, "pretrain", "--seed", text)
+    assert "seed" in sentence
+    assert sentence.isprintable()
+    assert len(sentence) < 300
+
+
+def test_a_print_in_work_does_not_fail_for_want_of_a_letter(tmp_path):
+    program = "from pedsleepmae.errors import run_script, warn\n"
+    program += "run_script(lambda: warn('5 \\u2013 6'), lambda _: print('3 \\u00b5V \\udcff'))"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        cwd=ROOT,
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+    )
+    assert (run.returncode, run.stdout) == (0, b"3 ?V ?\n")
+    assert rb"5 \u2013 6" in run.stderr
