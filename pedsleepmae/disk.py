@@ -1,12 +1,15 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,6 +40,25 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8), whole or not at all."""
     with write_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_state(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what a run has done (plain values), so that :func:`read_state` knows it whole."""
+    write_text(path, json.dumps({**content, "sum": _sum(content)}))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What :func:`write_state` wrote; {} for none, and for one that was changed or damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("sum", None) == _sum(content):
+            return content
+    return {}
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def remove_partial(folder: Path, *patterns: str) -> None:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 
 from pedsleepmae import hdf5
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
-from pedsleepmae.disk import write_text, write_whole
+from pedsleepmae.disk import read_state, write_state, write_whole
 from pedsleepmae.errors import UserError
 from pedsleepmae.splits import SPLITS, count_patients_in_two_splits, split_hash, split_patients
 from pedsleepmae.tasks import LABELS, LARGEST_CODE, UNSCORED
@@ -218,6 +217,8 @@ def read_examples(paths: Sequence[Path]) -> Examples:
             with hdf5.open_file(path) as file:
                 for name, (shape, dtype) in EXAMPLE_FIELDS.items():
                     parts[name].append(_example_field(file, name, shape, dtype))
+                for name, (dataset, _) in LABELS.items():
+                    _check_codes(name, dataset, parts[dataset][-1])
         except hdf5.Hdf5Error as error:
             raise DamagedExampleError(path, str(error)) from error
     stacked = {name: np.stack(values) for name, values in parts.items()}
@@ -288,7 +289,7 @@ def write_grouping_state(batches_dir: Path, fingerprint: str, *, complete: bool)
     state = {"fingerprint": fingerprint, "complete": complete}
     if complete:
         state["n_files"] = {name: len(numbered_files(Path(batches_dir) / name)) for name in SPLITS}
-    write_text(Path(batches_dir) / GROUPING_STATE, json.dumps(state))
+    write_state(Path(batches_dir) / GROUPING_STATE, state)
 
 
 def read_grouping_state(batches_dir: Path) -> dict:
@@ -296,10 +297,7 @@ def read_grouping_state(batches_dir: Path) -> dict:
 
     {} for folders that script 1 did not make.
     """
-    with contextlib.suppress(OSError, ValueError):  # none, or a damaged one, which counts as none
-        state = json.loads((Path(batches_dir) / GROUPING_STATE).read_text(encoding="utf-8"))
-        return state if isinstance(state, dict) else {}
-    return {}
+    return read_state(Path(batches_dir) / GROUPING_STATE)
 
 
 def map_signals(path: Path) -> np.ndarray:
@@ -453,12 +451,8 @@ def _read_columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], by
             columns["onset"] = hdf5.array(file, "onsets_s", (n,), np.float64)
         if "channels_present" in file:
             columns["present"] = hdf5.array(file, "channels_present", (n, N_CHANNELS), bool)
-        for name, largest in LARGEST_CODE.items():
-            least = UNSCORED if name == "sleep" else 0
-            largest += is_original and name == "sleep"  # theirs for a stage that is none of the 5
-            if n and not (least <= columns[name].min() and columns[name].max() <= largest):
-                wrong = columns[name][(columns[name] < least) | (columns[name] > largest)][0]
-                raise hdf5.Hdf5Error(f"its {LABELS[name][1]} hold {wrong}, which is no code")
+        for name, (_, dataset) in LABELS.items():
+            _check_codes(name, dataset, columns[name])
         facts = {
             "split_hash": hdf5.attribute(file, "split_hash", ""),
             "patient_disjoint": bool(hdf5.attribute(file, "patient_disjoint", True)),
@@ -468,6 +462,13 @@ def _read_columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], by
         ends = [signals[i, :, :16].tobytes() for i in (0, -1) if n]
     mark = hashlib.sha256(b"".join([*(column.tobytes() for column in columns.values()), *ends]))
     return columns, facts, mark.digest()
+
+
+def _check_codes(name: str, dataset: str, codes: np.ndarray) -> None:
+    """Hdf5Error when a label is none of those that its kind has."""
+    wrong = (codes < (UNSCORED if name == "sleep" else 0)) | (codes > LARGEST_CODE[name])
+    if wrong.any():
+        raise hdf5.Hdf5Error(f"its {dataset} hold {codes[wrong][0]}, which is no code")
 
 
 def _read_variable_texts(files: Sequence[Path], facts: Sequence[dict[str, Any]]) -> None:

@@ -777,9 +777,9 @@ def test_9_killed_at_any_moment_it_goes_on_to_the_same_outcome(prepared, tmp_pat
 
 def test_what_a_killed_run_left_half_written_is_removed(prepared, tmp_path):
     folder = copied(prepared, tmp_path)
-    left = [folder / "batches" / "train" / ".combined_0.hdf5.abc.partial"]
-    left += [folder / "examples" / ".prepared" / ".1_11.json.abc.partial"]
-    left += [folder / "examples" / ".1_11.partial" / "1_11_sample_0.hdf5"]
+    left = [folder / "batches" / "train" / ".combined_0.hdf5.0123abcd.partial"]
+    left += [folder / "examples" / ".prepared" / ".1_11.json.0123abcd.partial"]
+    left += [folder / "examples" / ".1_11.0123abcd.partial" / "1_11_sample_0.hdf5"]
     left[2].parent.mkdir()
     for path in left:
         path.write_bytes(b"half")

@@ -108,7 +108,7 @@ def prepare_study(
         _write_folder(folder, examples)
     if trace:
         disk.write_text(log, trace)
-    disk.write_text(state, json.dumps(asdict(outcome)))
+    disk.write_state(state, asdict(outcome))
     return outcome
 
 
@@ -172,10 +172,9 @@ def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
     """
     mark = fingerprint(study, settings)
     path = examples_dir / STATES / f"{study.key}.moments.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["fingerprint"] == mark:
-            return stored["moments"]
+    stored = disk.read_state(path)
+    if stored.get("fingerprint") == mark:
+        return stored["moments"]
     moments = {}
     try:
         recording, labels = read_study(study, settings)
@@ -190,7 +189,7 @@ def measure_study(study: Study, settings: ExampleSettings, examples_dir: Path) -
         return {}
     if len(moments) < settings.min_channels:
         moments = {}
-    disk.write_text(path, json.dumps({"fingerprint": mark, "moments": moments}))
+    disk.write_state(path, {"fingerprint": mark, "moments": moments})
     return moments
 
 
@@ -226,11 +225,11 @@ def finished_outcome(
     """What an earlier run made of a study, None when it has to be made (anew)."""
     if study.problem:
         return _unusable_with_header(study, study.problem, settings)
-    path = examples_dir / STATES / f"{study.key}.json"
+    state = disk.read_state(examples_dir / STATES / f"{study.key}.json")
     try:
-        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
-        return outcome if outcome.fingerprint == fingerprint(study, settings, fitted) else None
-    except (OSError, ValueError, TypeError):  # none, a damaged one, or a file is gone by now
+        made = state.get("fingerprint") == fingerprint(study, settings, fitted)
+        return Outcome(**state) if made else None
+    except (OSError, TypeError):  # a file is gone by now, or another version's state
         return None
 
 
