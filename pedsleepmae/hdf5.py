@@ -105,7 +105,8 @@ def _are_whole(values: np.ndarray) -> bool:
 # ------------------------------------------------------------------ attributes
 def attribute(file: h5py.File, name: str, default: Any) -> Any:
     """A number, a boolean, an array of them or a text of fixed length; None for a text of variable
-    length, which :func:`variable_texts` reads. ``default`` where there is none."""
+    length, which :func:`variable_texts` reads. ``default``, of the same type, where there is none.
+    """
     if name not in file.attrs:
         return default
     found = file.attrs.get_id(name)
@@ -116,8 +117,8 @@ def attribute(file: h5py.File, name: str, default: Any) -> Any:
         if found.shape != () or found.get_storage_size() > LARGEST_TEXT:
             raise Hdf5Error(f"its attribute {name} is no short text")
         return bytes(file.attrs[name]).decode("utf-8", "replace")
-    if found.dtype.kind not in "biuf":
-        raise Hdf5Error(f"its attribute {name} is neither text nor numbers")
+    if found.shape is None or found.dtype.kind not in "biuf" or isinstance(default, str):
+        raise Hdf5Error(f"its attribute {name} is not what it should be")
     value = np.asarray(file.attrs[name])
     return value.item() if value.ndim == 0 else value
 

@@ -238,8 +238,8 @@ def _example_field(file: h5py.File, name: str, shape: tuple, dtype: type) -> np.
     if not name.startswith("@"):
         return hdf5.array(file, name, shape, dtype)
     value = np.asarray(hdf5.attribute(file, name[1:], None), dtype)
-    if value.shape != shape:
-        raise hdf5.Hdf5Error(f"its {name[1:]} have the shape {value.shape}; {shape} is needed")
+    if value.shape != shape or not np.isfinite(value).all():
+        raise hdf5.Hdf5Error(f"its {name[1:]} should be finite and of the shape {shape}: {value}")
     return value
 
 

@@ -304,6 +304,10 @@ ODD_FILES = {
     "stage 7": (lambda file, _: change(file, "sleep_labels", [0, 7, 1, 2]), "sleep_labels hold 7"),
     "apnea 4": (lambda file, _: change(file, "apnea_labels", [0, 0, 4, 1]), "apnea_labels hold 4"),
     "arousal -1": (lambda file, _: change(file, "eeg_labels", [0, 0, -1, 1]), "eeg_labels hold -1"),
+    "no split hash": (
+        lambda file, _: file.attrs.__setitem__("split_hash", h5py.Empty("f4")),
+        "split_hash is not what it should be",
+    ),
     "half a patient": (
         lambda file, _: change(file, "patient_ids", [3, 7, 3.5, 7]),
         "patient_ids are no whole numbers",
