@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that is computed
 # As partial_path and tempfile name what is not finished.
 PARTIAL = re.compile(r"^\..+\.[0-9a-z_]{8}\.partial$")
 
@@ -79,6 +80,23 @@ def partial_path(path: Path) -> Path:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file, whole or not at all."""
+    """Write a CSV file, whole or not at all.
+
+    A text that a spreadsheet would take for a formula gets a ' before it (OWASP, "CSV injection"):
+    labels of signals and names of files are other people's.
+    """
+    texts = table.select_dtypes(["object", "string"])
     with write_whole(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        table.assign(**{name: texts[name].map(_as_text) for name in texts}).to_csv(
+            temporary, index=False, lineterminator="\n", errors="backslashreplace"
+        )
+
+
+def _as_text(cell: Any) -> Any:
+    """A cell that stands for itself; numbers in a column of texts stay numbers."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+        return cell
+    with contextlib.suppress(ValueError):
+        float(cell)
+        return cell
+    return f"'{cell}"

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from pedsleepmae import disk, hdf5, splits, store
@@ -93,6 +94,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         write_and_fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_texts_that_a_spreadsheet_would_compute_are_guarded(tmp_path):
+    texts = ["=cmd|' /C calc'!A0", "+1+1", "-2.5", "@SUM(A1)", "C3-M2", None, "\udcff.edf"]
+    table = pd.DataFrame({"label": texts, "value": [-1.5, 2, 3, 4, 5, 6, 7], "n": [-1] * 7})
+    disk.write_table(tmp_path / "table.csv", table)
+    lines = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.rsplit(",", 2)[0] for line in lines[1:]] == [
+        "'=cmd|' /C calc'!A0", "'+1+1", "-2.5", "'@SUM(A1)", "C3-M2", "", r"\udcff.edf",
+    ]  # fmt: skip
+    assert lines[1].endswith(",-1.5,-1")
 
 
 def test_batch_files_hold_what_the_contract_says(tmp_path):

@@ -56,7 +56,7 @@ def fingerprint(path: Path) -> str:
     stat = path.stat()
     size = stat.st_size
     with store.open_batch(path) as file:
-        made = hdf5.attribute(file, "signals_hash", None) or stat.st_mtime_ns
+        made = hdf5.attribute(file, "signals_hash", "") or stat.st_mtime_ns
     digest = hashlib.sha256(f"{size} {made}".encode())
     with open(path, "rb") as file:
         for i in range(FINGERPRINT_BLOCKS):
@@ -193,7 +193,7 @@ def write_features(
     path, source = feature_path(folder, index.files[i]), fingerprint(index.files[i])
     rows = np.flatnonzero(index.file_of == i)
     with contextlib.suppress(hdf5.Hdf5Error), hdf5.open_file(path) as file:  # none, or damaged
-        if hdf5.attribute(file, "source", None) == source:
+        if hdf5.attribute(file, "source", "") == source:
             old = {name: hdf5.dataset(file, f"features/{name}")[()] for name in file["features"]}
             features = old | features
     with disk.write_whole(path) as temporary, h5py.File(temporary, "w") as file:
@@ -214,7 +214,7 @@ def _files_to_do(index: store.ExampleIndex, folder: Path, names: Sequence[str]) 
         try:
             with hdf5.open_file(feature_path(folder, index.files[i])) as file:
                 lengths = {place_of(file, name)[0][0] for name in names}
-                source = hdf5.attribute(file, "source", None)
+                source = hdf5.attribute(file, "source", "")
         except hdf5.Hdf5Error:
             return False
         n_examples = np.count_nonzero(index.file_of == i)

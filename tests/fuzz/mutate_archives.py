@@ -85,7 +85,10 @@ def edit_codes(path: Path, rng: np.random.Generator) -> str | None:
         )
         if names:
             name, new = pick(rng, names), int(pick(rng, (-2, 99, 2**40, -(2**63), 5, -1)))
-            file[name][0] = new
+            try:
+                file[name][0] = new
+            except OverflowError:  # another edit made the column unsigned
+                return None
             if name.endswith("labels") and new not in (5, -1):
                 must_refuse = f"{name} holds the code {new}"
     return must_refuse
