@@ -33,6 +33,7 @@ def open_inputs(settings: PretrainSettings) -> Trainer:
     if settings.init_from is not None:
         errors.require_file(settings.init_from, "init_from", "give a checkpoint of script 2")
         start = checkpoints.read_checkpoint(settings.init_from)
+        start.outline()  # before a model is built that its settings claim to fit
         settings.model = replace(settings.model, **start.architecture)
     index = store.load_index(batches_dir, seed=settings.seed)
     if start is not None:

@@ -6,13 +6,15 @@ resuming needs (TO_RESUME). A published one may lie in two files, the decoder's 
 """
 
 import hashlib
-import pickle
 import re
+import reprlib
+import types
+import typing
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,11 +23,12 @@ from torch import Tensor
 from pedsleepmae import disk, store
 from pedsleepmae.channels import EPOCH_SAMPLES
 from pedsleepmae.disk import write_whole
-from pedsleepmae.errors import ProbeError, UserError
+from pedsleepmae.errors import ProbeError, UserError, printable
 from pedsleepmae.model import MaskedAutoencoder, ModelSettings
 
 FORMAT = "pedsleepmae"
 VERSION = 1
+VERSIONS = ("0", "1")  # that this code reads
 PATIENT_SALT = "pedsleepmae-patient"
 SUMS_NAME = "SHA256SUMS"  # as sha256sum writes and checks it; beside published checkpoints
 LARGEST_FILE = 90_000_000  # bytes: what plain git hosts take without complaint, with a margin
@@ -38,6 +41,8 @@ TO_RESUME = ("progress", "optimizer", "channel_weights", "training_weights")
 # What the weights' shapes and meaning depend on; the other settings of a model are of training.
 ARCHITECTURE = ("patch_size", "emb_dim", "num_layer", "num_head", "token_layout")
 ARCHITECTURE += ("decoder_emb_dim", "decoder_num_layer")
+MOST_LAYERS = 256  # of an encoder or decoder; a stated number must not take minutes to disprove
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ORIGINAL_NUM_HEAD = 4  # cannot be read off the tensors; all of the original's models have 4
 
 
@@ -78,15 +83,27 @@ class Checkpoint:
         CheckpointError when the weights do not fit the settings in the file. Without the
         decoder's file the model embeds all the same, and says so when asked to reconstruct.
         """
+        model = self.outline().to_empty(device=self.device)
+        load_weights(model, self.state_dict, f"{self.path}")
+        return model.eval()
+
+    def outline(self) -> MaskedAutoencoder:
+        """The model without its weights, as large as they are; CheckpointError as build_model."""
         try:
-            model = MaskedAutoencoder(**self.model)
-        except (TypeError, ValueError) as error:
-            problem = f"{self.path}: its model settings do not make a model: {error}"
+            check_fields(self.model, ModelSettings)
+            n_layers = max(self.model[n] or 0 for n in ("num_layer", "decoder_num_layer"))
+            if n_layers > MOST_LAYERS:
+                raise ValueError(f"{n_layers} layers; this code builds up to {MOST_LAYERS}")
+            with torch.device("meta"):  # shapes alone: nothing is allocated that is only stated
+                model = MaskedAutoencoder(**self.model)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = printable(error)[:200]
+            problem = f"{self.path}: its model settings do not make a model: {reason}"
             raise CheckpointError(problem) from error
         if self.decoder and not any(name.startswith("decoder.") for name in self.state_dict):
             model.drop_decoder(f"{self.path.with_name(self.decoder)} is not there")
-        load_weights(model, self.state_dict, f"{self.path}")
-        return model.to(self.device).eval()
+        check_shapes(model, self.state_dict, f"{self.path}")
+        return model
 
 
 def hash_patient(patient_id: int) -> str:
@@ -123,35 +140,104 @@ def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Che
     it lists.
     """
     path = Path(path)
+    sha256, content = _read_content(path, device)
+    if "format" not in content:
+        content = _content_of_original(path, content["state_dict"])
+    elif content["format"] != FORMAT or str(content.get("version", 0)) not in VERSIONS:
+        theirs, version = map(reprlib.repr, (content["format"], content.get("version")))
+        raise CheckpointError(
+            f"{path}: format {theirs} version {version}, this code reads {FORMAT!r} up to version "
+            f"{VERSION}; update the code"
+        )
+    known = {item.name for item in fields(Checkpoint)} - {"path", "sha256", "device", "resume"}
+    facts = {name: value for name, value in content.items() if name in known}
+    try:
+        check_fields(facts, Checkpoint)
+        if any(not re.fullmatch("[0-9a-f]{64}", str(s)) for s in facts.get("patients_seen") or []):
+            raise ValueError("patients_seen holds what is no digest of a patient")
+        decoder = facts.get("decoder") or ""
+        if decoder != re.sub(r"[^\w. ()+-]|^\.+$", "", decoder)[:200]:
+            raise ValueError("decoder is no name of a file beside it")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; {WANTED}") from error
+    facts["model"] = asdict(ModelSettings()) | facts.get("model", {})
+    facts["resume"] = {name: content[name] for name in TO_RESUME if name in content}
+    if decoder and path.with_name(decoder).is_file():
+        _, more = _read_content(path.with_name(decoder), device)
+        facts["state_dict"] |= more["state_dict"]
+    return Checkpoint(path, sha256, device, **facts)
+
+
+def _read_content(path: Path, device: str | torch.device) -> tuple[str, dict[str, Any]]:
+    """A checkpoint file's SHA-256 and the dict in it, of which the weights have been looked at."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; {WANTED}")
     if not zipfile.is_zipfile(path):  # what torch.save writes since 1.6 is a zip archive
         raise CheckpointError(f"{path}: not a whole checkpoint file; {WANTED}")
     sha256 = check_sum(path)
     try:
+        check_archive(path)
         content = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # a damaged pickle fails in every way there is
+        reason = printable(error)[:200]
         raise CheckpointError(
             f"{path}: does not load safely, as weights and plain values alone ({reason}); {WANTED}"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(f"{path}: holds no state_dict; {WANTED}")
-    if "format" not in content:
-        content = _content_of_original(path, content["state_dict"])
-    elif content["format"] != FORMAT or content.get("version", 0) > VERSION:
-        raise CheckpointError(
-            f"{path}: format {content['format']!r} version {content.get('version')}, this code "
-            f"reads {FORMAT!r} up to version {VERSION}; update the code"
-        )
-    known = {item.name for item in fields(Checkpoint)} - {"path", "sha256", "device", "resume"}
-    facts = {name: value for name, value in content.items() if name in known}
-    facts["model"] = asdict(ModelSettings()) | content.get("model", {})
-    facts["resume"] = {name: content[name] for name in TO_RESUME if name in content}
-    decoder = path.with_name(Path(facts.get("decoder") or path.name).name)
-    if decoder != path and decoder.is_file():
-        facts["state_dict"] |= read_checkpoint(decoder, device).state_dict
-    return Checkpoint(path, sha256, device, **facts)
+    check_weights(content["state_dict"], f"{path}: state_dict")
+    n_bytes = sum(value.numel() * value.element_size() for value in content["state_dict"].values())
+    if n_bytes > path.stat().st_size:  # a tensor can repeat one number as often as it says
+        raise CheckpointError(f"{path}: states more weights than it holds; {WANTED}")
+    return sha256, content
+
+
+def check_archive(path: Path) -> None:
+    """Raise ValueError for a zip archive that unpacks to more than its own size.
+
+    torch.save and numpy.savez store members as they are; a packed one may be a bomb.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("a member of the archive is compressed")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("the members of the archive claim to be larger than the file")
+
+
+def check_weights(weights: Any, where: str) -> None:
+    """CheckpointError unless these are tensors by name, as weights are."""
+    if isinstance(weights, dict) and all(
+        isinstance(name, str) and is_plain_tensor(value) for name, value in weights.items()
+    ):
+        return
+    raise CheckpointError(f"{where} holds what is no weights by name; {WANTED}")
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """True for a tensor of real numbers that are there."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    return value.dtype in WEIGHT_TYPES and not value.is_nested
+
+
+def check_fields(values: Mapping[str, Any], kind: type) -> None:
+    """Raise ValueError for the first value that is not of the type of its field in ``kind``."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if name in values and not _is_of(values[name], hint):
+            raise ValueError(f"{name} has the wrong type, {type(values[name]).__name__}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """True when a value is of a type, without a look into lists and dicts."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    if origin is types.UnionType:
+        return any(_is_of(value, arg) for arg in args)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else origin or hint)
 
 
 def check_sum(path: Path) -> str:
@@ -188,7 +274,8 @@ def _write_sums(sums: Path, listed: Mapping[str, str]) -> None:
 def _read_sums(sums: Path) -> dict[str, str]:
     """SHA-256 by file name; empty without the file."""
     text = sums.read_text("utf-8", "replace") if sums.is_file() else ""
-    return {name: s for s, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", text, re.MULTILINE)}
+    listed = re.findall(r"^([0-9a-fA-F]{64}) [ *](.+)$", text, re.MULTILINE)
+    return {name: sha256.lower() for sha256, name in listed}
 
 
 def file_sha256(path: Path) -> str:
@@ -199,10 +286,18 @@ def file_sha256(path: Path) -> str:
 
 def load_weights(model: MaskedAutoencoder, state_dict: Mapping[str, Any], where: str) -> None:
     """Load weights strictly; CheckpointError says in one sentence what does not fit."""
+    check_shapes(model, state_dict, where)
+    for name, value in state_dict.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{where}: {name} holds numbers that are not finite; {WANTED}")
+    model.load_state_dict(state_dict)
+
+
+def check_shapes(model: MaskedAutoencoder, state_dict: Mapping[str, Any], where: str) -> None:
+    """CheckpointError unless weights have the names and shapes of the model's."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     got = {name: tuple(value.shape) for name, value in state_dict.items()}
     if wanted == got:
-        model.load_state_dict(state_dict)
         return
     name = next(name for name in [*wanted, *got] if wanted.get(name) != got.get(name))
     has = f"has the shape {got[name]} there" if name in got else "is not there"

@@ -76,11 +76,14 @@ def _stop(_number, _frame) -> NoReturn:
 
 def tell(problem: Exception | str, exit_code: int) -> int:
     """Say on stderr, in one line with the script's name, what is wrong; gives back the code."""
-    words = " ".join(str(problem).split())
-    # What a file or a call holds is quoted: control characters would act on the terminal.
-    words = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
-    print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {printable(problem)}", file=sys.stderr)
     return exit_code
+
+
+def printable(words: Exception | str) -> str:
+    """In one line, control characters spelt out: what a file holds must not act on a terminal."""
+    line = " ".join(str(words).split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def write_any_letter() -> None:
@@ -93,7 +96,7 @@ def write_any_letter() -> None:
 def warn(sentence: str) -> None:
     """Say on stderr what may be wrong; nothing where there is nothing to say."""
     if sentence:
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+        tell(sentence, EXIT_DONE)
 
 
 def where_it_failed(error: BaseException) -> str:

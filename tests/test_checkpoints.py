@@ -1,6 +1,8 @@
+import contextlib
 import hashlib
 import os
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -276,3 +278,82 @@ def test_a_wrong_sum_is_found_in_each_form_that_sha256sum_writes(tmp_path, line)
     (tmp_path / checkpoints.SUMS_NAME).write_text(line.format(sum="0" * 64, name=path.name))
     with pytest.raises(CheckpointError, match="changed or damaged"):
         checkpoints.check_sum(path)
+
+
+# ------------------------------------------------------------------ damaged files
+NAN = torch.full_like(content()["state_dict"]["encoder.cls_token"], torch.nan)
+TOKEN = "encoder.cls_token"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"step": "seven"}, "step has the wrong type, str"),
+        ({"patients_seen": 3}, "patients_seen has the wrong type, int"),
+        ({"patients_seen": ["10000"]}, "patients_seen"),
+        ({"model": [1]}, "model has the wrong type, list"),
+        ({"settings": None}, "settings has the wrong type, NoneType"),
+        ({"simulated": "no"}, "simulated has the wrong type"),
+        ({"scaling": 5}, "scaling has the wrong type"),
+        ({"decoder": "../other.pt"}, "decoder is no name"),
+        ({"decoder": ".."}, "decoder is no name"),
+        ({"version": "x"}, "version 'x'"),
+        ({"state_dict": {TOKEN: None}}, "no weights by name"),
+        ({"state_dict": {3: torch.zeros(3)}}, "no weights by name"),
+        ({"state_dict": {TOKEN: torch.zeros(3, dtype=torch.int64)}}, "no weights by name"),
+        ({"state_dict": {TOKEN: torch.zeros(3).to_sparse()}}, "no weights by name"),
+        ({"state_dict": {TOKEN: torch.zeros(1).expand(10**12)}}, "more weights than it holds"),
+        ({"state_dict": content()["state_dict"] | {TOKEN: NAN}}, f"{TOKEN} .* not finite"),
+        ({"model": SETTINGS | {"num_layer": 10**9}}, "1000000000 layers"),
+        ({"model": SETTINGS | {"emb_dim": 10**6}}, "another shape"),
+        ({"model": SETTINGS | {"emb_dim": 10**9}}, "do not make a model"),
+        ({"model": SETTINGS | {"decoder_emb_dim": 2**62}}, "model"),
+        ({"model": SETTINGS | {"emb_dim": "x"}}, "emb_dim has the wrong type"),
+        ({"model": SETTINGS | {"token_layout": ["moment"]}}, "token_layout has the wrong type"),
+        ({"model": SETTINGS | {"extra": 3}}, "extra"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_by_its_name(tmp_path, change, reason):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content(**change))
+    with pytest.raises(CheckpointError, match=reason):
+        load_model(path)
+
+
+def test_an_archive_that_would_unpack_to_more_than_the_file_is_not_unpacked(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("checkpoint/data.pkl", bytes(10_000))
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("place", range(0, 1000, 50))
+def test_a_damaged_byte_is_found_or_does_no_harm(tmp_path, place):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content())
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"data.pkl") + place
+    raw[at] ^= 0xFF
+    path.write_bytes(raw)
+    with contextlib.suppress(CheckpointError):
+        model = load_model(path)
+        assert all(torch.isfinite(weight).all() for weight in model.state_dict().values())
+
+
+def test_two_files_that_name_each_other_as_decoder_are_not_followed_for_ever(tmp_path):
+    for name, other in (("a.pt", "b.pt"), ("b.pt", "a.pt")):
+        save_checkpoint(tmp_path / name, content(decoder=other))
+    assert load_model(tmp_path / "a.pt").decoder is not None
+
+
+def test_a_sum_in_capital_letters_counts_too(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, content())
+    sums = path.with_name("SHA256SUMS")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest().upper()
+    sums.write_text(f"{digest}  checkpoint.pt\n")
+    assert read_checkpoint(path).step == 7
+    sums.write_text(f"{'A' * 64}  checkpoint.pt\n")
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        read_checkpoint(path)
