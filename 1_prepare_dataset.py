@@ -34,7 +34,7 @@ def read_health(paths: PreparePaths) -> pd.DataFrame | None:
     except (ValueError, OSError) as error:
         if paths.health_dir:
             raise SettingsError(f"paths.health_dir: {error}") from error
-        print(f"ages stay unknown: {error}", file=sys.stderr)
+        errors.warn(f"ages stay unknown: {error}")
         return None
 
 

@@ -6,12 +6,11 @@ Only patient numbers leave this module; names of diagnoses are compared and forg
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from pedsleepmae.errors import UserError
+from pedsleepmae.foreign import ID_DIGITS, TableError, as_id, read_pieces, read_table
 
 COLUMNS = ("STUDY_PAT_ID", "DX_SOURCE_TYPE", "DX_CODE", "DX_NAME", "DX_ALT_CODE")
-ROWS_AT_A_TIME = 200_000  # of NCH's 1.5 million
+LARGEST_FILE = 4_000_000_000  # bytes; NCH's 1.5 million rows have a tenth, read in pieces
 
 
 class DiagnosisError(UserError):
@@ -36,31 +35,37 @@ def read_diagnosed(
     wanted = {normalise_code(code): code for code in codes}
     types = {text.strip().lower() for text in source_types}
     found: dict[str, set[int]] = {code: set() for code in codes}
-    for table in _pieces(_diagnosis_file(health_dir)):
-        if types:
-            table = table[table["DX_SOURCE_TYPE"].str.strip().str.lower().isin(types)]
-        if name_holds:
-            table = table[table["DX_NAME"].str.contains(name_holds, case=False, regex=False)]
-        listed = table["DX_CODE"] + "," + table["DX_ALT_CODE"]
-        for patient, text in zip(table["STUDY_PAT_ID"], listed, strict=True):
-            for code in {normalise_code(part) for part in text.split(",")} & wanted.keys():
-                if patient.strip().isdigit():
-                    found[wanted[code]].add(int(patient))
+    try:
+        for table in read_pieces(_diagnosis_file(health_dir), COLUMNS, largest=LARGEST_FILE):
+            if types:
+                table = table[table["DX_SOURCE_TYPE"].str.strip().str.lower().isin(types)]
+            if name_holds:
+                table = table[table["DX_NAME"].str.contains(name_holds, case=False, regex=False)]
+            listed = table["DX_CODE"] + "," + table["DX_ALT_CODE"]
+            for text, codes_listed in zip(table["STUDY_PAT_ID"], listed, strict=True):
+                here = {normalise_code(part) for part in codes_listed.split(",")} & wanted.keys()
+                if here and (patient := as_id(text)) is not None:
+                    for code in here:
+                        found[wanted[code]].add(patient)
+    except TableError as error:
+        raise DiagnosisError(str(error)) from error
     return found
 
 
 def read_patient_list(path: Path) -> frozenset[int]:
     """Patients of a CSV file with a column patient_id of whole numbers; DiagnosisError if not."""
-    wanted = f"{path}: needs a column patient_id of whole numbers"
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="latin-1")
-        texts = table.rename(columns=lambda name: name.removeprefix("ï»¿"))["patient_id"]
-    except (OSError, KeyError, ValueError) as error:
-        raise DiagnosisError(f"{wanted}, which it lacks, or it cannot be read") from error
-    for line, text in enumerate(texts, start=2):
-        if not text.strip().isdecimal():  # whatever stands there may be a name: it is not repeated
-            raise DiagnosisError(f"{wanted}; line {line} holds none")
-    return frozenset(int(text) for text in texts)
+        texts = read_table(path, ["patient_id"])["patient_id"]
+    except TableError as error:
+        raise DiagnosisError(f"{error}; it needs a column patient_id of whole numbers") from error
+    patients = [as_id(text) for text in texts]
+    if None in patients:  # whatever stands there may be a name: it is not repeated
+        line = patients.index(None) + 2
+        raise DiagnosisError(
+            f"{path}: needs a column patient_id of whole numbers of at most {ID_DIGITS} digits; "
+            f"line {line} holds none"
+        )
+    return frozenset(patients)
 
 
 def _diagnosis_file(health_dir: Path) -> Path:
@@ -68,26 +73,3 @@ def _diagnosis_file(health_dir: Path) -> Path:
         if path.name.upper() == "DIAGNOSIS.CSV":
             return path
     raise DiagnosisError(f"{health_dir}: no DIAGNOSIS.csv in it; give NCH's Health_Data folder")
-
-
-def _pieces(path: Path):
-    """The columns that count, as text, a piece of the file at a time; latin-1 as NCH's tables."""
-    try:
-        with pd.read_csv(
-            path,
-            dtype=str,
-            encoding="latin-1",
-            keep_default_na=False,
-            usecols=lambda name: name.strip().upper() in COLUMNS,
-            chunksize=ROWS_AT_A_TIME,
-        ) as pieces:
-            for table in pieces:
-                table.columns = [name.strip().upper() for name in table.columns]
-                missing = [name for name in COLUMNS if name not in table.columns]
-                if missing:
-                    raise DiagnosisError(f"{path}: has no column {missing[0]}")
-                yield table
-    except pd.errors.ParserError as error:
-        raise DiagnosisError(f"{path}: not a table ({error})") from error
-    except pd.errors.EmptyDataError as error:
-        raise DiagnosisError(f"{path}: is empty") from error

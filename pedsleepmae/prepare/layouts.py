@@ -12,8 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from pedsleepmae.foreign import (
+    OLDEST_DAYS,
+    TableError,
+    as_id,
+    as_number,
+    read_table,
+)
 from pedsleepmae.prepare.annotations import (
     AnnotationError,
     Scoring,
@@ -192,26 +200,27 @@ def find_scoring(recording: Path, annotations: Path | None = None) -> Scoring | 
 def read_health(health_dir: Path) -> pd.DataFrame:
     """Age and sex of NCH's studies: columns patient_id, study_id, age_days, sex ("F", "M", "").
 
-    From SLEEP_STUDY.csv and DEMOGRAPHIC.csv (latin-1; file names in any case); what is missing or
-    no number is left blank. Raises ValueError when SLEEP_STUDY.csv is not there or not a table.
+    From SLEEP_STUDY.csv and DEMOGRAPHIC.csv (file names in any case); what is missing or can be
+    none is left blank. Raises TableError when SLEEP_STUDY.csv is not there or one is no table.
     """
-    tables = {path.name.upper(): path for path in Path(health_dir).iterdir() if path.is_file()}
+    tables = {path.name.upper(): path for path in sorted(Path(health_dir).iterdir())}
     if "SLEEP_STUDY.CSV" not in tables:
-        raise ValueError(f"{health_dir}: no SLEEP_STUDY.csv in it; give NCH's Health_Data folder")
-    wanted = ["STUDY_PAT_ID", "SLEEP_STUDY_ID", "AGE_AT_SLEEP_STUDY_DAYS"]
-    studies = _read_csv(tables["SLEEP_STUDY.CSV"], wanted)[wanted]
-    health = studies.apply(pd.to_numeric, errors="coerce")
-    health.columns = ["patient_id", "study_id", "age_days"]
-    ids = ["patient_id", "study_id"]
-    health = health.dropna(subset=ids).astype(dict.fromkeys(ids, int))
+        raise TableError(f"{health_dir}: no SLEEP_STUDY.csv in it; give NCH's Health_Data folder")
+    ids = ["STUDY_PAT_ID", "SLEEP_STUDY_ID"]
+    table = read_table(tables["SLEEP_STUDY.CSV"], [*ids, "AGE_AT_SLEEP_STUDY_DAYS"])
+    health = table[ids].map(as_id).set_axis(["patient_id", "study_id"], axis=1)
+    ages = [as_number(text, 0, OLDEST_DAYS) for text in table["AGE_AT_SLEEP_STUDY_DAYS"]]
+    health["age_days"] = np.array(ages, float)
+    health = health.dropna(subset=["patient_id", "study_id"])
+    health = health.astype({"patient_id": int, "study_id": int})
     sex = {}
     if "DEMOGRAPHIC.CSV" in tables:
         wanted = ["STUDY_PAT_ID", "PCORI_GENDER_CD"]
-        for patient, code in _read_csv(tables["DEMOGRAPHIC.CSV"], wanted)[wanted].to_numpy():
-            if patient.strip().isdigit() and code.strip().upper() in ("F", "M"):
-                sex.setdefault(int(patient), code.strip().upper())
+        for patient, code in read_table(tables["DEMOGRAPHIC.CSV"], wanted).to_numpy():
+            if code.strip().upper() in ("F", "M"):
+                sex.setdefault(as_id(patient), code.strip().upper())
     health["sex"] = [sex.get(patient, "") for patient in health["patient_id"]]
-    return health.drop_duplicates(ids)
+    return health.drop_duplicates(["patient_id", "study_id"])
 
 
 def find_health_dir(recordings_dir: Path) -> Path | None:
@@ -223,12 +232,3 @@ def find_health_dir(recordings_dir: Path) -> Path | None:
             if path.is_dir() and path.name.lower() == "health_data":
                 return path
     return None
-
-
-def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype=str, encoding="latin-1", keep_default_na=False)
-    table.columns = [name.strip().upper() for name in table.columns]
-    missing = [name for name in columns if name not in table.columns]
-    if missing:
-        raise ValueError(f"{path}: has no column {missing[0]}; it has {', '.join(table.columns)}")
-    return table

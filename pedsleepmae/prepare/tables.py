@@ -1,5 +1,6 @@
 """The tables beside batch files: studies.csv, a row a recording; splits.csv, a row a patient."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pedsleepmae.disk import write_table
+from pedsleepmae.foreign import TableError, as_id, read_table
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import StoreError
 from pedsleepmae.tasks import EVENT_COUNTS
@@ -40,16 +42,18 @@ def write_splits(batches_dir: Path, assignment: Mapping[int, str]) -> None:
 def read_splits(batches_dir: Path) -> dict[int, str] | None:
     """patient_id -> split from splits.csv, None when there is none; StoreError when it is bad."""
     path = Path(batches_dir) / "splits.csv"
-    if not path.is_file():  # a pipe would wait
+    if not os.path.lexists(path):
         return None
+    wanted = "needs the columns patient_id (whole numbers) and split"
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        patients = [int(text) for text in table["patient_id"]]
-        splits = [text.strip() for text in table["split"]]
-    except (KeyError, ValueError) as error:
-        raise StoreError(
-            f"{path}: needs the columns patient_id (whole numbers) and split ({error})"
-        ) from error
+        table = read_table(path, ["patient_id", "split"])
+    except TableError as error:
+        raise StoreError(f"{error}; it {wanted}") from error
+    patients = [as_id(text) for text in table["patient_id"]]
+    splits = [text.strip() for text in table["split"]]
+    if None in patients:
+        line = patients.index(None) + 2
+        raise StoreError(f"{path}: {wanted}; line {line} holds no such number")
     assignment = dict(zip(patients, splits, strict=True))
     if unknown := sorted(set(splits) - set(SPLITS)):
         raise StoreError(f"{path}: unknown split {unknown[0]!r}; known: {', '.join(SPLITS)}")

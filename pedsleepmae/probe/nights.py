@@ -1,5 +1,6 @@
 """Figures of whole nights: sleep time and events an hour, scored against predicted."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae import metrics, store
+from pedsleepmae.errors import warn
+from pedsleepmae.foreign import OLDEST_DAYS, TableError, as_id, as_number, read_table
 from pedsleepmae.tasks import EVENT_COUNTS, STAGES, task_labels
 
 NIGHT = ["patient_id", "study_id"]  # what a night is known by
 EPOCH_MINUTES = 0.5
 MIN_SLEEP_HOURS = 0.25  # an index per hour of sleep means nothing on less
+MOST_EVENTS = 100_000  # of a night: one a second, around the clock
 INDICES = {  # index of a night -> the task whose epochs it counts
     "apnea_hypopnea_index": "apnea_hypopnea",
     "desaturation_index": "desaturation",
@@ -25,21 +29,30 @@ INDEX_EVENTS = {  # … and the columns of studies.csv whose events it counts
 
 
 def read_studies(batches_dir: Path) -> pd.DataFrame | None:
-    """What studies.csv knows of each night, NaN where it does not; None without the file.
+    """What studies.csv knows of each night, NaN where it does not; None without such a file.
 
     Indexed by patient and study: age_days, sex, and for each of INDICES the number of its events.
+    What cannot be such a number is unknown.
     """
     path = Path(batches_dir) / "studies.csv"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    table = pd.read_csv(path, encoding_errors="replace", on_bad_lines="warn")
-    if not set(NIGHT) <= set(table.columns):
+    counts = list(EVENT_COUNTS.values())
+    try:
+        table = read_table(path, NIGHT, ["age_days", "sex", *counts])
+    except TableError as error:
+        warn(f"{error}; ages, sexes and numbers of events stay unknown")
         return None
-    studies = table.dropna(subset=NIGHT).drop_duplicates(NIGHT).set_index(NIGHT)
-    counts = studies.reindex(columns=list(EVENT_COUNTS.values()))
+    studies = table[NIGHT].map(as_id)
+    studies["age_days"] = [as_number(text, 0, OLDEST_DAYS) for text in table["age_days"]]
+    studies["sex"] = [{"F": "F", "M": "M"}.get(text.strip()) for text in table["sex"]]
+    for name in counts:
+        studies[name] = [as_number(text, 0, MOST_EVENTS) for text in table[name]]
+    studies = studies.dropna(subset=NIGHT).drop_duplicates(NIGHT)
+    studies = studies.astype(dict.fromkeys(NIGHT, int)).set_index(NIGHT)
     for name, columns in INDEX_EVENTS.items():
-        studies[name] = counts[columns].sum(axis=1, skipna=False)
-    return studies.reindex(columns=["age_days", "sex", *INDICES])
+        studies[name] = studies[columns].sum(axis=1, skipna=False)
+    return studies[["age_days", "sex", *INDICES]]
 
 
 def events_per_epoch(index: store.ExampleIndex, studies: pd.DataFrame | None) -> dict[str, float]:
