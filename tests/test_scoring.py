@@ -1,8 +1,10 @@
 """One recording to stages and events: the same scores whatever the file, nothing hidden or told."""
 
+import io
 import json
 import re
 import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -459,7 +461,19 @@ def test_probes_of_another_encoder_are_refused(tmp_path, trained, capsys):
         ({"facts": None}, "which encoder"),
         ({"version": np.array(99)}, "update the code"),
         ({"density/axes_KF": None}, "which encoder"),
-        ({"sleep/weight": np.zeros((3, 5))}, "reads 3 numbers"),
+        ({"sleep/weight": np.zeros((3, 5))}, r"sleep/weight has the shape \(3, 5\)"),
+        ({"sleep/bias": np.full(5, np.nan)}, "sleep/bias .* not finite"),
+        ({"sleep/slope": np.array(np.inf)}, "sleep/slope .* not finite"),
+        ({"sleep/slope": np.array("1")}, "sleep/slope holds no numbers"),
+        ({"sleep/classes": np.arange(1, 6)}, "sleep/classes"),
+        ({"sleep/shift": np.zeros(4)}, r"sleep/shift has the shape \(4,\)"),
+        ({"density/rest_variance": np.array(0.0)}, "density/rest_variance .* above 0"),
+        ({"density/quantile_Q": np.array([2.0, 1.0])}, "no quantiles"),
+        ({"facts": np.array("[1]")}, "no mapping"),
+        ({"facts": np.array("{")}, "which encoder"),
+        ({"facts": np.array('{"n_features": NaN}')}, "the number NaN"),
+        ({"facts": np.array('{"checkpoint": "x"}')}, "encoder_sha256 is missing"),
+        ({"pooling": np.array("median")}, "median"),
     ],
 )
 def test_a_probe_file_that_does_not_fit_is_refused(tmp_path, trained, change, words):
@@ -476,6 +490,20 @@ def test_a_probe_file_holds_no_pickle(trained, tmp_path):
     np.savez(tmp_path / "bad.npz", version=np.array([{}], dtype=object))
     with pytest.raises(errors.ProbeError, match="no probes of script 3"):
         load_probes(tmp_path / "bad.npz")
+
+
+def test_an_archive_of_probes_that_claims_more_than_it_holds_is_not_unpacked(tmp_path):
+    path = tmp_path / "p.npz"
+    np.savez_compressed(path, version=np.array(2), pooling=np.zeros(100_000))
+    with pytest.raises(errors.ProbeError, match="compressed"):
+        load_probes(path)
+    header = io.BytesIO()
+    claimed = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(header, claimed)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("version.npy", header.getvalue())
+    with pytest.raises(errors.ProbeError, match="more numbers than it holds"):
+        load_probes(path)
 
 
 # ------------------------------------------------------------------ far from the training data

@@ -1,22 +1,26 @@
 """`probes.npz`: fitted probes as they are stored, published and read back."""
 
+import contextlib
 import json
+import math
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pedsleepmae import disk
-from pedsleepmae.checkpoints import check_sum, forget_sum, list_sums
-from pedsleepmae.errors import ProbeError
+from pedsleepmae.checkpoints import check_archive, check_sum, forget_sum, list_sums
+from pedsleepmae.errors import ProbeError, printable
 from pedsleepmae.probe.density import TrainingDensity
 from pedsleepmae.probe.linear import LinearProbe, TaskProbe
 from pedsleepmae.tasks import N_CLASSES
 
 PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
 LINEAR_ARRAYS = ("classes", "mean", "scale", "weight", "bias")  # LinearProbe's fields, in order
+
+SMALL, LARGE = 1e-30, 1e30  # beyond these float32 has nothing left to compute with
 
 
 @dataclass(frozen=True)
@@ -67,46 +71,145 @@ def load_probes(path: Path) -> tuple[str, dict[str, TaskProbe]]:
     With ``x = model.embed(...)``: ``probe.probabilities(probe.linear.logits(x))``, then ``decide``.
     """
     arrays = _read_arrays(path)
-    try:
-        probes = {}
-        for task in [name for name in N_CLASSES if f"{name}/weight" in arrays]:
-            linear = LinearProbe(*(arrays[f"{task}/{name}"] for name in LINEAR_ARRAYS))
-            numbers = (float(arrays[f"{task}/{n}"]) for n in ("strength", "slope", "threshold"))
-            strength, slope, threshold = numbers
-            threshold, shift_K = None if np.isnan(threshold) else threshold, arrays[f"{task}/shift"]
-            probes[task] = TaskProbe(
-                task, strength, linear, linear.classes, slope, shift_K, threshold
-            )
-        return str(arrays["pooling"]), probes
-    except (KeyError, ValueError, TypeError) as error:
-        raise ProbeError(f"{path}: no probes of script 3 ({error}); run script 3 again") from error
+    with _reading(path):
+        tasks = [name for name in N_CLASSES if f"{name}/weight" in arrays]
+        return _text(arrays, "pooling"), {task: _read_probe(arrays, task) for task in tasks}
+
+
+def _read_probe(arrays: Mapping[str, np.ndarray], task: str) -> TaskProbe:
+    """A task's probe; ValueError says what of it is none."""
+    classes = _numbers(arrays, f"{task}/classes", (None,))
+    k = len(classes)
+    if not 2 <= k <= N_CLASSES[task] or not np.isin(classes, range(N_CLASSES[task])).all():
+        raise ValueError(f"{task}/classes are not those of the task")
+    if (np.diff(classes) <= 0).any():
+        raise ValueError(f"{task}/classes are not sorted")
+    n_columns = 1 if k == 2 else k
+    mean_F = _numbers(arrays, f"{task}/mean", (None,))
+    n_features = len(mean_F)
+    linear = LinearProbe(
+        classes.astype(np.int64),
+        mean_F,
+        _above_0(arrays, f"{task}/scale", (n_features,)),
+        _numbers(arrays, f"{task}/weight", (n_features, n_columns)),
+        _numbers(arrays, f"{task}/bias", (n_columns,)),
+    )
+    threshold = float(_array(arrays, f"{task}/threshold", ()))
+    return TaskProbe(
+        task,
+        float(_numbers(arrays, f"{task}/strength", ())),
+        linear,
+        linear.classes,
+        float(_numbers(arrays, f"{task}/slope", ())),
+        _numbers(arrays, f"{task}/shift", (k,)),
+        None if np.isnan(threshold) else threshold,
+    )
 
 
 def load_basis(path: Path) -> Basis:
     """What the probes of a file rest on; ProbeError for a file that does not say it."""
     arrays = _read_arrays(path)
+    with _reading(path, "does not say which encoder its probes belong to"):
+        facts = json.loads(_text(arrays, "facts"), parse_float=_finite, parse_constant=_finite)
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no mapping")
+        mean_F = _numbers(arrays, "density/mean_F", (None,))
+        variance_K = _above_0(arrays, "density/variance_K", (None,))
+        quantile_Q = _numbers(arrays, "density/quantile_Q", (None,))
+        if len(quantile_Q) < 2 or quantile_Q[0] < 0 or (np.diff(quantile_Q) < 0).any():
+            raise ValueError("density/quantile_Q are no quantiles")
+        density = TrainingDensity(
+            mean_F,
+            _above_0(arrays, "density/scale_F", mean_F.shape),
+            _numbers(arrays, "density/axes_KF", (len(variance_K), len(mean_F))),
+            variance_K,
+            _above_0(arrays, "density/rest_variance", ()),
+            quantile_Q,
+        )
+        return Basis(facts, density)
+
+
+# ------------------------------------------------------------------ reading
+@contextlib.contextmanager
+def _reading(path: Path, problem: str = "no probes of script 3") -> Iterator[None]:
+    """Tell what is wrong with a file as a ProbeError that names it."""
     try:
-        names = [item.name for item in fields(TrainingDensity)]
-        density = TrainingDensity(*(arrays[f"density/{name}"] for name in names))
-        return Basis(json.loads(str(arrays["facts"])), density)
-    except (KeyError, ValueError) as error:
-        raise ProbeError(
-            f"{path}: does not say which encoder its probes belong to ({error}; file version "
-            f"{arrays.get('version', 'unknown')}); run script 3 again"
-        ) from error
+        yield
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        reason = printable(error)[:200]
+        raise ProbeError(f"{path}: {problem} ({reason}); run script 3 again") from error
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     check_sum(path)
     try:
+        check_archive(path)
+        _check_headers(path)
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        version = int(arrays["version"])
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise ProbeError(f"{path}: no probes of script 3 ({error}); run script 3 again") from error
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # a damaged archive fails in every way there is
+        reason = printable(error)[:200]
+        raise ProbeError(f"{path}: no probes of script 3 ({reason}); run script 3 again") from error
+    with _reading(path):
+        version = int(_numbers(arrays, "version", ()))
     if version > PROBE_FILE_VERSION:
         raise ProbeError(
             f"{path}: version {version}, this code reads up to {PROBE_FILE_VERSION}; update the "
             "code"
         )
     return arrays
+
+
+def _check_headers(path: Path) -> None:
+    """Raise ValueError for an array that states more numbers than its member holds."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if math.prod(shape) * max(1, dtype.itemsize) > member.file_size:
+                raise ValueError(f"{member.filename} states more numbers than it holds")
+
+
+def _text(arrays: Mapping[str, np.ndarray], name: str) -> str:
+    array = arrays[name]
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "U" or array.shape:
+        raise ValueError(f"{name} is no text")
+    return str(array)
+
+
+def _array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple) -> np.ndarray:
+    """Real numbers of a shape, in which None stands for any length but 0."""
+    array = arrays[name]
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} holds no numbers")
+    fits = len(array.shape) == len(shape) and all(
+        n == wanted if wanted is not None else n > 0
+        for n, wanted in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} has the shape {array.shape}")
+    return array
+
+
+def _numbers(arrays: Mapping[str, np.ndarray], name: str, shape: tuple) -> np.ndarray:
+    """As _array, all of them finite."""
+    array = _array(arrays, name, shape)
+    if not (np.abs(array) < LARGE).all():  # NaN neither
+        raise ValueError(f"{name} holds numbers that are not finite, or too large")
+    return array
+
+
+def _above_0(arrays: Mapping[str, np.ndarray], name: str, shape: tuple) -> np.ndarray:
+    """As _numbers, all of them above 0."""
+    array = _numbers(arrays, name, shape)
+    if not (array > SMALL).all():
+        raise ValueError(f"{name} holds numbers that are not above 0")
+    return array
+
+
+def _finite(text: str) -> float:
+    """A number of the facts, which JSON lets be NaN or 1e999."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"its facts hold the number {text}")
+    return float(text)

@@ -14,11 +14,28 @@ from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.machine import Compute
-from pedsleepmae.model import MaskedAutoencoder
+from pedsleepmae.model import MaskedAutoencoder, check_poolings
 from pedsleepmae.probe import embeddings
 from pedsleepmae.probe.files import Basis, load_basis, load_probes
 from pedsleepmae.probe.linear import TaskProbe, predict_features
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
+
+FACTS = {  # of script 3, by name: the type of what scoring and its summary read
+    "checkpoint": str,
+    "encoder_sha256": str,
+    "precision": str,
+    "checkpoint_simulated": bool,
+    "simulated": bool,
+    "patient_disjoint": bool,
+    "n_patients": {"val": int, "test": int},
+    "nights": {"agreement": dict, "events_per_epoch": dict},
+}
+
+
+def task_facts(task: str) -> dict:
+    """As FACTS, of one task; a figure that is not defined is None."""
+    figure = {"kappa" if task == "sleep" else "auroc": (int, float, type(None))}
+    return {"calibration_slope": (int, float), "n_val": int, "val": figure, "test": figure}
 
 
 # ------------------------------------------------------------------ encoder and probes
@@ -57,6 +74,14 @@ def load_scorer(
     pooling, probes = load_probes(probe_file)
     basis = load_basis(probe_file)
     facts = basis.facts
+    lacking = missing_fact(facts, FACTS | {"tasks": {task: task_facts(task) for task in probes}})
+    if not lacking and facts["precision"] not in ("float32", "bfloat16"):
+        lacking = "precision"
+    if lacking:
+        raise ProbeError(
+            f"{probe_file}: does not say what its probes rest on ({lacking} is missing or of "
+            "another type); run script 3 again"
+        )
     precision = facts["precision"] if precision == "auto" else precision
     compute = Compute.choose(device, precision, batch_size)
     content = read_checkpoint(checkpoint, compute.device)
@@ -68,6 +93,7 @@ def load_scorer(
             f"{probe_file}: its probes were fitted on another encoder ({facts.get('checkpoint')}) "
             f"than that of {checkpoint}; give that checkpoint, or run script 3 on this one"
         )
+    check_poolings(pooling, [])
     n_features = model.n_features(pooling)
     for task, probe in probes.items():
         n_read = len(probe.linear.weight_FK)
@@ -77,6 +103,17 @@ def load_scorer(
                 f"of this encoder gives {n_features}; run script 3 again"
             )
     return Scorer(model, pooling, probes, basis, content.path, content.scaling, compute, far_share)
+
+
+def missing_fact(facts: Mapping, wanted: Mapping, prefix: str = "") -> str:
+    """Dotted name of the first of the ``wanted`` that is not there in its type; "": all are."""
+    for name, kind in wanted.items():
+        if isinstance(kind, Mapping) and isinstance(facts.get(name), dict):
+            if lacking := missing_fact(facts[name], kind, f"{prefix}{name}."):
+                return lacking
+        elif isinstance(kind, Mapping) or not isinstance(facts.get(name), kind):
+            return prefix + name
+    return ""
 
 
 # ------------------------------------------------------------------ one night
