@@ -5,6 +5,7 @@ fields of :class:`Checkpoint` from ``state_dict`` to ``decoder``, and in checkpo
 resuming needs (TO_RESUME). A published one may lie in two files, the decoder's weights beside it.
 """
 
+import errno
 import hashlib
 import re
 import reprlib
@@ -125,7 +126,12 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint, whole or not at all."""
     with write_whole(path) as temporary, open(temporary, "wb") as file:
         # Through a file, for torch writes a path's own name into it: equal content, equal bytes.
-        torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+        try:
+            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+        except RuntimeError as error:  # torch's words for a disk that is full, in place of its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise OSError(errno.EIO, "torch cannot write it", f"{path}") from error
 
 
 def load_model(path: Path | str, device: str | torch.device = "cpu") -> MaskedAutoencoder:
@@ -221,8 +227,10 @@ def is_plain_tensor(value: Any) -> bool:
     return value.dtype in WEIGHT_TYPES and not value.is_nested
 
 
-def check_fields(values: Mapping[str, Any], kind: type) -> None:
+def check_fields(values: Any, kind: type) -> None:
     """Raise ValueError for the first value that is not of the type of its field in ``kind``."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"what should be a {kind.__name__} is no mapping")
     for name, hint in typing.get_type_hints(kind).items():
         if name in values and not _is_of(values[name], hint):
             raise ValueError(f"{name} has the wrong type, {type(values[name]).__name__}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pedsleepmae.errors import UserError
+from pedsleepmae.errors import UserError, printable
 
 ID_DIGITS = 12  # of a patient's or study's number at most; NCH's have 5, int64 ends at 18
 _ID = re.compile(rf"\s*([0-9]{{1,{ID_DIGITS}}})(\.0+)?\s*")  # spreadsheets write 12 as 12.0
@@ -42,14 +42,6 @@ def file_problem(path: Path, largest: int | None = None) -> str:
     if largest is not None and found.st_size > largest:
         return f"has {found.st_size / 1e6:,.0f} MB, and at most {largest / 1e6:,.0f} MB are read"
     return ""
-
-
-def printable(text: str) -> str:
-    """A text for a table, a page or a terminal: what cannot be printed stands as an escape.
-
-    Control characters, and bytes of a file's name that are no UTF-8, which no file can be given.
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 # ------------------------------------------------------------------ numbers
@@ -115,7 +107,7 @@ def read_pieces(
             f"{path}: is empty, or lacks the columns {', '.join(columns.values())}"
         ) from error
     except (OSError, ValueError, ArithmeticError) as error:
-        reason = printable(" ".join(str(error).split()))[:200]
+        reason = printable(error)[:200]
         raise TableError(f"{path}: not a table ({reason})") from error
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pedsleepmae import foreign
+from pedsleepmae.errors import printable
 from pedsleepmae.explore import diagnoses
-from pedsleepmae.foreign import TableError, as_id, as_number, file_problem, printable, read_table
+from pedsleepmae.foreign import TableError, as_id, as_number, file_problem, read_table
 from pedsleepmae.prepare import layouts, tables
 from pedsleepmae.probe.nights import read_studies
 from pedsleepmae.store import StoreError

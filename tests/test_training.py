@@ -614,7 +614,7 @@ def check_settings(settings: PretrainSettings) -> None:
         ({"model": {"patch_size": 32}}, "16 at a time"),
         ({"optim": {"accumulate": 33}}, "no more pieces than examples"),
         ({"optim": {"lr": -1.0}}, r"optim\.lr is -1; give 0 or more"),
-        ({"optim": {"lr": math.nan}}, r"optim\.lr is nan"),
+        ({"optim": {"lr": math.nan}}, r"optim\.lr is infinite, too large or no number"),
         ({"optim": {"ema_decay": 1.0}}, "less than 1"),
         ({"max_steps": 0}, "max_steps is 0; give 1 or more"),
         ({"stop_at_step": 0}, "stop_at_step is 0"),

@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae.channels import EPOCH_S
-from pedsleepmae.errors import UserError
+from pedsleepmae.errors import UserError, printable
+from pedsleepmae.foreign import file_problem
 from pedsleepmae.prepare.stages import LONGEST_S, epochs_of_rows, stage_rows
 from pedsleepmae.tasks import EVENT_KINDS, NOTICE, UNSCORED
 
+# Bytes of a .tsv or .xml: NCH's and CHAT's have under 2 MB, and rows grow tenfold in memory.
+LARGEST_FILE = 32_000_000
 ROUNDING_S = 1e-6  # onsets are decimal text: sums of them are off by less than this
 # Scored event -> (label, code), the codes of the original authors. Central and mixed hypopneas,
 # which they left out, are hypopneas that are not called obstructive: code 2.
@@ -51,7 +54,7 @@ class AnnotationError(UserError):
     """An annotation file cannot be used; the message says which and why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """One scored event; ``kind`` is one of EVENT_KINDS, ``code`` its label value."""
 
@@ -95,10 +98,10 @@ def read_tsv(path: Path) -> Scoring:
     Descriptions hold commas and quotes, may be blank, and are no UTF-8 in some files. Rows whose
     onset is no number are counted and left out. Raises AnnotationError when no row can be read.
     """
-    raw = Path(path).read_bytes()
+    name, raw = _read_file(path)
     if not raw.strip(b"\0 \r\n\t"):
         what = "only NUL bytes" if raw.strip(b" \r\n\t") else "nothing"
-        raise AnnotationError(f"{Path(path).name}: the file holds {what}; fetch it again")
+        raise AnnotationError(f"{name}: the file holds {what}; fetch it again")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -111,10 +114,18 @@ def read_tsv(path: Path) -> Scoring:
             rows.append(_read_row(fields))
     if not any(rows):
         raise AnnotationError(
-            f"{Path(path).name}: no row with a numeric onset and duration; expected the columns "
+            f"{name}: no row with a numeric onset and duration; expected the columns "
             "onset, duration, description separated by tabs"
         )
     return scoring_from_rows(rows)
+
+
+def _read_file(path: Path) -> tuple[str, bytes]:
+    """Name, as it can be printed, and content; AnnotationError where no such file can be read."""
+    name = printable(Path(path).name)
+    if problem := file_problem(path, LARGEST_FILE):
+        raise AnnotationError(f"{name}: {problem}")
+    return name, Path(path).read_bytes()
 
 
 def _read_row(fields: list[str]) -> tuple[float, float, str] | None:
@@ -132,21 +143,23 @@ def read_nsrr_xml(path: Path) -> Scoring:
 
     Raises AnnotationError when the file is no such XML.
     """
+    name, raw = _read_file(path)
     try:
-        root = ET.parse(path).getroot()
+        root = ET.fromstring(raw)
     except (ET.ParseError, LookupError, ValueError) as error:  # the latter: of odd encodings
-        raise AnnotationError(f"{Path(path).name}: no readable XML ({error})") from error
+        reason = printable(error)
+        raise AnnotationError(f"{name}: no readable XML ({reason})") from error
     rows = []
     for event in root.iter("ScoredEvent"):
-        names = ("Start", "Duration", "EventConcept", "EventType")
-        start, duration, concept, kind = (event.findtext(name) or "" for name in names)
+        tags = ("Start", "Duration", "EventConcept", "EventType")
+        start, duration, concept, kind = (event.findtext(tag) or "" for tag in tags)
         concept = concept.split("|")[0].strip()
         if kind.lower().startswith("stages") and concept.lower() not in NSRR_STAGES:
             concept = f"Sleep stage {concept}"  # so that it is told as an unknown one
         rows.append(_read_row([start, duration, concept]))
     if not any(rows):
         raise AnnotationError(
-            f"{Path(path).name}: no ScoredEvent with Start and Duration; expected NSRR's "
+            f"{name}: no ScoredEvent with Start and Duration; expected NSRR's "
             "annotations-events-nsrr XML"
         )
     return scoring_from_rows(rows, stages=NSRR_STAGES, events=NSRR_EVENTS)
@@ -217,15 +230,13 @@ def label_epochs(
         end_s = event.onset_s + event.duration_s
         first = np.searchsorted(onsets_s, event.onset_s - EPOCH_S, side="right")
         last = np.searchsorted(onsets_s, end_s, side="left" if event.duration_s else "right")
-        for epoch in range(first, last):
-            if stages[epoch] == UNSCORED:
-                continue
-            start_s = onsets_s[epoch]
-            overlap_s = min(end_s, start_s + EPOCH_S) - max(event.onset_s, start_s)
-            marks = overlap_s > min_overlap_s + ROUNDING_S or event.duration_s == 0
-            if marks and overlap_s > longest_s[event.kind][epoch]:
-                longest_s[event.kind][epoch] = overlap_s
-                codes[event.kind][epoch] = event.code
+        here = slice(first, last)
+        starts_s = onsets_s[here]
+        overlap_s = np.minimum(end_s, starts_s + EPOCH_S) - np.maximum(event.onset_s, starts_s)
+        marks = (overlap_s > min_overlap_s + ROUNDING_S) | (event.duration_s == 0)
+        marks &= (stages[here] != UNSCORED) & (overlap_s > longest_s[event.kind][here])
+        longest_s[event.kind][here][marks] = overlap_s[marks]
+        codes[event.kind][here][marks] = event.code
     return EpochLabels(onsets_s, stages, codes, n_events)
 
 

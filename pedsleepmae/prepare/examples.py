@@ -20,7 +20,7 @@ from pedsleepmae.channels import (
     resolve_channels,
     unit_in_volts,
 )
-from pedsleepmae.errors import SettingsError, bounded
+from pedsleepmae.errors import SettingsError, bounded, printable
 from pedsleepmae.prepare import readings
 from pedsleepmae.prepare.annotations import (
     EpochLabels,
@@ -122,6 +122,12 @@ class Outcome:
     remarks: list[str] = field(default_factory=list)
     simulated: bool = False
 
+    def __post_init__(self):
+        """What a file says or is called can be printed wherever an outcome is told."""
+        for name in ("recording", "reason"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+        object.__setattr__(self, "remarks", [printable(remark) for remark in self.remarks])
+
     @property
     def usable(self) -> bool:
         return not self.reason
@@ -192,6 +198,8 @@ def read_channel(
     x = recording.read_source(source, digital)[span]
     digital = digital[span]
     signal = recording.signals[source.plus]
+    if not len(digital):
+        raise UnusableRecording(f"{signal.label}: no samples in the scored part")
     kind = channel.name.split()[0]
     if channel.kind == "percent":
         factor = percent_factor(x, unit_in_volts(source.unit))

@@ -15,11 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pedsleepmae.errors import printable
 from pedsleepmae.foreign import (
+    ID_DIGITS,
     OLDEST_DAYS,
     TableError,
     as_id,
     as_number,
+    file_problem,
     read_table,
 )
 from pedsleepmae.prepare.annotations import (
@@ -31,6 +34,7 @@ from pedsleepmae.prepare.annotations import (
 )
 from pedsleepmae.prepare.recordings import RecordingError, read_edf_annotations
 
+_ID = rf"[0-9]{{1,{ID_DIGITS}}}"
 CHAT_STUDIES = {"baseline": 1, "followup": 2, "nonrandomized": 3}
 
 
@@ -52,14 +56,14 @@ LAYOUTS = {
     "nch": Layout(
         recording=r"(.*)\.(?i:edf)",
         annotations=r"(.*)\.(?i:tsv)",
-        ids=r"(?P<patient>\d{1,12})_(?P<study>\d{1,12})",
-        recording_in_words="<patient>_<study>.edf, two whole numbers",
+        ids=rf"(?P<patient>{_ID})_(?P<study>{_ID})",
+        recording_in_words=f"<patient>_<study>.edf, two whole numbers up to {ID_DIGITS} digits",
         annotations_in_words=".tsv beside it",
     ),
     "nsrr": Layout(
         recording=r"(.*)\.(?i:edf)",
         annotations=r"(.*)-nsrr\.xml",
-        ids=rf"chat-([a-z-]*-)?(?P<study>{'|'.join(CHAT_STUDIES)})-(?P<patient>\d{{1,12}})",
+        ids=rf"chat-([a-z-]*-)?(?P<study>{'|'.join(CHAT_STUDIES)})-(?P<patient>{_ID})",
         recording_in_words=f"chat-<group>-<patient>.edf with a group of {', '.join(CHAT_STUDIES)}",
         annotations_in_words="-nsrr.xml of its name",
     ),
@@ -101,7 +105,7 @@ def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
             continue
         first = seen.setdefault(study.key, study.edf)
         if first != study.edf:
-            same = first.relative_to(recordings_dir)
+            same = printable(str(first.relative_to(recordings_dir)))
             studies[i] = replace(study, problem=f"same patient and study as {same}")
     last = 1 << 62  # files without ids come last
     return sorted(studies, key=lambda s: (s.patient_id or last, s.study_id or last, s.edf))
@@ -119,7 +123,7 @@ def _pair(files: list[Path], layout: Layout) -> list[Study]:
     for key, edf in recordings:
         found = sorted(annotations.get(key, []), key=lambda path: path.parent != edf.parent)
         patient_id, study_id = _ids(key, layout)
-        problem = "" if found else f"no {layout.annotations_in_words}"
+        problem = _problem(edf, found, layout)
         if patient_id is None:
             problem = f"file name is not {layout.recording_in_words}"
         studies.append(Study(edf, found[0] if found else None, patient_id, study_id, problem))
@@ -129,6 +133,16 @@ def _pair(files: list[Path], layout: Layout) -> list[Study]:
             path, problem = annotations[key][0], "annotations without a recording"
             studies.append(Study(path, path, patient_id, study_id, problem))
     return studies
+
+
+def _problem(edf: Path, annotations: list[Path], layout: Layout) -> str:
+    """Why a recording and its annotations, best first, cannot be opened; "" when they can."""
+    if not annotations:
+        return f"no {layout.annotations_in_words}"
+    for path in (edf, annotations[0]):
+        if problem := file_problem(path):
+            return f"{printable(path.name)}: {problem}"
+    return ""
 
 
 def _ids(key: str, layout: Layout) -> tuple[int, int] | tuple[None, None]:
@@ -141,7 +155,7 @@ def _ids(key: str, layout: Layout) -> tuple[int, int] | tuple[None, None]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder, linked folders included; OSError for one that cannot be listed."""
+    """All below a folder, linked folders included; OSError for one that cannot be listed."""
 
     def refuse(error: OSError):
         raise error
@@ -154,7 +168,8 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place) / name for name in names if not name.startswith("."))
+        names = [name for name in names if not name.startswith(".")]
+        yield from (Path(place) / name for name in folders + names)  # a folder may be named .edf
 
 
 # ------------------------------------------------------------------ one recording's scoring
@@ -165,7 +180,7 @@ def find_annotations(recording: Path) -> Path | None:
     if recording.name.endswith("-PSG.edf"):
         beside = sorted(recording.parent.glob("*-Hypnogram.edf"))
         named += [path for path in beside if path.name.startswith(recording.name[:7])]
-    return next((path for path in named if path.is_file()), None)
+    return next((path for path in named if os.path.lexists(path)), None)
 
 
 def read_annotations(path: Path) -> Scoring:

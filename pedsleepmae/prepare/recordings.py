@@ -6,8 +6,10 @@ inverted ranges (+8711 to -8711 uV) included.
 """
 
 import functools
+import itertools
+import mmap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,12 +18,20 @@ import mne
 import numpy as np
 
 from pedsleepmae.channels import EPOCH_S, SignalInfo, Source
-from pedsleepmae.errors import UserError
+from pedsleepmae.errors import UserError, printable
+from pedsleepmae.foreign import file_problem
 
 # What edfio raises on headers that are none. OSError is the disk's, and may pass.
 _HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError, NameError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
+LONGEST_RECORDING_S = 7 * 86400.0  # beyond, the header's durations are a writing error
+# What is read of an EDF+ file's rows: a night has some 3,000, between many more 0 bytes. Five
+# million take 1 GB of memory.
+LARGEST_ROWS, MOST_ROWS = 256_000_000, 5_000_000  # bytes, rows
+SMALLEST_READ = 64  # bytes that a look at one record counts for at least
+_ROWS_LABEL = "EDF Annotations"
+LONGEST_REASON = 200  # characters of what a library says
 _CACHED_SAMPLES = 1 << 16  # 256 kB of float32: stays in the processor's cache from step to step
 SIMULATED_MARK = "SIMULATED"  # in the recording field of the header of simulated files
 
@@ -79,6 +89,7 @@ def open_edf(path: Path) -> Recording:
     that was cut off is left out.
     """
     path = Path(path)
+    name = _checked_name(path)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -89,22 +100,34 @@ def open_edf(path: Path) -> Recording:
             discontinuous = edf.reserved.startswith("EDF+D")
             recording_field = edf.local_recording_identification
     except _HEADER_ERRORS as error:
-        raise RecordingError(f"{path.name}: no readable EDF file ({_one_line(error)})") from error
+        raise RecordingError(f"{name}: no readable EDF file ({_one_line(error)})") from error
     if discontinuous:
         raise RecordingError(
-            f"{path.name}: a discontinuous EDF+D file; its gaps would shift the epochs: export it "
-            "as EDF+C"
+            f"{name}: a discontinuous EDF+D file; its gaps would shift the epochs: export it as "
+            "EDF+C"
         )
     if not edf.signals or n_records < 1:
-        raise RecordingError(f"{path.name}: holds no {'samples' if edf.signals else 'signals'}")
+        raise RecordingError(f"{name}: holds no {'samples' if edf.signals else 'signals'}")
+    if n_records * record_s > LONGEST_RECORDING_S:
+        raise RecordingError(
+            f"{name}: its header says {n_records} records of {record_s:g} s, longer than "
+            f"{LONGEST_RECORDING_S / 86400:.0f} days; mend the header, or cut the file"
+        )
     return Recording(
-        name=path.name,
+        name=name,
         duration_s=n_records * record_s,
         signals=[_signal_info(signal, record_s) for signal in edf.signals],
         read_digital=_sample_reader(path, edf, n_records * record_s),
         simulated=SIMULATED_MARK in recording_field,
         remarks=header_remarks + [_one_line(warning.message) for warning in caught],
     )
+
+
+def _checked_name(path: Path) -> str:
+    """A file's name as it can be printed; RecordingError where there is no file to be opened."""
+    if problem := file_problem(path):
+        raise RecordingError(f"{printable(path.name)}: {problem}")
+    return printable(path.name)
 
 
 def _sample_reader(path: Path, edf: edfio.Edf, duration_s: float) -> Callable[[int], np.ndarray]:
@@ -129,49 +152,132 @@ def _sample_reader(path: Path, edf: edfio.Edf, duration_s: float) -> Callable[[i
     return read_digital
 
 
-def _mended(path: Path, any_record: bool = False) -> tuple[Path | memoryview, list[str]]:
+@dataclass(frozen=True)
+class _Header:
+    """Where the samples of an EDF file lie: ``per_record`` of each signal in each data record."""
+
+    main: bytes
+    record_s: float
+    labels: list[str]
+    per_record: list[int]
+
+    @property
+    def n_bytes(self) -> int:
+        return 256 * (1 + len(self.labels))
+
+
+def _read_header(path: Path) -> _Header:
+    """Raises ValueError, in words that quote nothing of what the header says of a patient."""
+    with open(path, "rb") as file:
+        main = file.read(256)
+        record_s = _number(main[244:252], "the duration of its records", float)
+        n = _number(main[252:256], "the number of its signals")
+        rest = file.read(256 * max(n, 0))
+    if n < 1:
+        raise ValueError(f"the number of its signals is {n}")
+    if len(rest) < 256 * n:
+        raise ValueError(f"it ends within the header of its {n} signals")
+    labels = [rest[16 * i :][:16].decode(_HEADER_ENCODING).strip() for i in range(n)]
+    what = "the number of samples in its records"
+    per_record = [_number(rest[216 * n + 8 * i :][:8], what) for i in range(n)]
+    if min(per_record) < 0:
+        raise ValueError(f"{what} is {min(per_record)} for a signal")
+    return _Header(main, record_s, labels, per_record)
+
+
+def _number(field: bytes, what: str, kind: Callable = int):
+    try:
+        return kind(field)
+    except ValueError as error:
+        raise ValueError(f"{what} is no number") from error
+
+
+def _mended(path: Path) -> tuple[Path | memoryview, list[str]]:
     """The file, or a copy of its bytes with those header fields put right that can be known.
 
     The size of the header follows from the number of signals, and -1 is EDF's own way to say that
     the number of records is not known; a file with wrong ones would be read from a wrong place or
-    not at all. Raises ValueError for a record without a duration, unless ``any_record``: files of
-    annotations alone have such records.
+    not at all. Raises ValueError for a record without a duration.
     """
-    with open(path, "rb") as file:
-        header = file.read(256)
-    n_signals, record_s = int(header[252:256]), float(header[244:252])
-    if not (record_s > 0 or any_record):
-        raise ValueError(f"its record duration is {record_s:g} s: the samples cannot be timed")
+    header = _read_header(path)
+    if not header.record_s > 0:
+        raise ValueError(
+            f"its record duration is {header.record_s:g} s: the samples cannot be timed"
+        )
     mended, remarks = {}, []
-    if header[184:192].strip() != str(256 * (n_signals + 1)).encode():
-        mended[184, 192] = str(256 * (n_signals + 1)).encode().ljust(8)
+    if header.main[184:192].strip() != str(header.n_bytes).encode():
+        mended[184, 192] = str(header.n_bytes).encode().ljust(8)
         remarks.append("header size field was wrong and is taken from the number of signals")
     try:
-        int(header[236:244])
+        int(header.main[236:244])
     except ValueError:
         mended[236, 244] = b"-1".ljust(8)
         remarks.append("record count was missing and is taken from the size of the file")
     if not mended:
         return path, []
-    content = bytearray(path.read_bytes())
+    with open(path, "rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # changed in memory only
     for (start, end), text in mended.items():
         content[start:end] = text
     return memoryview(content), remarks
 
 
-def read_edf_annotations(path: Path) -> list[tuple[float, float, str]]:
-    """(onset_s, duration_s, text) rows of an EDF+ annotation file such as Sleep-EDF's hypnogram."""
+# ------------------------------------------------------------------ rows of EDF+
+def read_edf_annotations(path: Path) -> list[tuple[float, float, str] | None]:
+    """(onset_s, duration_s, text) rows of an EDF+ file such as Sleep-EDF's hypnogram.
+
+    None stands for a row that cannot be read; [] for a file without any. Raises RecordingError.
+    """
     path = Path(path)
+    name = _checked_name(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the header's own defects do not concern the rows
-            source, _ = _mended(path, any_record=True)
-            annotations = edfio.read_edf(source, header_encoding=_HEADER_ENCODING).annotations
-    except _HEADER_ERRORS as error:
-        raise RecordingError(f"{path.name}: no readable EDF+ file ({_one_line(error)})") from error
-    return [(row.onset, row.duration or 0.0, row.text) for row in annotations]
+        header = _read_header(path)
+    except ValueError as error:
+        raise RecordingError(f"{name}: no readable EDF+ file ({_one_line(error)})") from error
+    ends = np.cumsum(header.per_record).tolist()
+    places = [
+        (2 * (end - n), 2 * n)  # first byte in a record, and how many
+        for label, n, end in zip(header.labels, header.per_record, ends, strict=True)
+        if label == _ROWS_LABEL
+    ]
+    n_records = (path.stat().st_size - header.n_bytes) // max(2 * ends[-1], 1)
+    n_bytes = n_records * sum(max(n, SMALLEST_READ) for _, n in places)
+    if n_bytes > LARGEST_ROWS:
+        raise RecordingError(
+            f"{name}: {n_bytes / 1e6:,.0f} MB of annotations, and at most "
+            f"{LARGEST_ROWS / 1e6:.0f} MB are read"
+        )
+    rows, start_s = [], 0.0
+    with open(path, "rb") as file:
+        for record, (i, (first, n)) in itertools.product(range(n_records), enumerate(places)):
+            file.seek(header.n_bytes + 2 * ends[-1] * record + first)
+            found = list(_rows_of(file.read(n)))
+            if i == 0 and found:  # the first row tells when the record begins
+                clock = found.pop(0)
+                start_s = clock[0] if record == 0 and clock else start_s
+            rows += found
+            if len(rows) > MOST_ROWS:
+                raise RecordingError(f"{name}: more than {MOST_ROWS:,} rows of annotations")
+    if rows and not any(rows):
+        raise RecordingError(f"{name}: no readable row among its annotations")
+    return [row and (round(row[0] - start_s, 12), *row[1:]) for row in rows]
 
 
+def _rows_of(raw: bytes) -> Iterator[tuple[float, float, str] | None]:
+    """Rows of one record: <onset>[0x15<duration>](0x14<text>)*0x14, with 0 bytes between them."""
+    for entry in filter(None, raw.split(b"\0")):
+        stamp, *texts = entry.split(b"\x14")
+        onset, _, duration = stamp.partition(b"\x15")
+        try:
+            times_s = float(onset), float(duration or 0)
+        except ValueError:
+            yield None
+            continue
+        for text in texts[:-1]:
+            yield (*times_s, text.decode("utf-8", "replace"))
+
+
+# ------------------------------------------------------------------ MNE
 def open_raw(raw: "mne.io.BaseRaw") -> Recording:
     """Recording of an MNE Raw; its values are in volts, or in the file's unit where MNE left it.
 
@@ -207,10 +313,11 @@ def read_raw_annotations(raw: "mne.io.BaseRaw") -> list[tuple[float, float, str]
 def _signal_info(signal: edfio.EdfSignal, record_s: float) -> SignalInfo:
     """Header of one signal; a field that cannot be read becomes its ``problem``."""
     label = "".join(c if c.isprintable() else "?" for c in signal.label)
+    unit = printable(signal.physical_dimension)
     try:
         n_record = signal.samples_per_data_record
         ranges = (signal.physical_min, signal.physical_max, signal.digital_min, signal.digital_max)
-        info = SignalInfo(label, signal.physical_dimension, n_record / record_s, *ranges)
+        info = SignalInfo(label, unit, n_record / record_s, *ranges)
     except ValueError as error:
         problem = f"header field cannot be read ({_one_line(error)})"
         return SignalInfo(label, "", *[np.nan] * 5, problem)
@@ -227,4 +334,4 @@ def _signal_info(signal: edfio.EdfSignal, record_s: float) -> SignalInfo:
 
 
 def _one_line(message) -> str:
-    return " ".join(str(message).split())
+    return printable(message)[:LONGEST_REASON]

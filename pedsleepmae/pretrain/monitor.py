@@ -1,5 +1,6 @@
 """What is watched while the model trains: validation, a picture, the online probe, the logbook."""
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -206,13 +207,16 @@ def loss_in_words(loss: float | None) -> str:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics.jsonl, oldest first; none when there is no such file.
 
-    A last line cut short by a crash is left out.
+    Lines cut short by a crash, or damaged, are left out.
     """
     path = Path(run_dir) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    found = []
+    for text in path.read_text("utf-8", "replace").split("\n") if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                found.append(line)
+    return found
 
 
 def probe_sleep_stage(

@@ -10,10 +10,9 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from pedsleepmae import checkpoints, data, machine
+from pedsleepmae import checkpoints, data, disk, machine
 from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.disk import write_text
-from pedsleepmae.errors import as_plain_dict
+from pedsleepmae.errors import UserError, as_plain_dict
 from pedsleepmae.pretrain.monitor import BEST, LAST, Logbook, look_at_model, loss_in_words
 from pedsleepmae.pretrain.trainer import PretrainError, PretrainSettings, Trainer
 from pedsleepmae.store import ExampleIndex
@@ -47,6 +46,7 @@ def open_trainer(
     try:
         trainer = Trainer(settings, index, compute, world)
         last = settings.paths.run_dir / LAST
+        trainer.found = mark(last)
         if settings.resume and last.exists():
             trainer.resume(checkpoints.read_checkpoint(last))
         elif start is not None:
@@ -60,11 +60,12 @@ def open_trainer(
 def pretrain(trainer: Trainer) -> Outcome:
     """Train on the "train" examples to the last step or until a signal, writing to run_dir.
 
-    Raises DivergedError when training fails.
+    Raises DivergedError when training fails, MachineError when another run is writing there.
     """
     paths = trainer.settings.paths
     try:
-        with stop_on_signal() as stop_wanted:
+        with stop_on_signal() as stop_wanted, contextlib.ExitStack() as held:
+            hold_run_dir(trainer, held)
             outcome = train(trainer, stop_wanted)
             if paths.publish_to is not None and outcome.finished and trainer.world.is_first:
                 files = checkpoints.publish(paths.run_dir / BEST, paths.publish_to)
@@ -72,6 +73,29 @@ def pretrain(trainer: Trainer) -> Outcome:
             return outcome
     finally:
         machine.leave_world(trainer.world)
+
+
+def hold_run_dir(trainer: Trainer, held: contextlib.ExitStack) -> None:
+    """Hold the run's folder in the first process, so that no other run writes there meanwhile.
+
+    What a killed run left half-written in it is removed.
+    """
+    run_dir, world, problem = trainer.settings.paths.run_dir, trainer.world, None
+    if world.is_first:
+        try:
+            held.enter_context(machine.only_run_in(run_dir, "paths.run_dir"))
+            if mark(run_dir / LAST) != trainer.found:
+                raise PretrainError(f"{run_dir}: another run has just ended there; run it again")
+            disk.remove_partial(run_dir, ".*.partial", "pictures/.*.partial")
+        except (UserError, OSError) as error:
+            problem = error
+    if world.any(problem is not None, trainer.device):  # the others would wait for the first
+        raise problem or PretrainError("the first process cannot write to paths.run_dir")
+
+
+def mark(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that was written later; None: there is none."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def train(trainer: Trainer, stop_wanted: Callable[[], bool]) -> Outcome:
@@ -128,7 +152,7 @@ def open_run_dir(trainer: Trainer) -> Logbook:
     """Make the run's folder with its settings.yaml and logbook."""
     run_dir = trainer.settings.paths.run_dir
     text = yaml.safe_dump(as_plain_dict(trainer.settings), sort_keys=False)
-    write_text(run_dir / "settings.yaml", text)
+    disk.write_text(run_dir / "settings.yaml", text)
     return Logbook(run_dir, step=trainer.progress.step, simulated=trainer.index.simulated)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pedsleepmae import checkpoints, data, machine
+from pedsleepmae import checkpoints, data, errors, machine
 from pedsleepmae.channels import CHANNEL_GROUPS, N_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint, CheckpointError
 from pedsleepmae.data import VARIANCE_SAMPLE, channel_variances
@@ -30,6 +30,7 @@ from pedsleepmae.model import (
     flops_per_example,
     mean_over_present,
 )
+from pedsleepmae.pretrain.resuming import check_resumable
 from pedsleepmae.store import ExampleIndex
 
 
@@ -213,6 +214,7 @@ class Trainer:
         self.simulated = bool(index.simulated)  # this or, with init_from, its start
         self.weight_C = self._weigh_channels().to(self.device)
         self.progress = Progress()
+        self.found: tuple[int, int] | None = None  # checkpoint_last.pt as it was looked at (mark)
         # Model and optimiser.
         self.model = MaskedAutoencoder(**asdict(settings.model))
         seed = derived_seed(settings.seed, WEIGHTS)
@@ -405,7 +407,7 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint_last.pt; PretrainError when it is of another model or data."""
         path, state = checkpoint.path, checkpoint.resume
-        if not state:
+        if not {"progress", "optimizer", "channel_weights"} <= state.keys():
             raise PretrainError(
                 f"{path}: holds the weights alone and cannot be resumed; give it as init_from, or "
                 "start anew with --resume false"
@@ -416,7 +418,8 @@ class Trainer:
             (f"model.{name}", checkpoint.model[name], ours, back)
             for name, ours in asdict(self.settings.model).items()
         ]
-        balanced = checkpoint.settings["optim"]["balance_channels"]
+        theirs = checkpoint.settings.get("optim")
+        balanced = theirs.get("balance_channels") if isinstance(theirs, dict) else None
         must_agree.append(("optim.balance_channels", balanced, optim.balance_channels, back))
         remedy = f"test patients may be seen: {same_data}"
         must_agree.append(("split", checkpoint.split_hash, index.split_hash, remedy))
@@ -432,11 +435,20 @@ class Trainer:
         if self.averaged is not None:  # an average that begins now begins at these weights
             checkpoints.load_weights(self.averaged, checkpoint.state_dict, str(path))
         weights = state.get("training_weights", checkpoint.state_dict)
+        checkpoints.check_weights(weights, f"{path}: training_weights")
         checkpoints.load_weights(self.model, weights, str(path))
         groups = self.optimizer.state_dict()["param_groups"]  # as the settings say now
-        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        try:
+            checkpoints.check_fields(state["progress"], Progress)
+            check_resumable(state, [p for g in self.optimizer.param_groups for p in g["params"]])
+            self.progress = Progress(**state["progress"])
+            self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        except (ValueError, TypeError, KeyError) as error:
+            raise PretrainError(
+                f"{path}: cannot be resumed ({errors.printable(error)}); give it as init_from in "
+                "another paths.run_dir, or start anew with --resume false"
+            ) from error
         self.weight_C = state["channel_weights"].to(self.device)
-        self.progress = Progress(**state["progress"])
         self.patients_seen = checkpoint.patients_seen
         self.simulated = checkpoint.simulated
 
