@@ -21,7 +21,6 @@ from pedsleepmae import checkpoints, config, store
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.errors import ProbeError, require_file, require_folder, run_script, warn
 from pedsleepmae.machine import Compute
-from pedsleepmae.model import check_poolings
 from pedsleepmae.probe import evaluation, report, run
 from pedsleepmae.probe.evaluation import ProbeSettings
 from pedsleepmae.probe.linear import FitSettings
@@ -56,10 +55,10 @@ def open_inputs(
     seen = []  # patients of all encoders' pretraining; None where one of them is unknown
     for encoder in encoders.values():
         encoder.build_model()  # says now what does not fit
+        run.read_outs(settings, encoder)
         warn(checkpoints.other_scaling(encoder.scaling, index.scaling))
         known = None not in (seen, encoder.patients_seen)
         seen = [*seen, *encoder.patients_seen] if known else None
-    check_poolings(settings.pooling, settings.poolings)
     n_seen = checkpoints.check_seen_patients(index, seen, settings.allow_seen_patients)
     compute = Compute.choose(settings.device, settings.precision, settings.batch_size)
     return index, encoders, n_seen, compute

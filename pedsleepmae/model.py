@@ -306,7 +306,14 @@ class Encoder(nn.Module):
         if self.layout.has_absent_token:
             self.absent_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
 
-    def forward(self, x_BCSP: Tensor, present_BC: Tensor, keep_BCK: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x_BCSP: Tensor,
+        present_BC: Tensor,
+        keep_BCK: Tensor | None,
+        layer: int | None = None,
+    ) -> Tensor:
+        """Tokens after all blocks and the norm; after the first ``layer`` of them as they are."""
         positions = self.pos_embedding[:, :, 1:]
         if keep_BCK is not None:
             x_BCSP = x_BCSP.gather(2, keep_BCK[..., None].expand(-1, -1, -1, x_BCSP.shape[3]))
@@ -319,9 +326,9 @@ class Encoder(nn.Module):
         class_CE = (self.cls_token + self.pos_embedding[:, :, :1])[0, :, 0]
         class_BCE = class_CE.expand(len(z_BCKE), -1, -1)
         tokens_BND = self.layout.to_tokens(class_BCE, z_BCKE + positions)
-        for block in self.transformer:
+        for block in self.transformer[:layer]:
             tokens_BND = block(tokens_BND)
-        return self.layer_norm(tokens_BND)
+        return tokens_BND if layer is not None else self.layer_norm(tokens_BND)
 
 
 class Decoder(nn.Module):
@@ -441,12 +448,23 @@ class MaskedAutoencoder(nn.Module):
         return masked_mse(pred_BCSP, x_BCSP, hidden_BCS)
 
     def encode(
-        self, x_BCT: Tensor, present: Tensor | None = None, keep_BCK: Tensor | None = None
+        self,
+        x_BCT: Tensor,
+        present: Tensor | None = None,
+        keep_BCK: Tensor | None = None,
+        layer: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Encoder features: ``class_BCE`` and ``z_BCKE`` (K = S when nothing is hidden)."""
+        """Encoder features: ``class_BCE`` and ``z_BCKE`` (K = S when nothing is hidden).
+
+        ``layer``: of the first so many blocks (the last block's are normed); None: of all.
+        """
         x_BCT, present_BC = self._checked(x_BCT, present)
         x_BCSP = self._patches(x_BCT, present_BC)
-        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK)
+        n_layers = len(self.encoder.transformer)
+        if layer is not None and not 1 <= layer <= n_layers:
+            raise ValueError(f"layer is {layer}; this encoder has the blocks 1 to {n_layers}")
+        layer = None if layer == n_layers else layer
+        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, layer)
         return self.layout.from_tokens(tokens_BND.float())
 
     @torch.no_grad()
@@ -456,27 +474,40 @@ class MaskedAutoencoder(nn.Module):
         tokens_BND = self.layout.to_tokens(class_BCE, z_BCKE)
         return self.decoder(tokens_BND, keep_BCK).float().flatten(2)
 
-    def embed(self, x_BCT: Tensor, pooling: str = "mean", present: Tensor | None = None) -> Tensor:
+    def embed(
+        self,
+        x_BCT: Tensor,
+        pooling: str = "mean",
+        present: Tensor | None = None,
+        layer: int | None = None,
+    ) -> Tensor:
         """Features of examples (B, 16, 3840) with nothing hidden: (B, F) float32.
 
         ``pooling``: mean or max of the patch features over the E-wide axis (F = 16 S, one value
-        per channel and patch, as in the paper); time_mean or time_abs, the mean of values or of
-        absolute values over time (F = 16 E); class, the class tokens (F = 16 E); or several
-        joined by +. ``present`` (B, 16): False where a channel was not recorded; None: all were.
+        per channel and patch, as in the paper); over time (F = 16 E each) time_mean, time_abs (of
+        absolute values), time_std, and time_max and time_min of 2-s means; class, the class
+        tokens (F = 16 E); or several joined by +. ``present`` (B, 16): False where a channel was
+        not recorded; None: all were. ``layer``: the block that is read, 1 the first; None: the
+        last.
         """
-        return self.embed_many(x_BCT, [pooling], present)[pooling]
+        return self.embed_many(x_BCT, [pooling], present, layer)[pooling]
 
     @torch.no_grad()
     def embed_many(
-        self, x_BCT: Tensor, poolings: Sequence[str], present: Tensor | None = None
+        self,
+        x_BCT: Tensor,
+        poolings: Sequence[str],
+        present: Tensor | None = None,
+        layer: int | None = None,
     ) -> dict[str, Tensor]:
         """Features by pooling (see :meth:`embed`), all from one pass through the encoder."""
-        class_BCE, z_BCSE = self.encode(x_BCT, present)
+        class_BCE, z_BCSE = self.encode(x_BCT, present, layer=layer)
         return {pooling: pool(class_BCE, z_BCSE, pooling) for pooling in poolings}
 
     def n_features(self, pooling: str) -> int:
         """Length F of the features that :meth:`embed` gives; ValueError for an unknown pooling."""
-        z_BCSE = torch.empty(0, N_CHANNELS, self.n_patches, self.settings.emb_dim)
+        shape = 1, N_CHANNELS, self.n_patches, self.settings.emb_dim
+        z_BCSE = torch.empty(shape, device="meta")
         return pool(z_BCSE[:, :, 0], z_BCSE, pooling).shape[1]
 
     @torch.no_grad()
@@ -538,12 +569,26 @@ class MaskedAutoencoder(nn.Module):
 
 
 # ------------------------------------------------------------------ features
+# What passes within an epoch, an arousal of 3 s or a missed breath, is lost in a mean over 30 s,
+# and a single patch is noise: extremes over time are those of means over 2 s.
+N_WINDOWS = 15
+
+
+def _windows(z_BCSE: Tensor) -> Tensor:
+    """Means over the 15 windows of 2 s, (B, C, 15, E); of as many patches as come closest."""
+    by_time = F.adaptive_avg_pool1d(z_BCSE.flatten(0, 1).transpose(1, 2), N_WINDOWS)
+    return by_time.transpose(1, 2).unflatten(0, z_BCSE.shape[:2])
+
+
 # By name: features of each channel, (B, C, F / 16), from class tokens and patch features.
 POOLINGS = {
     "mean": lambda class_BCE, z_BCSE: z_BCSE.mean(dim=3),
     "max": lambda class_BCE, z_BCSE: z_BCSE.amax(dim=3),
     "time_mean": lambda class_BCE, z_BCSE: z_BCSE.mean(dim=2),
     "time_abs": lambda class_BCE, z_BCSE: z_BCSE.abs().mean(dim=2),
+    "time_std": lambda class_BCE, z_BCSE: z_BCSE.std(dim=2, correction=0),
+    "time_max": lambda class_BCE, z_BCSE: _windows(z_BCSE).amax(dim=2),
+    "time_min": lambda class_BCE, z_BCSE: _windows(z_BCSE).amin(dim=2),
     "class": lambda class_BCE, z_BCSE: class_BCE,
 }
 

@@ -4,7 +4,7 @@ One HDF5 file for each batch file, `<output_dir>/embeddings/<key>/<split>_combin
 
 | dataset | shape, type | meaning |
 | --- | --- | --- |
-| `features/<name>` | (n, F) float16 | a pooling, or `handmade`; contiguous; NaN: unknown |
+| `features/<name>` | (n, F) float16 | a pooling (`@k`: of block k), or `handmade`; NaN: unknown |
 | `patient_ids`, `study_ids` | (n,) int64 | as in the batch file |
 | `onsets_s` | (n,) float64 | epoch start, seconds from the start of the recording |
 | `sleep_labels`, `apnea_labels`, … | (n,) int64 | as in the batch file |
@@ -32,7 +32,14 @@ from pedsleepmae import disk, hdf5, machine, store, tasks
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.data import fill_gaps, sample_batches
 from pedsleepmae.probe.handmade import handmade_features
-from pedsleepmae.probe.tables import FeatureTable, feature_path, open_tables, place_of
+from pedsleepmae.probe.tables import (
+    FeatureTable,
+    feature_path,
+    open_tables,
+    parts_of,
+    place_of,
+    split_layer,
+)
 
 ALONE = machine.World()
 FORMAT_VERSION = 1
@@ -106,7 +113,7 @@ def embed_files(
     share of the files and waits for the others, so that all find the folder complete.
     """
     model = model.to(compute.device).eval()
-    parts = sorted({part for pooling in poolings for part in pooling.split("+")})
+    parts = sorted({part for name in poolings for part in parts_of(name)})
     todo = _files_to_do(index, folder, parts)
     world.meet()  # all have looked before anyone writes: they share the same list
     mine = todo[world.rank :: world.size]
@@ -132,11 +139,23 @@ def embed_batch(
     poolings: Sequence[str],
     compute: machine.Compute,
 ) -> dict[str, np.ndarray]:
-    """Features of one batch by pooling, each (B, F) float32; ``model`` is on compute's device."""
+    """Features of one batch by pooling (`@k` at its end: of block k), each (B, F) float32.
+
+    ``model`` is on compute's device; each block that is read costs a pass up to it.
+    """
     x_BCT, present_BC = x_BCT.to(compute.device).float(), present_BC.to(compute.device)
-    with compute.autocast():
-        features = model.embed_many(x_BCT, poolings, present=present_BC)
-    return {name: values.float().cpu().numpy() for name, values in features.items()}
+    by_layer: dict[int | None, dict[str, str]] = {}
+    for name in poolings:
+        pooling, layer = split_layer(name)
+        by_layer.setdefault(layer, {})[pooling] = name
+    found = {}
+    for layer, names in by_layer.items():
+        with compute.autocast():
+            features = model.embed_many(x_BCT, list(names), present=present_BC, layer=layer)
+        found |= {
+            names[pooling]: values.float().cpu().numpy() for pooling, values in features.items()
+        }
+    return found
 
 
 def embed_arrays(

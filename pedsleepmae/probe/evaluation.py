@@ -17,11 +17,18 @@ from pedsleepmae.errors import SettingsError, bounded
 from pedsleepmae.probe import linear
 from pedsleepmae.probe.linear import Choice, FitSettings, TaskProbe
 from pedsleepmae.probe.nights import events_per_epoch, night_agreement, night_table
+from pedsleepmae.probe.readout import ProbeTable, ReadOut
 from pedsleepmae.probe.tables import FeatureTable
 from pedsleepmae.splits import AGE_BANDS, age_band
 from pedsleepmae.tasks import STAGES, TASKS, task_labels
 
-POOLINGS_COMPARED = ("mean", "max", "time_mean", "time_abs", "class", "time_mean+time_abs+class")
+POOLINGS_COMPARED = (
+    "time_mean+time_abs+class",
+    "time_mean+time_abs+time_std+time_max+time_min",
+)
+
+
+JOINED = "handmade+encoder"  # what the embedding adds to what laboratories measured
 
 
 @dataclass
@@ -52,10 +59,18 @@ class ProbeSettings:
     """Tasks to probe."""
     pooling: str = "best"
     """How an embedding becomes features: mean, max (over the 64-wide axis, 7,680 numbers, as in
-    the paper), time_mean, time_abs (over time, 1,024), class (class token, 1,024), several joined
-    by +, or best: the one of `poolings` with the best mean validation score over the tasks."""
+    the paper); over time (1,024 each) time_mean, time_abs, time_std, time_max, time_min (of 2-s
+    means); class (class token, 1,024); several joined by +; or best: with layer and normalise the
+    one that has the best mean validation score over the tasks, of `poolings`."""
     poolings: list[str] = field(default_factory=lambda: list(POOLINGS_COMPARED))
     """Poolings compared on validation when pooling is best."""
+    layer: int | Literal["best", "last"] = "best"
+    """Block of the encoder that is read, 1 the first; last; or best of `layers` on validation."""
+    layers: list[int] = field(default_factory=list)
+    """Blocks compared on validation when layer is best; none named: the middle one and the last."""
+    normalise: Literal["none", "night", "best"] = "best"
+    """night: each feature over its mean and standard deviation within the night, so that an
+    amplifier's gain and a child's own level drop out; best: whichever is better on validation."""
     context: int = bounded(1, 0)
     """Also probe with this many neighbouring epochs on each side, beside the single-epoch figures;
     0: not."""
@@ -145,7 +160,7 @@ class Results:
     tasks: dict[str, TaskResult]
     fitted: dict[str, ProbeResult]
     pooling_scores: pd.DataFrame
-    best_table: FeatureTable
+    best_table: ProbeTable
     non_finite: dict[str, int]
     nights: pd.DataFrame
     agreement: dict[str, dict]
@@ -169,19 +184,30 @@ def compare(
     a source the best on val stands for it. ``studies``: as of read_studies.
     """
     labels = {task: task_labels(index.labels, task) for task in settings.tasks}
-    used: dict[str, tuple[FeatureTable, dict[str, Choice]]] = {}
-    scores, non_finite = [], {}
+    used: dict[str, tuple[ProbeTable, dict[str, Choice]]] = {}
+    scores, non_finite, best = [], {}, {}  # best: mean validation score of each source
+
+    def try_on_val(source: str, read_outs: list[ReadOut]) -> None:
+        """Fit probes on these features; they stand for the source if none before were better."""
+        table = ProbeTable(read_outs)
+        choices, n_bad = fit_and_choose(index, table, labels, fitting)
+        non_finite[f"{source}: {table.name}"] = n_bad
+        row = {"source": source, "features": table.name, "n_features": table.n_features}
+        row |= {task: choice.score for task, choice in choices.items()}
+        known = [choice.score for choice in choices.values() if choice.score is not None]
+        mean = float(np.mean(known)) if known else 0.0
+        scores.append(row | {"mean": mean if known else None})
+        if source not in best or mean > best[source]:
+            used[source], best[source] = (table, choices), mean
+
+    normalisations = ("none", "night") if settings.normalise == "best" else (settings.normalise,)
     for source, by_name in tables.items():
-        best_mean = None
-        for name, table in by_name.items():
-            choices, non_finite[f"{source}: {name}"] = fit_and_choose(index, table, labels, fitting)
-            row = {"source": source, "features": name, "n_features": table.n_features}
-            row |= {task: choice.score for task, choice in choices.items()}
-            known = [choice.score for choice in choices.values() if choice.score is not None]
-            mean = float(np.mean(known)) if known else None
-            scores.append(row | {"mean": mean})
-            if source not in used or (mean or 0) > (best_mean or 0):
-                used[source], best_mean = (table, choices), mean
+        for table in by_name.values():
+            for normalise in normalisations:
+                try_on_val(source, [ReadOut(table, normalise)])
+    if "handmade" in used:
+        both = used["handmade"][0].read_outs + used["encoder"][0].read_outs
+        try_on_val(JOINED, both)
     best_table = used["encoder"][0]
     if settings.context:
         wide = best_table.with_context(settings.context)
@@ -219,7 +245,7 @@ def compare(
 
 def fit_and_choose(
     index: store.ExampleIndex,
-    table: FeatureTable,
+    table: ProbeTable,
     labels: Mapping[str, np.ndarray],
     fitting: FitSettings,
 ) -> tuple[dict[str, Choice], int]:

@@ -21,6 +21,7 @@ from pedsleepmae.pages.page import (
 from pedsleepmae.pages.plots import NAMES
 from pedsleepmae.probe.density import fit_density
 from pedsleepmae.probe.evaluation import (
+    JOINED,
     ProbeResult,
     Results,
     TaskResult,
@@ -38,6 +39,7 @@ from pedsleepmae.probe.pictures import (
     draw_subgroups,
     quantity_in_words,
 )
+from pedsleepmae.probe.tables import split_layer
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import N_CLASSES, STAGES, TASKS
 
@@ -73,6 +75,7 @@ def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
         cautions=cautions,
         pictures=write_pictures(output_dir / "pictures", make_pictures(results)),
         pooling_scores=content["pooling_scores_val"],
+        read_out=results.best_table.name,
         quantity=quantity_in_words,
         counted=counted,
         counts=counts,
@@ -124,7 +127,9 @@ def text_table(content: Mapping) -> str:
     title = "simulated data" if content["simulated"] else "test"
     title += "" if content["patient_disjoint"] else ", split in time (patient_disjoint: false)"
     table = pd.DataFrame(rows).to_string(index=False, justify="left")
-    return f"{title}, pooling {content['pooling']}\n{table}"
+    layer = f" of block {content['layer']}" if content["layer"] else ""
+    by_night = ", standardised within the night" * (content["normalise"] == "night")
+    return f"{title}, pooling {content['pooling']}{layer}{by_night}\n{table}"
 
 
 # ------------------------------------------------------------------ pictures and tables
@@ -238,6 +243,7 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
     copied += ["split_hash", "patient_disjoint", "nights"]
     facts = {name: content[name] for name in copied}
     facts["encoder_sha256"] = encoder_sha256
+    (read_out,) = results.best_table.read_outs
     facts["n_features"] = results.best_table.n_features
     facts["n_patients"] = {split: counts["patients"] for split, counts in count(index).items()}
     facts["tasks"] = {}
@@ -249,7 +255,8 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
             "val": tasks[task]["val"],
             "test": {name: tasks[task]["test"][name] for name in names},
         }
-    density = fit_density(results.best_table, index.rows("train"), index.rows("val"), seed)
+    # As the encoder gives them: within a night standardised, no night would lie far away.
+    density = fit_density(read_out.table, index.rows("train"), index.rows("val"), seed)
     return Basis(facts, density)
 
 
@@ -257,10 +264,14 @@ def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
     """Content of metrics.json; ``facts`` (checkpoint, simulated, …) stand beside the tasks."""
     tasks = {task: _task_metrics(result) for task, result in results.tasks.items()}
     scores = results.pooling_scores
+    (read_out,) = results.best_table.read_outs
+    pooling, layer = split_layer(read_out.table.name)
     return {
         "tasks": tasks,
         **facts,
-        "pooling": results.best_table.name,
+        "pooling": pooling,
+        "layer": layer,  # none: the last block
+        "normalise": read_out.normalise,
         "pooling_scores_val": scores.astype(object).where(scores.notna(), None).to_dict("records"),
         "non_finite_train_rows": results.non_finite,
         "split_hash": results.index.split_hash,
@@ -293,8 +304,12 @@ def _task_metrics(result: TaskResult) -> dict:
     encoder, compared = result.by_source["encoder"], {}
     for source, found in result.by_source.items():
         if source != "encoder":
-            # What the encoder gains over a baseline; what the neighbours add to a single epoch.
-            pair = (encoder.test, found.test) if source != "context" else (found.test, encoder.test)
+            # What the encoder gains over a baseline; what the neighbours add to a single epoch, and
+            # the encoder to hand-made features.
+            pair = encoder.test, found.test
+            if source in ("context", JOINED):
+                less = encoder if source == "context" else result.by_source["handmade"]
+                pair = found.test, less.test
             compared[source] = {
                 "features": found.features,
                 "C": found.probe.strength,

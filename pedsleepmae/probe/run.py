@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pedsleepmae import checkpoints, disk, machine, store
 from pedsleepmae.checkpoints import Checkpoint
+from pedsleepmae.errors import ProbeError
 from pedsleepmae.model import check_poolings
 from pedsleepmae.probe import embeddings, files, report
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
@@ -26,7 +27,6 @@ def compute_tables(
     """
     world = machine.join_world(compute.device)
     folder = settings.paths.output_dir / "embeddings"
-    poolings = check_poolings(settings.pooling, settings.poolings)
     sources = {"encoder": (encoders["encoder"], None)}
     if "untrained" in settings.baselines:
         sources["untrained"] = (encoders["encoder"], settings.seed)
@@ -35,8 +35,9 @@ def compute_tables(
     tables = {}
     for source, (checkpoint, seed) in sources.items():
         options = {"untrained_seed": seed, "title": f"embeddings, {source}", "world": world}
+        names = read_outs(settings, checkpoint)
         tables[source] = embeddings.open_features(
-            index, checkpoint, folder, poolings, compute, **options
+            index, checkpoint, folder, names, compute, **options
         )
     machine.leave_world(world)
     if not world.is_first:
@@ -46,6 +47,25 @@ def compute_tables(
         embeddings.compute_handmade(index, folder, settings.n_workers)
         tables["handmade"] = open_tables(index, folder, ["handmade"])
     return tables
+
+
+def read_outs(settings: ProbeSettings, checkpoint: Checkpoint) -> list[str]:
+    """Names of the poolings to compute, `@k` behind those of block k; ProbeError for a bad one."""
+    n_layers = checkpoint.model["num_layer"]
+    layers = [settings.layer]
+    if settings.layer == "best":
+        layers = settings.layers or sorted({(n_layers + 1) // 2, n_layers})
+    layers = [n_layers if layer == "last" else layer for layer in layers]
+    if odd := [layer for layer in layers if not 1 <= layer <= n_layers]:
+        raise ProbeError(
+            f"layer: there is no block {odd[0]}; {checkpoint.path} has the blocks 1 to {n_layers}"
+        )
+    poolings = check_poolings(settings.pooling, settings.poolings)
+    return [
+        pooling if layer == n_layers else f"{pooling}@{layer}"
+        for layer in layers
+        for pooling in poolings
+    ]
 
 
 def describe(
@@ -81,7 +101,8 @@ def write_results(
     encoder_sha256 = checkpoints.hash_encoder(encoder.build_model())
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
     probes = {task: result.probe for task, result in results.fitted.items()}
-    files.save_probes(folder / "probes.npz", results.best_table.name, probes, basis)
+    (read_out,) = results.best_table.read_outs
+    files.save_probes(folder / "probes.npz", read_out.table.name, read_out.normalise, probes, basis)
     if settings.paths.publish_to is not None:
         files.publish(folder / "probes.npz", settings.paths.publish_to)
     return report.write_report(folder, results, content)

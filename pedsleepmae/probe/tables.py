@@ -16,11 +16,23 @@ def feature_path(folder: Path, batch_file: Path) -> Path:
     return Path(folder) / f"{batch_file.parent.name}_{batch_file.name}"
 
 
+def split_layer(name: str) -> tuple[str, int | None]:
+    """ "time_mean+class@2" -> the pooling and the block it is read from; None: the last."""
+    pooling, _, layer = name.partition("@")
+    return pooling, int(layer) if layer else None
+
+
+def parts_of(name: str) -> list[str]:
+    """ "time_mean+class@2" -> the names under which its parts are stored, each with its block."""
+    pooling, at, layer = name.partition("@")
+    return [f"{part}{at}{layer}" for part in pooling.split("+")]
+
+
 def open_tables(
     index: store.ExampleIndex, folder: Path, names: Sequence[str]
 ) -> dict[str, "FeatureTable"]:
     """Tables of these features, by name; the files are looked at once for all of them."""
-    parts = {part for name in names for part in name.split("+")}
+    parts = {part for name in names for part in parts_of(name)}
     places = {}
     for path in [feature_path(folder, source) for source in index.files]:
         with hdf5.open_file(path) as file:
@@ -40,39 +52,25 @@ def place_of(file: h5py.File, part: str) -> tuple[tuple[int, int], int]:
 class FeatureTable:
     """Features of all examples of an index, left on disk; rows are read as they are asked for.
 
-    ``name`` is a pooling (parts joined by + stand side by side) or "handmade"; ``places``: for each
-    file, in the order of the index, name -> (shape, place in the file). With ``context`` k a row
-    also holds the k epochs before and after it in the same night and split; where there is none,
-    NaN.
+    ``name`` is a pooling (parts joined by + stand side by side; `@k` at its end: read from block k)
+    or "handmade"; ``places``: for each file, in the order of the index, name -> (shape, place in
+    the file).
     """
 
-    def __init__(self, index: store.ExampleIndex, places: dict, name: str, context: int = 0):
-        self.index, self.places, self.name, self.context = index, places, name, context
-        parts = name.split("+")
+    def __init__(self, index: store.ExampleIndex, places: dict, name: str):
+        self.index, self.places, self.name = index, places, name
         self.paths = list(places)
-        self._parts = [[places[path][part] for part in parts] for path in self.paths]
-        self.n_single = sum(shape[1] for shape, _ in self._parts[0])
-        self.neighbours = neighbours(index, context) if context else None
-
-    def with_context(self, k: int) -> "FeatureTable":
-        """The same features with the k neighbours on each side."""
-        return FeatureTable(self.index, self.places, self.name, k)
+        self._parts = [[places[path][part] for part in parts_of(name)] for path in self.paths]
+        self.part_lengths = [shape[1] for shape, _ in self._parts[0]]
 
     @property
     def n_features(self) -> int:
-        return self.n_single * (2 * self.context + 1)
+        return sum(self.part_lengths)
 
-    def read(self, positions: np.ndarray) -> np.ndarray:
-        """Features of these positions of the index, (n, F) float32, in their order."""
-        if self.neighbours is None:
-            return self._read_single(positions)
-        columns = []
-        for positions_n in self.neighbours[positions].T:
-            known = positions_n >= 0
-            values = np.full((len(positions), self.n_single), np.nan, np.float32)
-            values[known] = self._read_single(positions_n[known])
-            columns.append(values)
-        return np.concatenate(columns, axis=1)
+    @property
+    def is_by_channel(self) -> bool:
+        """True when every part lists features channel by channel, as poolings do."""
+        return self.name != "handmade"
 
     def chunks(self, positions: np.ndarray, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
         """(slice into ``positions``, features) of consecutive pieces of at most ``rows`` rows.
@@ -82,8 +80,9 @@ class FeatureTable:
         pieces = [slice(start, start + rows) for start in range(0, len(positions), rows)]
         yield from in_advance(lambda p: (p, self.read(positions[p])), pieces, 1, 1)
 
-    def _read_single(self, positions: np.ndarray) -> np.ndarray:
-        out = np.empty((len(positions), self.n_single), np.float32)
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Features of these positions of the index, (n, F) float32, in their order."""
+        out = np.empty((len(positions), self.n_features), np.float32)
         file_of, row_of = self.index.file_of[positions], self.index.row_of[positions]
         order = np.argsort(file_of, kind="stable")
         bounds = np.flatnonzero(np.diff(file_of[order], prepend=-1, append=-1))
