@@ -14,7 +14,7 @@ from planted import planted_index, planted_table, write_cohort
 
 from pedsleepmae import machine, store, tasks
 from pedsleepmae.model import MaskedAutoencoder
-from pedsleepmae.probe import embeddings, handmade, tables
+from pedsleepmae.probe import embeddings, handmade, readout, tables
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +230,14 @@ def test_neighbours_are_those_a_slow_search_finds(tmp_path):
 def test_context_stands_the_neighbours_side_by_side(tmp_path):
     index = planted_index(tmp_path, {"train": 1, "val": 1, "test": 1}, n_epochs=4, seed=2)
     mark_NF = np.stack([index.patient_ids, index.onsets_s / 30], axis=1)
-    table = planted_table(index, tmp_path / "features", marks=mark_NF)["marks"].with_context(1)
+    marks = planted_table(index, tmp_path / "features", marks=mark_NF)["marks"]
+    table = readout.ProbeTable([readout.ReadOut(marks, "none")]).with_context(1)
     position = np.flatnonzero((index.patient_ids == 101) & (index.onsets_s == 60))
-    assert table.read(position).tolist() == [[101, 1, 101, 2, 101, 3]]
+    here = [1.0] * 16  # all channels are present
+    assert table.read(position).tolist() == [[101, 1, *here, 101, 2, *here, 101, 3, *here]]
     last = np.flatnonzero((index.patient_ids == 101) & (index.onsets_s == 90))
-    assert np.isnan(table.read(last)[0, 4:]).all()
-    assert table.n_features == 6
+    assert np.isnan(table.read(last)[0, 36:]).all()
+    assert table.n_features == 54
 
 
 def test_moments_in_pieces_are_those_of_the_whole(tmp_path):

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from small_probes import paths, save_model, script_3
 
 from pedsleepmae import checkpoints, store
-from pedsleepmae.probe import files
+from pedsleepmae.probe import files, readout, tables
 from pedsleepmae.tasks import TASKS
 
 
@@ -76,11 +76,14 @@ def test_metrics_json_is_as_the_contract_shows(content):
         "ci95",
     ]
     assert set(names) <= set(content["tasks"]["sleep"]["test"])
-    assert set(content["tasks"]["apnea"]["baselines"]) == {"prevalence", "handmade", "untrained"}
+    baselines = {"prevalence", "handmade", "untrained", "handmade+encoder"}
+    assert set(content["tasks"]["apnea"]["baselines"]) == baselines
     assert content["split_hash"] == "feedfacefeedface"
     assert content["patient_disjoint"] is True
     assert content["simulated"] is True
     assert content["pooling"] in ("mean", "time_abs")
+    assert content["layer"] in (None, 1)
+    assert content["normalise"] in ("none", "night")
     assert content["seen_patients"] == 0
 
 
@@ -119,12 +122,20 @@ def test_the_probes_on_disk_give_the_published_figure_again(finished, content):
     folder = finished[0]
     index = store.load_index(folder / "batches")
     model = checkpoints.load_model(folder / "model.pt")
-    pooling, loaded = files.load_probes(folder / "results" / "probes.npz")
+    name, loaded = files.load_probes(folder / "results" / "probes.npz")
+    normalise = files.load_basis(folder / "results" / "probes.npz").facts["normalise"]
+    pooling, layer = tables.split_layer(name)
     test = index.rows("test")
-    x_BCT = torch.from_numpy(store.read_signals(index, test))
-    x_NF = model.embed(x_BCT, pooling, present=torch.from_numpy(index.present[test])).numpy()
-    probe = loaded["apnea"]
-    score_N = probe.probabilities(probe.linear.logits(x_NF))[:, 1]
+    score_N = np.full(len(test), np.nan)
+    for patient in np.unique(index.patient_ids[test]):  # a night each
+        here = index.patient_ids[test] == patient
+        x_BCT = torch.from_numpy(store.read_signals(index, test[here]))
+        present_NC = index.present[test[here]]
+        x_NF = model.embed(x_BCT, pooling, torch.from_numpy(present_NC), layer).numpy()
+        lengths = [model.n_features(part) for part in pooling.split("+")]
+        x_NF = readout.night_rows(x_NF, lengths, present_NC, normalise)
+        probe = loaded["apnea"]
+        score_N[here] = probe.probabilities(probe.linear.logits(x_NF))[:, 1]
     again = roc_auc_score(index.labels["apnea"][test] > 0, score_N)
     # Half precision on disk (and, where the machine has it, bfloat16) against float32 here.
     assert again == pytest.approx(content["tasks"]["apnea"]["test"]["auroc"], abs=0.03)

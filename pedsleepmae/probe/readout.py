@@ -4,8 +4,9 @@ Axes: **N** epochs, **F** features, **C** 16 channels, **G** nights.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -61,47 +62,62 @@ def standardise_night(x_NF: np.ndarray) -> np.ndarray:
     return ((x_NF - mean_F) / spread_in_night(sd_F, mean_F)).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class NightMoments:
-    """Mean and spread of each feature in each night, (G, F) float32; ``night_N`` of each epoch.
+def night_rows(
+    x_NF: np.ndarray, part_lengths: Sequence[int], present_NC: np.ndarray, normalise: str
+) -> np.ndarray:
+    """What probes read of one night's features, (N, F + 16), as a ProbeTable gives it.
 
-    A night that was split in time counts as one in each split, so that no test epoch has a say in
-    how a training epoch is read.
+    ``part_lengths``: how many features each part of the pooling has.
+    """
+    x_NF = hide_absent(x_NF, channel_of_features(part_lengths), present_NC)
+    if normalise == "night":
+        x_NF = standardise_night(x_NF)
+    return np.concatenate([x_NF, present_NC], axis=1, dtype=np.float32)
+
+
+class NightMoments:
+    """Mean and spread of each feature in each night, learnt split by split when first asked for.
+
+    So a test night is not looked at before it is judged; and a night that was split in time counts
+    as one in each split, so that no test epoch has a say in how a training epoch is read.
     """
 
-    night_N: np.ndarray
-    mean_GF: np.ndarray
-    spread_GF: np.ndarray
+    def __init__(self, index: ExampleIndex, n_features: int):
+        pairs = np.stack([index.nights(), index.split])
+        groups, night_N = np.unique(pairs, axis=1, return_inverse=True)
+        self.split_N, self.night_N = index.split, night_N.ravel()
+        shape = groups.shape[1], n_features
+        self.mean_GF, self.spread_GF = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        self.known: set[int] = set()
 
-    def standardise(self, x_NF: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def standardise(self, x_NF: np.ndarray, positions: np.ndarray, read: Callable) -> np.ndarray:
+        """``x_NF``, the features at these positions, within their nights; ``read`` gives others."""
+        for split in set(self.split_N[positions].tolist()) - self.known:
+            self._learn(np.flatnonzero(self.split_N == split), read)
+            self.known.add(split)
         night_N = self.night_N[positions]
         return (x_NF - self.mean_GF[night_N]) / self.spread_GF[night_N]
 
-
-def night_moments(table: FeatureTable, read, n_features: int) -> NightMoments:
-    """Moments of what ``read(positions)`` gives, in one pass over the table in the disk's order."""
-    index = table.index
-    pairs = np.stack([index.nights(), index.split])
-    groups, night_N = np.unique(pairs, axis=1, return_inverse=True)
-    night_N, n_nights = night_N.ravel(), groups.shape[1]
-    n_GF, sum_GF, squares_GF = (np.zeros((n_nights, n_features)) for _ in range(3))
-    pieces = (
-        np.arange(start, min(start + ROWS, len(index))) for start in range(0, len(index), ROWS)
-    )
-    for positions, x_NF in in_advance(lambda rows: (rows, read(rows)), pieces, 1, 1):
-        here, place_N = np.unique(night_N[positions], return_inverse=True)
-        rows = np.arange(len(positions))
-        member_GN = csr_array((np.ones(len(rows)), (place_N, rows)))
-        known_NF = np.isfinite(x_NF)
-        x_NF = np.where(known_NF, x_NF, 0).astype(np.float64)
-        n_GF[here] += member_GN @ known_NF
-        sum_GF[here] += member_GN @ x_NF
-        squares_GF[here] += member_GN @ x_NF**2
-    n_GF = np.maximum(n_GF, 1)
-    mean_GF = sum_GF / n_GF
-    sd_GF = np.sqrt(np.maximum(squares_GF / n_GF - mean_GF**2, 0))
-    spread_GF = spread_in_night(sd_GF, mean_GF)
-    return NightMoments(night_N, mean_GF.astype(np.float32), spread_GF.astype(np.float32))
+    def _learn(self, positions: np.ndarray, read: Callable) -> None:
+        """One pass over these positions, in the order in which they lie on the disk."""
+        nights_G = np.unique(self.night_N[positions])
+        shape = len(nights_G), self.mean_GF.shape[1]
+        n_GF, sum_GF, squares_GF = (np.zeros(shape) for _ in range(3))
+        pieces = np.array_split(positions, -(-len(positions) // ROWS))
+        for rows, x_NF in in_advance(lambda rows: (rows, read(rows)), pieces, 1, 1):
+            night_N = np.searchsorted(nights_G, self.night_N[rows])
+            here, place_N = np.unique(night_N, return_inverse=True)
+            member_GN = csr_array((np.ones(len(rows)), (place_N, np.arange(len(rows)))))
+            known_NF = np.isfinite(x_NF)
+            x_NF = np.where(known_NF, x_NF, 0).astype(np.float64)
+            n_GF[here] += member_GN @ known_NF
+            sum_GF[here] += member_GN @ x_NF
+            squares_GF[here] += member_GN @ x_NF**2
+        n_GF = np.maximum(n_GF, 1)
+        mean_GF = sum_GF / n_GF
+        sd_GF = np.sqrt(np.maximum(squares_GF / n_GF - mean_GF**2, 0))
+        self.mean_GF[nights_G] = mean_GF
+        self.spread_GF[nights_G] = spread_in_night(sd_GF, mean_GF)
 
 
 # ------------------------------------------------------------------ tables for probes
@@ -119,12 +135,8 @@ class ProbeTable:
         self.n_single = sum(item.table.n_features for item in read_outs) + N_CHANNELS
         self.context, self.neighbours = 0, None
         self._moments = [
-            night_moments(
-                item.table, lambda rows, i=i: self._read_part(i, rows), item.table.n_features
-            )
-            if item.normalise == "night"
-            else None
-            for i, item in enumerate(self.read_outs)
+            NightMoments(self.index, item.table.n_features) if item.normalise == "night" else None
+            for item in self.read_outs
         ]
 
     def with_context(self, k: int) -> "ProbeTable":
@@ -169,7 +181,9 @@ class ProbeTable:
         columns = []
         for i, moments in enumerate(self._moments):
             x_NF = self._read_part(i, positions)
-            columns.append(x_NF if moments is None else moments.standardise(x_NF, positions))
+            if moments is not None:
+                x_NF = moments.standardise(x_NF, positions, partial(self._read_part, i))
+            columns.append(x_NF)
         columns.append(self.present_NC[positions].astype(np.float32))
         return np.concatenate(columns, axis=1)
 

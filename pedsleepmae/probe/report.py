@@ -245,6 +245,7 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
     facts["encoder_sha256"] = encoder_sha256
     (read_out,) = results.best_table.read_outs
     facts["n_features"] = results.best_table.n_features
+    facts["normalise"] = read_out.normalise
     facts["n_patients"] = {split: counts["patients"] for split, counts in count(index).items()}
     facts["tasks"] = {}
     for task, result in results.fitted.items():

@@ -102,7 +102,7 @@ def write_results(
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
     probes = {task: result.probe for task, result in results.fitted.items()}
     (read_out,) = results.best_table.read_outs
-    files.save_probes(folder / "probes.npz", read_out.table.name, read_out.normalise, probes, basis)
+    files.save_probes(folder / "probes.npz", read_out.table.name, probes, basis)
     if settings.paths.publish_to is not None:
         files.publish(folder / "probes.npz", settings.paths.publish_to)
     return report.write_report(folder, results, content)

@@ -9,6 +9,7 @@ import numpy as np
 from pedsleepmae import hdf5, store
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.machine import in_advance
+from pedsleepmae.model import POOLINGS
 
 
 def feature_path(folder: Path, batch_file: Path) -> Path:
@@ -70,7 +71,7 @@ class FeatureTable:
     @property
     def is_by_channel(self) -> bool:
         """True when every part lists features channel by channel, as poolings do."""
-        return self.name != "handmade"
+        return set(split_layer(self.name)[0].split("+")) <= set(POOLINGS)
 
     def chunks(self, positions: np.ndarray, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
         """(slice into ``positions``, features) of consecutive pieces of at most ``rows`` rows.
