@@ -24,6 +24,7 @@ from pedsleepmae.machine import Compute
 from pedsleepmae.probe import evaluation, report, run
 from pedsleepmae.probe.evaluation import ProbeSettings
 from pedsleepmae.probe.linear import FitSettings
+from pedsleepmae.probe.montages import judge_montages
 from pedsleepmae.probe.nights import read_studies
 from pedsleepmae.splits import SPLITS
 
@@ -79,7 +80,11 @@ def main(argv: list[str]) -> int:
         results = evaluation.compare(settings, index, tables, studies, fitting)
         facts = run.describe(settings, encoders, n_seen, compute.precision)
         content = report.as_metrics(results, facts)
-        place = run.write_results(settings, encoders["encoder"], results, content)
+        montages, encoder = {}, encoders["encoder"]
+        if settings.montage_epochs and results.fitted:
+            folder = settings.paths.output_dir / "embeddings"
+            montages = judge_montages(settings, index, encoder, results, folder, compute, fitting)
+        place = run.write_results(settings, encoder, results, content, montages)
         print(report.text_table(content))
         print(f"report: {place}")
         if settings.paths.publish_to is not None:

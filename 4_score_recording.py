@@ -53,6 +53,8 @@ def open_inputs(settings: ScoreSettings) -> night.Scorer:
         precision=settings.precision,
         batch_size=settings.batch_size,
     )
+    if settings.scaling == "auto":
+        settings.scaling = scorer.data_scaling
     errors.warn(other_scaling(scorer.scaling, settings.scaling))
     return scorer
 

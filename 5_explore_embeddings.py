@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pedsleepmae import checkpoints, config, store
+from pedsleepmae import checkpoints, config, data, store
 from pedsleepmae.errors import UserError, require_file, require_folder, run_script, warn
 from pedsleepmae.explore import report, run
 from pedsleepmae.explore.cohort import Cohort, find_cohort
@@ -47,7 +47,7 @@ def open_inputs(settings: run.ExploreSettings) -> Inputs:
     index = store.load_index(paths.batches_dir, seed=settings.seed)
     positions = np.arange(len(index))
     if settings.split != "all":
-        index = store.files_of_split(index, settings.split)
+        index = data.files_of_split(index, settings.split)
         positions = index.rows(settings.split)
     check_positions(settings, index, positions)
     cohort = find_cohort(settings.cohort, paths.health_dir)

@@ -157,7 +157,9 @@ def annotate(
     """
     import mne
 
-    examples = recording if isinstance(recording, Examples) else examples_from_raw(recording)
     scorer = load_scorer(checkpoint, probes, far_share=far_share, device=device)
+    examples = recording
+    if not isinstance(recording, Examples):
+        examples = examples_from_raw(recording, scaling=scorer.data_scaling)
     rows = annotation_rows(score_examples(scorer, examples))
     return mne.Annotations(*zip(*rows, strict=True))

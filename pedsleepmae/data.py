@@ -7,7 +7,7 @@ reads its own contiguous share of every batch.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,26 @@ class Batch:
     n_present: int
     end: int
     n_bad: int
+
+
+# ------------------------------------------------------------------ parts of an index
+def keep_files(index: ExampleIndex, kept: np.ndarray) -> ExampleIndex:
+    """The part of an index that lies in these of its files (their numbers)."""
+    kept = np.unique(kept)
+    rows = np.isin(index.file_of, kept)
+    columns = ("row_of", "split", "patient_ids", "study_ids", "onsets_s", "present")
+    return replace(
+        index,
+        files=[index.files[i] for i in kept],
+        file_of=np.searchsorted(kept, index.file_of[rows]),
+        labels={name: label_N[rows] for name, label_N in index.labels.items()},
+        **{name: getattr(index, name)[rows] for name in columns},
+    )
+
+
+def files_of_split(index: ExampleIndex, split: str) -> ExampleIndex:
+    """The part of an index whose files hold examples of this split, whole files."""
+    return keep_files(index, index.file_of[index.rows(split)])
 
 
 # ------------------------------------------------------------------ order

@@ -7,7 +7,6 @@ the original authors' folders (float64, no split folders) are read as well.
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import io
@@ -117,20 +116,6 @@ class ExampleIndex:
     def rows(self, split: str) -> np.ndarray:
         """Positions (sorted) of the examples in split "train", "val" or "test"."""
         return np.flatnonzero(self.split == SPLITS.index(split))
-
-
-def files_of_split(index: ExampleIndex, split: str) -> ExampleIndex:
-    """The part of an index whose files hold examples of this split, whole files."""
-    kept = np.unique(index.file_of[index.rows(split)])
-    rows = np.isin(index.file_of, kept)
-    columns = ("row_of", "split", "patient_ids", "study_ids", "onsets_s", "present")
-    return dataclasses.replace(
-        index,
-        files=[index.files[i] for i in kept],
-        file_of=np.searchsorted(kept, index.file_of[rows]),
-        labels={name: label_N[rows] for name, label_N in index.labels.items()},
-        **{name: getattr(index, name)[rows] for name in columns},
-    )
 
 
 # ------------------------------------------------------------------ example files

@@ -12,7 +12,7 @@ from planted import planted_index, planted_table, write_cohort
 from scipy.stats import kstest
 from sklearn.metrics import silhouette_score
 
-from pedsleepmae import checkpoints, store
+from pedsleepmae import checkpoints, data
 from pedsleepmae.errors import SettingsError, check_bounds
 from pedsleepmae.explore import cohort, diagnoses, distances, maps, report
 from pedsleepmae.explore.run import ExploreSettings
@@ -398,7 +398,7 @@ def test_settings_that_cannot_be_are_refused(change, check, words):
 
 def test_the_files_of_a_split_hold_its_examples_and_no_other_splits(tmp_path):
     index = planted_index(tmp_path, {"train": 3, "val": 2, "test": 2}, 30, seed=0)
-    part = store.files_of_split(index, "val")
+    part = data.files_of_split(index, "val")
     assert (part.split == 1).all()
     assert len(part) == 60
     whole = {(index.files[f], r): p for f, r, p in zip(

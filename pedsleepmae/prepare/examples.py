@@ -68,7 +68,7 @@ class ReadSettings:
     wake_margin_min: float | None = bounded(None, 0, 1440)
     """Of scored epochs, keep at most this much wake before the first and after the last sleep
     epoch, minutes; none: keep all that is scored."""
-    scaling: Literal["policy", "original"] = "policy"
+    scaling: Literal["policy", "robust", "original"] = "policy"
     """Standardisation, as the encoder's training data had it (see script 1)."""
     clip: float = bounded(20.0, 0, 60_000)
     """Standardised values are clipped to +- this (0: never); arbitrary-gain channels only."""
@@ -91,9 +91,10 @@ class ExampleSettings(ReadSettings):
     """An event marks an epoch when they share more than this, seconds."""
     keep_unscored: bool = False
     """Keep epochs staged `?`, with sleep_label -1."""
-    scaling: Literal["policy", "original", "fitted"] = "policy"
+    scaling: Literal["policy", "robust", "original", "fitted"] = "policy"
     """policy: population statistics for channels with a physical scale, robust statistics of the
-    recording for those of arbitrary gain. original: the authors' table for all (their checkpoints
+    recording for those of arbitrary gain. robust: the recording's own for EEG, EOG and EMG too, so
+    that an amplifier's gain drops out. original: the authors' table for all (their checkpoints
     need it). fitted: mean and sd of the training patients."""
 
 

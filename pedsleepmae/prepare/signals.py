@@ -196,12 +196,15 @@ def choose_standard(
     scaling: str,
     fitted: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[float, float]:
-    """(center, scale) of a channel under the setting ``scaling`` (policy, original, fitted).
+    """(center, scale) of a channel under the setting ``scaling``, as script 1 has it.
 
     Where nothing else is asked for or known: the original authors' NCH-wide mean and sd.
     """
-    if scaling == "policy" and channel.scaling == "robust":
+    if scaling in ("policy", "robust") and channel.scaling == "robust":
         return robust_standard(x_NT)
+    if scaling == "robust" and channel.kind == "voltage":
+        center, spread = robust_standard(x_NT)
+        return center, spread / channel.usual_spread
     population = (channel.mean, channel.sd)
     return (fitted or {}).get(channel.name, population) if scaling == "fitted" else population
 

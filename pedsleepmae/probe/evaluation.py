@@ -71,6 +71,9 @@ class ProbeSettings:
     normalise: Literal["none", "night", "best"] = "best"
     """night: each feature over its mean and standard deviation within the night, so that an
     amplifier's gain and a child's own level drop out; best: whichever is better on validation."""
+    montage_epochs: int = bounded(0, 0)
+    """Also try fewer channels, montage by montage, on about so many examples of each split, which
+    are embedded anew; script 4 then scores by the probes of a recording's own montage. 0: not."""
     context: int = bounded(1, 0)
     """Also probe with this many neighbouring epochs on each side, beside the single-epoch figures;
     0: not."""

@@ -18,6 +18,7 @@ from pedsleepmae.probe.linear import LinearProbe, TaskProbe
 from pedsleepmae.tasks import N_CLASSES
 
 PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
+MONTAGE = "montage"  # what the arrays of probes for fewer channels begin with
 LINEAR_ARRAYS = ("classes", "mean", "scale", "weight", "bias")  # LinearProbe's fields, in order
 
 SMALL, LARGE = 1e-30, 1e30  # beyond these float32 has nothing left to compute with
@@ -35,8 +36,17 @@ class Basis:
     density: TrainingDensity
 
 
-def save_probes(path: Path, pooling: str, probes: Mapping[str, TaskProbe], basis: Basis) -> None:
-    """Write probes as plain arrays (.npz, no pickle), so that a recording can be scored later."""
+def save_probes(
+    path: Path,
+    pooling: str,
+    probes: Mapping[str, TaskProbe],
+    basis: Basis,
+    montages: Mapping[str, Mapping[str, TaskProbe]] | None = None,
+) -> None:
+    """Write probes as plain arrays (.npz, no pickle), so that a recording can be scored later.
+
+    ``montages``: by name, the probes fitted for fewer channels.
+    """
     arrays = {
         "version": np.array(PROBE_FILE_VERSION),
         "pooling": np.array(pooling),
@@ -44,15 +54,21 @@ def save_probes(path: Path, pooling: str, probes: Mapping[str, TaskProbe], basis
     }
     arrays |= {f"density/{name}": values for name, values in vars(basis.density).items()}
     for task, probe in probes.items():
-        values = zip(LINEAR_ARRAYS, vars(probe.linear).values(), strict=True)
-        arrays |= {f"{task}/{name}": value for name, value in values}
-        arrays[f"{task}/slope"] = np.array(probe.slope)
-        arrays[f"{task}/shift"] = probe.shift_K
-        threshold = np.nan if probe.threshold is None else probe.threshold
-        arrays[f"{task}/threshold"] = np.array(threshold)
-        arrays[f"{task}/strength"] = np.array(probe.strength)
+        arrays |= _arrays_of(probe, task)
+    for montage, its_probes in (montages or {}).items():
+        for task, probe in its_probes.items():
+            arrays |= _arrays_of(probe, f"{MONTAGE}/{montage}/{task}")
     with disk.write_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
+
+
+def _arrays_of(probe: TaskProbe, prefix: str) -> dict[str, np.ndarray]:
+    values = zip(LINEAR_ARRAYS, vars(probe.linear).values(), strict=True)
+    arrays = {f"{prefix}/{name}": value for name, value in values}
+    threshold = np.nan if probe.threshold is None else probe.threshold
+    arrays |= {f"{prefix}/slope": np.array(probe.slope), f"{prefix}/shift": probe.shift_K}
+    arrays |= {f"{prefix}/threshold": np.array(threshold)}
+    return arrays | {f"{prefix}/strength": np.array(probe.strength)}
 
 
 def publish(source: Path, target: Path) -> Path:
@@ -74,6 +90,21 @@ def load_probes(path: Path) -> tuple[str, dict[str, TaskProbe]]:
     with _reading(path):
         tasks = [name for name in N_CLASSES if f"{name}/weight" in arrays]
         return _text(arrays, "pooling"), {task: _read_probe(arrays, task) for task in tasks}
+
+
+def load_montages(path: Path) -> dict[str, dict[str, TaskProbe]]:
+    """Probes fitted for fewer channels, by montage and task; {} where there are none."""
+    arrays, found = _read_arrays(path), {}
+    with _reading(path):
+        for name in arrays:
+            if name.startswith(f"{MONTAGE}/") and name.endswith("/weight"):
+                _, montage, task, _ = name.split("/")
+                if task not in N_CLASSES:
+                    raise ValueError(f"{task} is no task")
+                prefix = f"{MONTAGE}/{montage}/"
+                own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+                found.setdefault(montage, {})[task] = _read_probe(own, task)
+    return found
 
 
 def _read_probe(arrays: Mapping[str, np.ndarray], task: str) -> TaskProbe:

@@ -219,6 +219,8 @@ def make_tables(results: Results, content: Mapping) -> dict[str, pd.DataFrame]:
         "nights": results.nights,
         "agreement": pd.DataFrame(agreement),
     }
+    if content.get("montages"):
+        tables["montages"] = pd.DataFrame(content["montages"])
     if subgroups:
         tables["subgroups"] = pd.DataFrame(subgroups)
     confusion = content["tasks"].get("sleep", {}).get("test", {}).get("confusion_matrix")
@@ -245,7 +247,7 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
     facts["encoder_sha256"] = encoder_sha256
     (read_out,) = results.best_table.read_outs
     facts["n_features"] = results.best_table.n_features
-    facts["normalise"] = read_out.normalise
+    facts["normalise"], facts["scaling"] = read_out.normalise, index.scaling
     facts["n_patients"] = {split: counts["patients"] for split, counts in count(index).items()}
     facts["tasks"] = {}
     for task, result in results.fitted.items():

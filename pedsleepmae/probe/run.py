@@ -11,6 +11,7 @@ from pedsleepmae.model import check_poolings
 from pedsleepmae.probe import embeddings, files, report
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
 from pedsleepmae.probe.handmade import FEATURES_VERSION
+from pedsleepmae.probe.montages import ALL_CHANNELS, Montage
 from pedsleepmae.probe.tables import FeatureTable, open_tables
 
 
@@ -93,16 +94,22 @@ def describe(
 
 
 def write_results(
-    settings: ProbeSettings, encoder: Checkpoint, results: Results, content: dict
+    settings: ProbeSettings,
+    encoder: Checkpoint,
+    results: Results,
+    content: dict,
+    found: Mapping[str, Montage],
 ) -> Path:
     """Write metrics.json (``content``), probes.npz, tables, pictures and report.html; its path."""
+    content["montages"] = [row for montage in found.values() for row in montage.rows]
     folder = settings.paths.output_dir
     disk.write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False))
     encoder_sha256 = checkpoints.hash_encoder(encoder.build_model())
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
     probes = {task: result.probe for task, result in results.fitted.items()}
     (read_out,) = results.best_table.read_outs
-    files.save_probes(folder / "probes.npz", read_out.table.name, probes, basis)
+    fewer = {name: montage.probes for name, montage in found.items() if name != ALL_CHANNELS}
+    files.save_probes(folder / "probes.npz", read_out.table.name, probes, basis, fewer)
     if settings.paths.publish_to is not None:
         files.publish(folder / "probes.npz", settings.paths.publish_to)
     return report.write_report(folder, results, content)

@@ -4,20 +4,23 @@ Axes: **N** epochs, **F** features, **K** classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pedsleepmae import store
-from pedsleepmae.channels import EPOCH_S
+from pedsleepmae.channels import EPOCH_S, N_CHANNELS
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
-from pedsleepmae.errors import ProbeError
+from pedsleepmae.errors import ProbeError, printable
 from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder, check_poolings
 from pedsleepmae.probe import embeddings
-from pedsleepmae.probe.files import Basis, load_basis, load_probes
+from pedsleepmae.probe.files import Basis, load_basis, load_montages, load_probes
 from pedsleepmae.probe.linear import TaskProbe, predict_features
+from pedsleepmae.probe.montages import ALL_CHANNELS, MONTAGES, nearest_montage
+from pedsleepmae.probe.readout import night_rows
+from pedsleepmae.probe.tables import split_layer
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
 
 FACTS = {  # of script 3, by name: the type of what scoring and its summary read
@@ -55,6 +58,18 @@ class Scorer:
     scaling: str
     compute: Compute
     far_share: float = 0.01
+    montages: Mapping[str, Mapping[str, TaskProbe]] = field(default_factory=dict)
+
+    @property
+    def normalise(self) -> str | None:
+        """none or night; None: probes of older files, which read the features as they come."""
+        return self.basis.facts.get("normalise")
+
+    @property
+    def data_scaling(self) -> str:
+        """How the data behind the probes were standardised; policy where it is not told."""
+        scaling = self.basis.facts.get("scaling")
+        return scaling if scaling in ("policy", "robust", "original") else "policy"
 
 
 def load_scorer(
@@ -93,16 +108,27 @@ def load_scorer(
             f"{probe_file}: its probes were fitted on another encoder ({facts.get('checkpoint')}) "
             f"than that of {checkpoint}; give that checkpoint, or run script 3 on this one"
         )
-    check_poolings(pooling, [])
-    n_features = model.n_features(pooling)
-    for task, probe in probes.items():
-        n_read = len(probe.linear.weight_FK)
+    montages = load_montages(probe_file)
+    if odd := set(montages) - set(MONTAGES):
+        raise ProbeError(
+            f"{probe_file}: there is no montage {printable(odd.pop())}; update the code"
+        )
+    name, layer = split_layer(pooling)
+    check_poolings(name, [])
+    if layer is not None and not 1 <= layer <= len(model.encoder.transformer):
+        raise ProbeError(f"{probe_file}: this encoder has no block {layer}; run script 3 again")
+    n_features = model.n_features(name)
+    n_marks = 0 if facts.get("normalise") is None else N_CHANNELS
+    sets = [probes, *montages.values()]
+    for task, probe in [item for each in sets for item in each.items()]:
+        n_read = len(probe.linear.weight_FK) - n_marks
         if n_read != n_features or len(basis.density.mean_F) != n_features:
             raise ProbeError(
                 f"{probe_file}: the probe of {task} reads {n_read} numbers, but pooling {pooling} "
                 f"of this encoder gives {n_features}; run script 3 again"
             )
-    return Scorer(model, pooling, probes, basis, content.path, content.scaling, compute, far_share)
+    own = content.path, content.scaling, compute, far_share, montages
+    return Scorer(model, pooling, probes, basis, *own)
 
 
 def missing_fact(facts: Mapping, wanted: Mapping, prefix: str = "") -> str:
@@ -124,6 +150,7 @@ class Night:
     ``prob`` and ``called`` are by task: recalibrated probabilities (N, K), classes (N,).
     ``distance_N``: how far the embedding lies from the training data, 1 at the threshold; ``far_N``
     above it. ``scored`` holds a scorer's classes (N,), -1 where not scored; None: nobody scored.
+    ``montage``: the channels for which the probes were fitted.
     """
 
     onsets_s: np.ndarray
@@ -131,6 +158,7 @@ class Night:
     called: dict[str, np.ndarray]
     distance_N: np.ndarray
     scored: dict[str, np.ndarray] | None
+    montage: str = ALL_CHANNELS
 
     @property
     def far_N(self) -> np.ndarray:
@@ -145,18 +173,25 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
 
     The steps and their rounding are those of script 3: epochs that it scored get the same scores.
     """
+    montage = nearest_montage(examples.present.any(0), scorer.montages)
+    probes = scorer.montages.get(montage, scorer.probes)
+    present_NC = examples.present & MONTAGES[montage]
     x_NF = embeddings.embed_arrays(
-        scorer.model, examples.signals, examples.present, scorer.pooling, scorer.compute, title
+        scorer.model, examples.signals, present_NC, scorer.pooling, scorer.compute, title
     )
     x_NF = embeddings.as_float16(x_NF).astype(np.float32)
-    logits = predict_features(x_NF, {task: probe.linear for task, probe in scorer.probes.items()})
-    prob = {task: probe.probabilities(logits[task]) for task, probe in scorer.probes.items()}
-    called = {task: probe.decide(prob[task]) for task, probe in scorer.probes.items()}
     density = scorer.basis.density
     distance_N = density.distance(x_NF) / density.threshold(scorer.far_share)
+    if scorer.normalise is not None:
+        parts = split_layer(scorer.pooling)[0].split("+")
+        lengths = [scorer.model.n_features(part) for part in parts]
+        x_NF = night_rows(x_NF, lengths, present_NC, scorer.normalise)
+    logits = predict_features(x_NF, {task: probe.linear for task, probe in probes.items()})
+    prob = {task: probe.probabilities(logits[task]) for task, probe in probes.items()}
+    called = {task: probe.decide(prob[task]) for task, probe in probes.items()}
     scored = {task: task_labels(examples.labels, task) for task in TASKS}
     scored = scored if (scored["sleep"] >= 0).any() else None
-    return Night(examples.onsets_s, prob, called, distance_N, scored)
+    return Night(examples.onsets_s, prob, called, distance_N, scored, montage)
 
 
 def annotation_rows(night: Night) -> list[tuple[float, float, str]]:

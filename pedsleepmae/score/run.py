@@ -37,6 +37,8 @@ class ScorePaths:
 class ScoreSettings(ReadSettings):
     """One recording to stages, events and a night's summary; no medical device."""
 
+    scaling: Literal["auto", "policy", "robust", "original"] = "auto"
+    """Standardisation (see script 1); auto: that of the data that the probes were fitted on."""
     recording: Path | None = None
     """EDF file to score; may stand without its name, as in `4_score_recording.py FILE.edf`."""
     paths: ScorePaths = field(default_factory=ScorePaths)

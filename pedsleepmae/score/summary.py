@@ -37,6 +37,8 @@ def summarise(scorer: Scorer, night: Night, name: str, outcome: Outcome) -> dict
         },
         "probes": {
             "pooling": scorer.pooling,
+            "normalise": scorer.normalise or "none",
+            "montage": night.montage,
             **{key: facts[key] for key in ("simulated", "patient_disjoint", "n_patients")},
         },
         "quantities": night_quantities(scorer, night, outcome.event_counts),

@@ -56,7 +56,9 @@ def visit_examples(
     night = visit_night(replace(visit, first_onset_s=grid_s), settings)
     rng = np.random.default_rng((*visit.stream, 2))
     x_NCT, labels, present_NC = simulate_examples(night, present_C, rng)
-    signals_NCT, center_NC, scale_NC = standardise_epochs(x_NCT, present_NC)
+    signals_NCT, center_NC, scale_NC = standardise_epochs(
+        x_NCT, present_NC, scaling=settings.scaling
+    )
     examples = store.Examples(
         signals=signals_NCT,
         labels={"sleep": labels.sleep, **labels.events},
@@ -85,14 +87,14 @@ def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[i
         seed=settings.seed,
         keep=tables.read_splits(batches_dir),
     )
-    streams = json.dumps([(visit.key, visit.stream) for visit in visits])
+    streams = json.dumps([(visit.key, visit.stream) for visit in visits] + [settings.scaling])
     fingerprint = f"simulated-{hashlib.sha256(streams.encode()).hexdigest()[:16]}"
     for name in SPLITS:
         shutil.rmtree(batches_dir / name, ignore_errors=True)
     store.write_grouping_state(batches_dir, fingerprint, complete=False)
     write_splits(batches_dir, assignment)
     facts = {"split_hash": split_hash(assignment), "patient_disjoint": True}
-    facts |= {"simulated": True, "scaling": "policy"}
+    facts |= {"simulated": True, "scaling": settings.scaling}
 
     rng = np.random.default_rng((settings.seed, 3))
     waiting: dict[str, list[store.Examples]] = {name: [] for name in SPLITS}

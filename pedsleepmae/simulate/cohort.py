@@ -8,6 +8,7 @@ files in `nch_files` (which needs edfio) or batch files in `batches` (which does
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -55,6 +56,8 @@ class SimulateSettings:
     first_id: int = bounded(900_001, 1)
     """Number of the first patient and of the first study, above NCH's (patients to 20,830, studies
     to 26,278). Cohorts that meet in one evaluation need ranges of their own."""
+    scaling: Literal["policy", "robust"] = "policy"
+    """With batches_dir: standardisation, as in script 1."""
     val_fraction: float = bounded(0.15, 0, below=1)
     """With batches_dir: share of the patients in val."""
     test_fraction: float = bounded(0.15, 0, below=1)
