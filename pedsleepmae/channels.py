@@ -84,6 +84,20 @@ CHANNEL_GROUPS = {  # positions of the channels that are reported together
     "SpO2": (8,),
 }
 
+ALL_CHANNELS = "all channels"
+_HEAD = (0, 1, 13, 15)  # two EEG, one EOG, chin
+MONTAGES = {  # of laboratories: which of the 16 there are, in their order
+    ALL_CHANNELS: range(N_CHANNELS),
+    "no EEG": range(7, N_CHANNELS),
+    "one EEG": (0, *range(7, N_CHANNELS)),
+    "no chin": range(15),
+    "no flow": (*range(12), 13, 14, 15),
+    "no effort": (*range(9), *range(11, N_CHANNELS)),
+    "two EEG, one EOG, chin, flow": (*_HEAD, 12),  # as Sleep-EDF has it
+    "effort, flow, SpO2": (8, 9, 10, 12),  # a test at home
+    "SpO2 alone": (8,),
+}
+
 # Other spellings of an electrode: A1/A2 for the mastoids, LOC/ROC for the eyes, CHAT's typing.
 ELECTRODE_SYNONYMS = {"A1": "M1", "A2": "M2", "LOC": "E1", "ROC": "E2", "RCHIIN": "RCHIN"}
 # The word that Natus and Luna put in front says nothing about the signal: NCH has `EEG Snore`,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae import machine, metrics, store
-from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, N_CHANNELS
+from pedsleepmae.channels import MONTAGES, N_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.data import keep_files
 from pedsleepmae.probe import embeddings, linear
@@ -22,32 +22,6 @@ from pedsleepmae.probe.readout import ProbeTable, ReadOut
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import task_labels
 
-FIRST_EEG = CHANNEL_GROUPS["EEG"][:2]
-
-
-def _only(*channels: int) -> np.ndarray:
-    return np.isin(np.arange(N_CHANNELS), channels)
-
-
-def _without(*groups: str) -> np.ndarray:
-    return ~_only(*(channel for group in groups for channel in CHANNEL_GROUPS[group]))
-
-
-_HOME = [channel for name in ("effort", "flow", "SpO2") for channel in CHANNEL_GROUPS[name]]
-_BEDSIDE = [*FIRST_EEG, CHANNEL_GROUPS["EOG"][0], *CHANNEL_GROUPS["EMG"], *CHANNEL_GROUPS["flow"]]
-ALL_CHANNELS = "all channels"
-MONTAGES = {  # name -> channels that are there, (16,)
-    ALL_CHANNELS: _without(),
-    "no EEG": _without("EEG"),
-    "one EEG": _without("EEG") | _only(FIRST_EEG[0]),
-    "no chin": _without("EMG"),
-    "no flow": _without("flow"),
-    "no effort": _without("effort"),
-    "two EEG, one EOG, chin, flow": _only(*_BEDSIDE),  # as Sleep-EDF
-    "effort, flow, SpO2": _only(*_HOME),  # a test at home
-    "SpO2 alone": _only(*CHANNEL_GROUPS["SpO2"]),
-}
-
 
 @dataclass(frozen=True)
 class Montage:
@@ -55,18 +29,6 @@ class Montage:
 
     probes: Mapping[str, TaskProbe]
     rows: list[dict]
-
-
-def nearest_montage(recorded_C: np.ndarray, names: Mapping[str, object]) -> str:
-    """The montage among ``names`` whose probes fit a recording best; "all channels" has the others.
-
-    One that the recording holds, with as few channels left over as can be, if these are fewer than
-    it lacks of all: a channel that a probe misses counts as one that it does not read.
-    """
-    held = {name: MONTAGES[name] for name in names if not (MONTAGES[name] & ~recorded_C).any()}
-    left_over = {name: int((recorded_C & ~shown_C).sum()) for name, shown_C in held.items()}
-    best = min(left_over, key=left_over.get, default=ALL_CHANNELS)
-    return best if best in held and left_over[best] < (~recorded_C).sum() else ALL_CHANNELS
 
 
 def judge_montages(
@@ -84,7 +46,8 @@ def judge_montages(
     for task in results.fitted:
         labels[task] = task_labels(sample.labels, task)
     found, model = {}, checkpoint.build_model()
-    for name, shown_C in MONTAGES.items():
+    for name, channels in MONTAGES.items():
+        shown_C = np.isin(np.arange(N_CHANNELS), channels)
         part = replace(sample, present=sample.present & shown_C)
         slug = "_".join(name.replace(",", "").split())
         key = embeddings.embedding_key(checkpoint.sha256, slug, index.split_hash, compute.precision)
@@ -147,8 +110,3 @@ def _judge(
                 row |= {title: judged.figures[name], f"{title}_ci95": judged.ci95[name]}
             rows.append(row)
     return rows
-
-
-def channels_in_words(name: str) -> list[str]:
-    """Names of a montage's channels."""
-    return [channel for channel, there in zip(CHANNEL_NAMES, MONTAGES[name], strict=True) if there]

@@ -275,6 +275,7 @@ def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
         "pooling": pooling,
         "layer": layer,  # none: the last block
         "normalise": read_out.normalise,
+        "montages": [],
         "pooling_scores_val": scores.astype(object).where(scores.notna(), None).to_dict("records"),
         "non_finite_train_rows": results.non_finite,
         "split_hash": results.index.split_hash,

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pedsleepmae import checkpoints, disk, machine, store
+from pedsleepmae.channels import ALL_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.model import check_poolings
 from pedsleepmae.probe import embeddings, files, report
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
 from pedsleepmae.probe.handmade import FEATURES_VERSION
-from pedsleepmae.probe.montages import ALL_CHANNELS, Montage
+from pedsleepmae.probe.montages import Montage
 from pedsleepmae.probe.tables import FeatureTable, open_tables
 
 

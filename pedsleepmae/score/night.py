@@ -3,14 +3,14 @@
 Axes: **N** epochs, **F** features, **K** classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pedsleepmae import store
-from pedsleepmae.channels import EPOCH_S, N_CHANNELS
+from pedsleepmae.channels import ALL_CHANNELS, EPOCH_S, MONTAGES, N_CHANNELS
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.errors import ProbeError, printable
 from pedsleepmae.machine import Compute
@@ -18,7 +18,6 @@ from pedsleepmae.model import MaskedAutoencoder, check_poolings
 from pedsleepmae.probe import embeddings
 from pedsleepmae.probe.files import Basis, load_basis, load_montages, load_probes
 from pedsleepmae.probe.linear import TaskProbe, predict_features
-from pedsleepmae.probe.montages import ALL_CHANNELS, MONTAGES, nearest_montage
 from pedsleepmae.probe.readout import night_rows
 from pedsleepmae.probe.tables import split_layer
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
@@ -168,6 +167,19 @@ class Night:
         return len(self.onsets_s)
 
 
+def nearest_montage(recorded_C: np.ndarray, names: Iterable[str]) -> str:
+    """The montage whose probes fit a recording best: of ``names``, or that of all channels.
+
+    One that the recording holds, with the fewest channels left over, if these are fewer than it
+    lacks of all 16: a channel that a probe misses counts as much as one that it does not read.
+    """
+    recorded = set(np.flatnonzero(recorded_C).tolist())
+    held = [name for name in names if recorded >= set(MONTAGES[name])]
+    best = max(held, key=lambda name: len(MONTAGES[name]), default=ALL_CHANNELS)
+    left_over = len(recorded) - len(MONTAGES[best])
+    return best if held and left_over < len(recorded_C) - len(recorded) else ALL_CHANNELS
+
+
 def score_examples(scorer: Scorer, examples: store.Examples, title: str | None = None) -> Night:
     """Stages, events and flags of examples; with a ``title`` under a progress bar.
 
@@ -175,7 +187,7 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
     """
     montage = nearest_montage(examples.present.any(0), scorer.montages)
     probes = scorer.montages.get(montage, scorer.probes)
-    present_NC = examples.present & MONTAGES[montage]
+    present_NC = examples.present & np.isin(np.arange(N_CHANNELS), MONTAGES[montage])
     x_NF = embeddings.embed_arrays(
         scorer.model, examples.signals, present_NC, scorer.pooling, scorer.compute, title
     )
