@@ -201,3 +201,32 @@ def test_scaling_robust_does_not_see_an_amplifiers_gain(gain):
     np.testing.assert_allclose(louder_NC[:, voltages], gain * scale_NC[:, voltages], rtol=1e-3)
     spread = np.diff(np.percentile(usual[:, 0].astype(np.float32), (25, 75))) / 1.349
     assert spread == pytest.approx(CHANNELS[0].usual_spread, rel=0.02)
+
+
+# ------------------------------------------------------------------ honesty
+def test_labels_of_other_patients_leave_every_auroc_at_one_half(tmp_path):
+    """Signal, a level of each child and its night's own scale, all with the labels of others."""
+    index = planted_index(tmp_path, {"train": 14, "val": 7, "test": 9}, n_epochs=60, seed=6)
+    rng = np.random.default_rng(6)
+    x_NF = np.stack([index.labels[name] for name in index.labels], axis=1).astype(np.float64)
+    level = dict(zip(np.unique(index.patient_ids), rng.normal(0, 2, (30, 5)), strict=True))
+    x_NF += np.array([level[p] for p in index.patient_ids]) + rng.standard_normal(x_NF.shape)
+    for split in ("train", "val", "test"):
+        rows = index.rows(split)
+        patients = np.unique(index.patient_ids[rows])
+        turned = dict(zip(patients, np.roll(patients, 1), strict=True))
+        own = {p: rows[index.patient_ids[rows] == p] for p in patients}
+        for label_N in index.labels.values():
+            before = label_N.copy()
+            for patient, other in turned.items():
+                label_N[own[patient]] = before[own[other]]
+    tables_of = {"encoder": planted_table(index, tmp_path / "f", x=x_NF)}
+    events = ["apnea", "hypopnea", "desaturation", "arousal"]
+    settings = evaluation.ProbeSettings(tasks=["sleep", *events], context=0, baselines=[])
+    results = evaluation.compare(settings, index, tables_of, None, FITTING)
+    gaps = []  # between one half and the interval: of five, one may lie beside it
+    for task, result in results.tasks.items():
+        low, high = result.by_source["encoder"].test.ci95[evaluation.auroc_name(task)]
+        gaps.append(max(low - 0.5, 0.5 - high, 0))
+    assert sum(gap > 0 for gap in gaps) <= 1
+    assert max(gaps) < 0.01
