@@ -810,6 +810,7 @@ def test_bad_values_are_counted_across_a_kill_between_two_lines_of_the_logbook(
     run.train_step(replace(some_batch(), n_bad=5))
     save_run(run, is_end=False)
     assert read_content(tmp_path / "checkpoint_last.pt")["progress"]["n_bad_values"] == 5
+    run.interval.seconds = 1.0
     run.close_interval()
     assert run.progress.n_bad_values == 5
 
