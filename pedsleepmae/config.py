@@ -61,6 +61,9 @@ def load_settings(
     parser = _parser(settings_class, doc)
     try:
         entries = list(_read_entries(given, types))
+        blank = (_refusal(parser, types, *entry) for entry in entries if entry[-1] is None)
+        if problem := next(filter(None, blank), None):  # the parser lets some of these through
+            raise SettingsError(problem)
         line = [f"--{key}" if text is None else f"--{key}={text}" for key, text in given]
         try:
             values = parser.instantiate(parser.parse_args([*line, *commands]))
@@ -220,7 +223,7 @@ def _refusal(parser, types: Types, where: str, key: str, value: Any) -> str | No
     if key in types:
         try:
             if value is None and type(None) not in typing.get_args(types[key]):
-                raise TypeError  # the parser lets some of these through
+                raise TypeError
             parser.parse_object({key: value})
         except REFUSED:
             wanted = f"{_type_in_words(types[key])} (--help says what it means)"

@@ -135,9 +135,10 @@ def check_bounds(settings: Any, prefix: str = "") -> None:
         value, key = getattr(settings, item.name), prefix + item.name
         if dataclasses.is_dataclass(value):
             check_bounds(value, f"{key}.")
-        numbers = [n for n in _as_list(value) if isinstance(n, (int, float))]
-        if not all(abs(n) < LARGEST for n in numbers):  # NaN neither
-            raise SettingsError(f"{key} is infinite, too large or no number; give a smaller one")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and not abs(number) < LARGEST:  # NaN neither
+                got = f"{number:g}" if isinstance(number, float) else "too large"
+                raise SettingsError(f"{key} is {got}; give a finite number below {LARGEST:.2g}")
         bounds = item.metadata.get("bounds")
         if bounds is None or value is None:
             continue
@@ -146,10 +147,6 @@ def check_bounds(settings: Any, prefix: str = "") -> None:
         fits = fits and (above is None or value > above) and (below is None or value < below)
         if not fits:
             raise SettingsError(f"{key} is {value:g}; give {_bounds_in_words(**bounds)}")
-
-
-def _as_list(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
 
 
 def _bounds_in_words(low, high, above, below) -> str:

@@ -76,7 +76,7 @@ def test_a_pipe_in_place_of_a_table_is_told_and_not_waited_for(name, tmp_path):
 
 
 def test_names_and_texts_are_printable_and_stay_one_line():
-    assert printable("a\x1b[2J\n\x9b\udcff é µ 睡") == "a\\x1b[2J\\n\\x9b\\udcff é µ 睡"
+    assert printable("a\x1b[2J\n\x9b\udcff é µ 睡") == "a\\x1b[2J \\x9b\\udcff é µ 睡"
     assert printable(printable("\udcff")) == printable("\udcff")
 
 

@@ -217,12 +217,16 @@ def scored(trained, tmp_path_factory) -> Path:
     file.write(folder / "9_8.edf")
     rows = [*stage_rows(12.5, "WW1223R2222" + "2" * 35), (60.0, 20.0, "Obstructive Apnea")]
     write_tsv(folder / "9_8.tsv", rows)
+    left = folder / "out" / "9_8" / ".epochs.csv.0123abcd.partial"  # of a run that was killed
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
     assert script_4(trained, folder / "9_8.edf", folder / "out") == 0
     return folder / "out" / "9_8"
 
 
-def test_every_output_is_there_and_says_that_it_is_no_medical_device(scored):
-    assert sorted(path.name for path in scored.iterdir()) == sorted(OUTPUTS)
+def test_every_output_and_no_other_is_there_and_says_it_is_no_medical_device(scored):
+    names = {path.name for path in scored.iterdir()} - {".lock"}
+    assert sorted(names) == sorted(OUTPUTS)
     for name in OUTPUTS:
         assert b"no medical device" in (scored / name).read_bytes(), name
 

@@ -29,6 +29,7 @@ from pedsleepmae.model import ModelSettings
 from pedsleepmae.pretrain import monitor
 from pedsleepmae.pretrain.monitor import Logbook, probe_sleep_stage, read_metrics
 from pedsleepmae.pretrain.run import Outcome, open_trainer, pretrain, stop_on_signal
+from pedsleepmae.pretrain.run import save as save_run
 from pedsleepmae.pretrain.trainer import (
     DivergedError,
     OptimSettings,
@@ -614,7 +615,7 @@ def check_settings(settings: PretrainSettings) -> None:
         ({"model": {"patch_size": 32}}, "16 at a time"),
         ({"optim": {"accumulate": 33}}, "no more pieces than examples"),
         ({"optim": {"lr": -1.0}}, r"optim\.lr is -1; give 0 or more"),
-        ({"optim": {"lr": math.nan}}, r"optim\.lr is infinite, too large or no number"),
+        ({"optim": {"lr": math.nan}}, r"optim\.lr is nan"),
         ({"optim": {"ema_decay": 1.0}}, "less than 1"),
         ({"max_steps": 0}, "max_steps is 0; give 1 or more"),
         ({"stop_at_step": 0}, "stop_at_step is 0"),
@@ -722,6 +723,102 @@ def test_a_signal_ends_the_script_with_code_1_and_stop_at_step_with_0(
     assert read_content(tmp_path / "run" / "checkpoint_last.pt")["step"] == 3
     monkeypatch.undo()
     assert script.main([*arguments, "--stop_at_step", "null"]) == 0
+
+
+def test_a_second_run_in_the_same_folder_ends_at_once_with_code_1(
+    script, batches_dir, tmp_path, capsys
+):
+    train(settings_for(batches_dir, tmp_path, max_steps=2))
+    before = (tmp_path / "checkpoint_last.pt").read_bytes()
+    arguments = ["--config", str(tmp_path / "settings.yaml"), "--max_steps", "4"]
+    with machine.only_run_in(tmp_path, "paths.run_dir"):
+        assert script.main(arguments) == 1
+    assert f"another run is writing to {tmp_path}" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
+    assert script.main(arguments) == 0
+
+
+def test_a_run_that_ended_since_the_checkpoint_was_read_is_not_gone_back_behind(
+    batches_dir, tmp_path
+):
+    settings = settings_for(batches_dir, tmp_path, max_steps=4)
+    train(replace(settings, stop_at_step=1))
+    late = open_trainer(settings, load_index(batches_dir))
+    train(replace(settings, stop_at_step=3))
+    with pytest.raises(PretrainError, match="another run has just ended"):
+        pretrain(late)
+    assert read_content(tmp_path / "checkpoint_last.pt")["step"] == 3
+
+
+def test_what_a_killed_run_left_half_written_is_removed(batches_dir, tmp_path):
+    left = [tmp_path / ".checkpoint_last.pt.0123abcd.partial"]
+    left += [tmp_path / "pictures" / ".step_00000002.png.0123abcd.partial"]
+    left[1].parent.mkdir()
+    for path in left:
+        path.write_bytes(b"half")
+    train(settings_for(batches_dir, tmp_path, max_steps=2))
+    assert not any(path.exists() for path in left)
+
+
+def test_a_full_disk_ends_the_script_with_one_sentence_and_the_checkpoint_of_before(
+    batches_dir, tmp_path
+):
+    train(settings_for(batches_dir, tmp_path, max_steps=2))
+    before = (tmp_path / "checkpoint_last.pt").read_bytes()
+    program = "import resource, runpy, sys\n"
+    program += "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    program += f"sys.argv[0] = '{ROOT / '2_pretrain_model.py'}'\n"
+    program += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", program, "--config", str(tmp_path / "settings.yaml")]
+    command += ["--max_steps", "3", "--val_every", "100"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert "make room or mend the disk" in run.stderr.splitlines()[-1]
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
+    assert not list(tmp_path.glob(".checkpoint*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("progress", {"step": "two"}, "step has the wrong type"),
+        ("progress", [2], "no mapping"),
+        ("progress", {"step": -2}, "progress.step"),
+        ("channel_weights", torch.ones(15), "channel_weights"),
+        ("channel_weights", torch.full((16,), torch.nan), "not finite"),
+        ("optimizer", {"state": {0: {"step": torch.tensor(1.0)}}}, "exp_avg"),
+        ("optimizer", {"state": {99: {}}}, "other weights"),
+        ("optimizer", None, "cannot be resumed"),
+    ],
+)
+def test_a_damaged_state_is_not_resumed_and_says_what_of_it_is_damaged(
+    batches_dir, tmp_path, name, value, reason
+):
+    settings = settings_for(batches_dir, tmp_path, max_steps=1)
+    train(settings)
+    path = tmp_path / "checkpoint_last.pt"
+    save_checkpoint(path, read_content(path) | {name: value})
+    with pytest.raises(PretrainError, match=reason):
+        train(replace(settings, max_steps=2))
+
+
+def test_bad_values_are_counted_across_a_kill_between_two_lines_of_the_logbook(
+    batches_dir, tmp_path
+):
+    run = make_trainer(settings_for(batches_dir, tmp_path))
+    run.train_step(replace(some_batch(), n_bad=5))
+    save_run(run, is_end=False)
+    assert read_content(tmp_path / "checkpoint_last.pt")["progress"]["n_bad_values"] == 5
+    run.interval.seconds = 1.0
+    run.close_interval()
+    assert run.progress.n_bad_values == 5
+
+
+def test_damaged_lines_of_the_logbook_are_left_out(tmp_path):
+    lines = [b'{"step": 1}', b"\xff", b"[1]", b"{", b'{"step": "x"}', b'{"step": 2}', b'{"st']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_settings_written_by_a_run_start_the_same_run(script, batches_dir, tmp_path, capsys):

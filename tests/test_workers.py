@@ -2,12 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pedsleepmae.prepare.workers import Workers, in_parallel, open_workers
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = {"PYTHONPATH": str(ROOT)}
 
 
 def ten_times(folder: Path, deadly: int, deadly_once: int, item: int) -> int:
@@ -48,3 +54,29 @@ def test_a_dask_worker_that_dies_costs_the_item_that_kills_it_and_no_other(tmp_p
 def test_what_the_work_raises_is_raised(n_workers, tmp_path):
     with pytest.raises(OSError, match="No space left"):
         list(in_parallel(Workers(n_workers), fail, range(3), lambda item: -1, tmp_path))
+
+
+def test_workers_end_when_their_run_is_killed(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, sys, time, pathlib, joblib\n"
+        "from pedsleepmae.prepare.workers import Workers\n"
+        "def work(i):\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'{{os.getpid()}}.pid').touch()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    list(Workers(2).run(joblib.delayed(work)(i) for i in range(2)))\n"
+    )
+    run = subprocess.Popen([sys.executable, str(script)], cwd=ROOT, env=os.environ | PATHS)
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    run.kill()
+    run.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)

@@ -1,7 +1,10 @@
 """Work spread over processes or a Dask cluster by joblib, and what to do when a worker dies."""
 
+import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,9 +39,23 @@ class Workers:
 
     def run(self, calls: Iterable, **options) -> Iterator[Any]:
         """Results of ``joblib.delayed`` calls as they come."""
-        with joblib.parallel_config(self.backend, n_jobs=self.n_jobs):
+        own = {}  # a killed run cannot tell its processes to end
+        if self.backend == "loky":
+            own = {"initializer": _end_with, "initargs": (os.getpid(),)}
+        with joblib.parallel_config(self.backend, n_jobs=self.n_jobs, **own):
             pool = joblib.Parallel(return_as="generator_unordered", **options)
         return pool(calls)
+
+
+def _end_with(parent_pid: int) -> None:
+    """Let this process end when its parent is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -140,6 +140,7 @@ def train(trainer: Trainer, stop_wanted: Callable[[], bool]) -> Outcome:
 
 def save(trainer: Trainer, is_end: bool) -> None:
     """Write checkpoint_last.pt, and checkpoint_best.pt where no validation has chosen one."""
+    trainer.count_bad_values()
     if not trainer.world.is_first:
         return
     run_dir = trainer.settings.paths.run_dir

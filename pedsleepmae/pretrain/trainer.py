@@ -322,6 +322,11 @@ class Trainer:
         for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
 
+    def count_bad_values(self) -> None:
+        """Put the interval's, over all processes, where a checkpoint remembers them."""
+        self.progress.n_bad_values += int(self.world.sum(self.interval.n_bad))
+        self.interval.n_bad = torch.zeros_like(self.interval.n_bad)
+
     def close_interval(self) -> dict[str, Any]:
         """Figures of the steps since the last call, over all processes."""
         interval, progress = self.interval, self.progress

@@ -104,13 +104,16 @@ def write_results(
     """Write metrics.json (``content``), probes.npz, tables, pictures and report.html; its path."""
     content["montages"] = [row for montage in found.values() for row in montage.rows]
     folder = settings.paths.output_dir
-    disk.write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False))
     encoder_sha256 = checkpoints.hash_encoder(encoder.build_model())
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
     probes = {task: result.probe for task, result in results.fitted.items()}
     (read_out,) = results.best_table.read_outs
     fewer = {name: montage.probes for name, montage in found.items() if name != ALL_CHANNELS}
-    files.save_probes(folder / "probes.npz", read_out.table.name, probes, basis, fewer)
-    if settings.paths.publish_to is not None:
-        files.publish(folder / "probes.npz", settings.paths.publish_to)
-    return report.write_report(folder, results, content)
+    with machine.only_run_in(folder, "paths.output_dir"):
+        # Of runs that were killed.
+        disk.remove_partial(folder, ".*.partial", "tables/.*.partial", "pictures/.*.partial")
+        disk.write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False))
+        files.save_probes(folder / "probes.npz", read_out.table.name, probes, basis, fewer)
+        if settings.paths.publish_to is not None:
+            files.publish(folder / "probes.npz", settings.paths.publish_to)
+        return report.write_report(folder, results, content)

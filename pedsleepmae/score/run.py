@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pedsleepmae import errors
+from pedsleepmae import disk, errors
 from pedsleepmae.errors import UserError, bounded
+from pedsleepmae.machine import only_run_in
 from pedsleepmae.prepare.annotations import AnnotationError
 from pedsleepmae.prepare.examples import UNFORESEEN, Outcome, ReadSettings, examples_to_score
 from pedsleepmae.prepare.layouts import find_scoring
@@ -69,8 +70,10 @@ def score_recording(scorer: Scorer, recording: Path, settings: ScoreSettings) ->
         name = files.safe_name(recording.stem)
         summary = summarise(scorer, night, name, outcome)
         folder = settings.paths.output_dir / name
-        files.write_night(folder, night, summary)
-        return summary, report.write_report(folder, night, summary, examples)
+        with only_run_in(folder, "paths.output_dir"):
+            disk.remove_partial(folder, ".*.partial")  # of a run that was killed
+            files.write_night(folder, night, summary)
+            return summary, report.write_report(folder, night, summary, examples)
     except (UserError, OSError):
         raise
     except UNFORESEEN as error:

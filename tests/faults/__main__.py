@@ -168,7 +168,21 @@ def check_disturbed(stage: Stage, place: Path, ended: Ended, kind: str) -> list[
 
 def differences(wanted: dict, found: dict, when: str) -> list[str]:
     names = [n for n in {*wanted, *found} if not equal(wanted.get(n), found.get(n))]
-    return [f"{when} {name} differs" for name in sorted(names)[:3]]
+    return [
+        f"{when} {name} differs{_where(wanted.get(name), found.get(name))}"
+        for name in sorted(names)[:3]
+    ]
+
+
+def _where(wanted, found) -> str:
+    """The first entry of a checkpoint that differs, and by how much."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        for key in [*wanted, *found]:
+            if not equal(wanted.get(key), found.get(key)):
+                return f" in {key}{_where(wanted.get(key), found.get(key))}"
+    if isinstance(wanted, torch.Tensor) and isinstance(found, torch.Tensor):
+        return f" by up to {(wanted - found).abs().max():.3g}"
+    return ""
 
 
 def check_again(stage: Stage, place: Path, ended: Ended) -> list[str]:
