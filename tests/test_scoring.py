@@ -20,12 +20,12 @@ from small_probes import paths, run_script, save_model, script_3
 
 import pedsleepmae
 from pedsleepmae import errors, store
-from pedsleepmae.channels import EPOCH_SAMPLES, RATE_HZ
+from pedsleepmae.channels import ALL_CHANNELS, EPOCH_SAMPLES, MONTAGES, N_CHANNELS, RATE_HZ
 from pedsleepmae.prepare.examples import ReadSettings, examples_to_score
 from pedsleepmae.prepare.layouts import find_scoring
 from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.probe.density import TrainingDensity, fit_density
-from pedsleepmae.probe.files import load_basis, load_probes
+from pedsleepmae.probe.files import load_basis, load_montages, load_probes
 from pedsleepmae.score import files, report, run
 from pedsleepmae.score.night import (
     Night,
@@ -48,7 +48,7 @@ def trained(tmp_path_factory) -> Path:
     batches = write_cohort(folder / "batches", n_epochs=48)
     checkpoint = save_model(folder / "model.pt", range(500, 504))
     argv = [*paths(folder, batches, checkpoint), "--pooling", "time_abs", "--context", "0"]
-    assert script_3(*argv, "--baselines", "[]") == 0
+    assert script_3(*argv, "--baselines", "[]", "--montage_epochs", "60") == 0
     return folder
 
 
@@ -659,3 +659,46 @@ def test_recordings_of_mne_refuse_what_gives_no_examples():
     examples = pedsleepmae.examples_from_raw(raw, min_channels=1)
     assert np.isnan(examples.signals[:, 0]).all()
     assert np.isfinite(examples.signals[:, 4]).all()
+
+
+# ------------------------------------------------------------------ montages
+def test_probes_of_every_montage_come_back_and_the_table_shows_them(trained):
+    content = json.loads((trained / "results" / "metrics.json").read_text("utf-8"))
+    found = load_montages(trained / "results" / "probes.npz")
+    assert set(found) == set(MONTAGES) - {ALL_CHANNELS}
+    assert all(set(probes) == set(found["no EEG"]) for probes in found.values())
+    rows = pd.DataFrame(content["montages"])
+    assert set(rows["montage"]) == set(MONTAGES)
+    ways = {"as fitted on all channels", "fitted for this montage"}
+    assert set(rows["probes"]) == ways
+    assert rows.set_index(["montage", "task", "probes"]).index.is_unique
+    assert "With fewer channels" in (trained / "results" / "report.html").read_text("utf-8")
+    with np.load(trained / "results" / "probes.npz") as arrays:
+        weights = arrays["montage/SpO2 alone/desaturation/weight"].reshape(-1)
+        marks = weights[-N_CHANNELS:]
+    assert np.abs(marks).max() < 1e-6  # which channels there are is the same for all epochs
+
+
+def test_a_recording_is_scored_by_the_probes_of_its_own_montage(trained, scorer):
+    examples = stored_examples(trained, "test")
+    shown = np.isin(np.arange(N_CHANNELS), MONTAGES["effort, flow, SpO2"])
+    few = replace(examples, present=examples.present & shown)
+    assert score_examples(scorer, examples).montage == ALL_CHANNELS
+    night = score_examples(scorer, few)
+    assert night.montage == "effort, flow, SpO2"
+    without = score_examples(replace(scorer, montages={}), few)
+    assert without.montage == ALL_CHANNELS
+    assert not np.allclose(night.prob["sleep"], without.prob["sleep"])
+    # What the channels that are not there hold has no say.
+    few.signals[:, ~shown] = 7
+    again = score_examples(scorer, few)
+    np.testing.assert_allclose(again.prob["sleep"], night.prob["sleep"], atol=1e-6)
+
+
+def test_a_montage_that_nobody_knows_is_refused(trained, tmp_path):
+    path = tmp_path / "probes.npz"
+    with np.load(trained / "results" / "probes.npz") as arrays:
+        named = {k.replace("no chin", "no legs"): v for k, v in arrays.items()}
+    np.savez(path, **named)
+    with pytest.raises(ProbeError, match="there is no montage no legs"):
+        load_scorer(trained / "model.pt", path)
