@@ -1,8 +1,9 @@
 """What a montage costs: probes on the channels that a laboratory records, and fitted for them.
 
 A sample of the examples is embedded again with only those channels shown to the encoder. The
-probes fitted on all channels are judged on it as they are, and others are fitted on it; script 4
-scores a recording with those of the montage that is nearest to its own.
+probes fitted on all channels are judged on it as they are; for each task val chooses between others
+that are fitted on it and the same ones, calibrated on it. Script 4 scores a recording with those of
+the montage that is nearest to its own.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.data import keep_files
 from pedsleepmae.probe import embeddings, linear
 from pedsleepmae.probe.evaluation import ProbeSettings, Results, auroc_name, fit_and_choose
-from pedsleepmae.probe.linear import FitSettings, TaskProbe
+from pedsleepmae.probe.linear import Choice, FitSettings, TaskProbe
 from pedsleepmae.probe.readout import ProbeTable, ReadOut
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import task_labels
@@ -56,12 +57,39 @@ def judge_montages(
         embeddings.embed_files(part, model, place, names, compute, f"montage: {name}")
         table = embeddings.open_tables(part, place, names)[names[0]]
         probe_table = ProbeTable([ReadOut(table, read_out.normalise)])
-        choices, _ = fit_and_choose(part, probe_table, labels, fitting)
-        probes = {task: choice.probe for task, choice in choices.items()}
+        refitted, _ = fit_and_choose(part, probe_table, labels, fitting)
+        kept = _recalibrate(part, probe_table, labels, results, fitting)
+        probes = {
+            task: max(refitted[task], kept[task], key=lambda choice: choice.score or 0.0).probe
+            for task in refitted
+        }
         rows = _judge(settings, part, probe_table, labels, results, probes, fitting)
         rows = [{"montage": name, "n_channels": int(shown_C.sum())} | row for row in rows]
         found[name] = Montage(probes, rows)
     return found
+
+
+def _recalibrate(
+    index: store.ExampleIndex,
+    table: ProbeTable,
+    labels: Mapping[str, np.ndarray],
+    results: Results,
+    fitting: FitSettings,
+) -> dict[str, Choice]:
+    """The probes of all channels with calibration and threshold anew on this montage's val.
+
+    They saw all train epochs; those fitted anew saw the sample's alone.
+    """
+    val, choices = index.rows("val"), {}
+    linears = {task: result.probe.linear for task, result in results.fitted.items()}
+    logits = linear.predict(table, val, linears, fitting)
+    for task, result in results.fitted.items():
+        known = labels[task][val] >= 0
+        candidate = {result.probe.strength: (linears[task], logits[task][known])}
+        choices[task] = linear.choose(
+            task, labels[task][val][known], result.probe.classes, candidate
+        )
+    return choices
 
 
 def first_files(index: store.ExampleIndex, n_epochs: int) -> store.ExampleIndex:
@@ -82,7 +110,7 @@ def _judge(
     refitted: Mapping[str, TaskProbe],
     fitting: FitSettings,
 ) -> list[dict]:
-    """A row for each task: figures of the probes of all channels, and of those fitted anew."""
+    """A row for each task and way: the probes of all channels, and those chosen for this montage."""
     test, rows = index.rows("test"), []
     group_N, _ = metrics.bootstrap_groups(
         index.patient_ids[test], index.study_ids[test], index.onsets_s[test]
@@ -91,13 +119,14 @@ def _judge(
         int(group_N.max()) + 1, settings.bootstrap_draws, settings.seed
     )
     ways = {"as fitted on all channels": {t: r.probe for t, r in results.fitted.items()}}
-    ways["fitted for this montage"] = refitted
+    ways["chosen for this montage"] = refitted
     for way, probes in ways.items():
         of_task = {task: probe.linear for task, probe in probes.items()}
-        logits = linear.predict(table, test, of_task, fitting)
         for task, probe in probes.items():
+            # One by one: a montage's probes may have been standardised apart.
+            logit_NK = linear.predict(table, test, {task: of_task[task]}, fitting)[task]
             scored = labels[task][test] >= 0
-            prob_NK = probe.probabilities(logits[task][scored])
+            prob_NK = probe.probabilities(logit_NK[scored])
             judged = metrics.evaluate(
                 labels[task][test][scored],
                 prob_NK,

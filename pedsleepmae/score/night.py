@@ -198,7 +198,11 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
         parts = split_layer(scorer.pooling)[0].split("+")
         lengths = [scorer.model.n_features(part) for part in parts]
         x_NF = night_rows(x_NF, lengths, present_NC, scorer.normalise)
-    logits = predict_features(x_NF, {task: probe.linear for task, probe in probes.items()})
+    linears = {task: probe.linear for task, probe in probes.items()}
+    if montage == ALL_CHANNELS:  # together, as script 3 reads them: the same to the last bit
+        logits = predict_features(x_NF, linears)
+    else:
+        logits = {task: probe.logits(x_NF) for task, probe in linears.items()}
     prob = {task: probe.probabilities(logits[task]) for task, probe in probes.items()}
     called = {task: probe.decide(prob[task]) for task, probe in probes.items()}
     scored = {task: task_labels(examples.labels, task) for task in TASKS}
