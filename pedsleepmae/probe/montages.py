@@ -110,7 +110,7 @@ def _judge(
     refitted: Mapping[str, TaskProbe],
     fitting: FitSettings,
 ) -> list[dict]:
-    """A row for each task and way: the probes of all channels, and those chosen for this montage."""
+    """A row for each task and way: probes of all channels, and those chosen for the montage."""
     test, rows = index.rows("test"), []
     group_N, _ = metrics.bootstrap_groups(
         index.patient_ids[test], index.study_ids[test], index.onsets_s[test]
