@@ -626,8 +626,10 @@ def test_an_event_of_d_seconds_touches_one_plus_d_over_30_epochs():
 
 
 def test_a_night_unlike_the_training_data_is_cautioned_against():
+    read = {"normalise": "night", "montage": ALL_CHANNELS}
     content = {
-        "probes": {"simulated": False, "patient_disjoint": True},
+        "n_epochs": 900,
+        "probes": {"simulated": False, "patient_disjoint": True, **read},
         "checkpoint": {"simulated": False},
         "recording_simulated": False,
         "far": {"share": 0.4, "expected_share": 0.01},
@@ -638,6 +640,14 @@ def test_a_night_unlike_the_training_data_is_cautioned_against():
     assert "do not rely" in line
     content["far"]["share"] = 0.02
     assert cautions(content) == []
+    content["n_epochs"] = 60
+    (line,) = cautions(content)
+    assert "0.5 hours of it are little to rest on" in line
+    content["n_epochs"], content["absent"] = 900, ["SPO2"]
+    assert "montage_epochs" in cautions(content)[1]
+    read["montage"] = "no chin"
+    content["probes"] |= read
+    assert "those for the montage “no chin”" in cautions(content)[1]
 
 
 def test_a_sine_has_its_power_at_its_frequency():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
-from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S
+from pedsleepmae.channels import ALL_CHANNELS, CHANNEL_NAMES, EPOCH_S
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.probe.nights import EPOCH_MINUTES, INDICES, MIN_SLEEP_HOURS, count_index_events
 from pedsleepmae.score.night import Night, Scorer
@@ -161,6 +161,9 @@ def stage_agreement(night: Night) -> dict | None:
     return found | {"kappa": float(cohen_kappa_score(scored_N, called_N))}
 
 
+SHORT_HOURS = 1.0  # of a recording, below which its own mean and spread rest on little
+
+
 def cautions(content: Mapping) -> list[str]:
     """What must be known before a figure of this night is used, gravest first."""
     lines = []
@@ -188,6 +191,21 @@ def cautions(content: Mapping) -> list[str]:
     if content["absent"]:
         lines.append(
             f"{len(content['absent'])} of 16 channels are absent: {', '.join(content['absent'])}."
+        )
+        montage = content["probes"]["montage"]
+        if montage != ALL_CHANNELS:
+            lines.append(f"The probes are those for the montage “{montage}”; others were not read.")
+        else:
+            lines.append(
+                "The probes are those of all channels, to which an absent one is at its mean: the "
+                "file of probes holds none for a montage nearer to this one (script 3, "
+                "montage_epochs, fits them)."
+            )
+    hours = content["n_epochs"] * EPOCH_S / 3600
+    if content["probes"]["normalise"] == "night" and hours < SHORT_HOURS:
+        lines.append(
+            f"Features are standardised within the recording, and {hours:.2g} hours of it are "
+            "little to rest on."
         )
     if content["epochs"] == "on a 30-s grid":
         lines.append("Lights off and on are not known: sleep efficiency counts all analysed time.")
