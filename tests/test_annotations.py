@@ -3,6 +3,8 @@
 Tests of the format are numbered as in the format notes: section 0 points 5 to 8, section 3.
 """
 
+import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -357,3 +359,49 @@ def test_an_xml_of_an_encoding_that_cannot_be_read_is_refused_by_name(tmp_path, 
     path.write_text(f'<?xml version="1.0" encoding="{encoding}"?><PSGAnnotation/>')
     with pytest.raises(AnnotationError, match=r"1-nsrr\.xml"):
         read_nsrr_xml(path)
+
+
+# ------------------------------------------------------------------ borders
+@pytest.mark.parametrize(("read", "name"), [(read_tsv, "1_2.tsv"), (read_nsrr_xml, "1-nsrr.xml")])
+def test_what_is_no_small_file_is_refused_before_it_is_read(read, name, tmp_path, monkeypatch):
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(AnnotationError, match=f"{name}: is a pipe, not a file"):
+        read(path)
+    path.unlink()
+    with open(path, "wb") as file:
+        file.truncate(8_000_000_000)  # takes no room on the disk
+    with pytest.raises(AnnotationError, match=f"{name}: has 8,000 MB, and at most 32 MB are read"):
+        read(path)
+    path.write_bytes(gzip.compress(b"onset\tduration\tdescription\n0\t30\tSleep stage W\n"))
+    with pytest.raises(AnnotationError, match=name):
+        read(path)
+
+
+def test_rows_that_claim_days_are_bounded_by_what_a_night_can_hold(tmp_path):
+    text = "".join(f"{30 * i}\t172800\tSleep stage N2\n" for i in range(3000))
+    text += "".join(f"{i}\t172800\tHypopnea\n" for i in range(3000))
+    path = tmp_path / "1_2.tsv"
+    path.write_text(text)
+    scoring = read_tsv(path)
+    assert len(scoring.stages) == (30 * 2999 + 172800) / 30
+    labels = label_epochs(scoring, 36_000.0)
+    assert len(labels.sleep) == 1200
+    assert labels.events["hypop"].tolist() == [2] * 1200
+    assert labels.n_events["hypop"] == 3000
+
+
+@pytest.mark.parametrize("time", ["1e300", "inf", "-inf", "nan", "-1", "172801"])
+def test_a_duration_that_cannot_be_is_counted_not_guessed(time, tmp_path):
+    path = tmp_path / "1_2.tsv"
+    path.write_text(f"0\t30\tSleep stage W\n30\t{time}\tSleep stage R\n5\t{time}\tHypopnea\n")
+    scoring = read_tsv(path)
+    assert scoring.stages.tolist() == [0]
+    assert scoring.events == []
+    assert scoring.remarks == ["2 stage or event rows with an impossible time left out"]
+
+
+def test_control_characters_of_annotations_reach_no_remark(tmp_path):
+    path = tmp_path / "1_2.tsv"
+    path.write_text("0\t30\tSleep stage W\n30\t30\tSleep stage \x1b[2J\x9b\u202e\n")
+    assert all(remark.isprintable() for remark in read_tsv(path).remarks)

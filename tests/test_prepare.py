@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import edfio
 import h5py
 import numpy as np
 import pandas as pd
@@ -909,3 +910,75 @@ def test_10_a_dask_cluster_of_two_workers_gives_the_same_files(prepared, tmp_pat
         run = run_script(folder, "--cluster.address", cluster.scheduler_address)
     assert run.returncode == 0, run.stderr
     assert contents(folder) == contents(prepared[0])
+
+
+# ------------------------------------------------------------------ borders
+def test_one_odd_file_costs_one_recording(tmp_path):
+    folder = tmp_path / "Sleep_Data"
+    for stem in ("1_1", "2_2", "3_3", "4_4", "5_5", "6_6", "7_7", "8_8"):
+        nch_study(folder, stem)
+    for name in ("2_2.edf", "3_3.tsv", "4_4.edf", "5_5.tsv", "6_6.edf", "7_7.tsv"):
+        (folder / name).unlink()
+    os.mkfifo(folder / "2_2.edf")
+    os.mkfifo(folder / "3_3.tsv")
+    (folder / "4_4.edf").mkdir()
+    (folder / "5_5.tsv").symlink_to("5_5.tsv")
+    (folder / "6_6.edf").symlink_to("/dev/zero")
+    (folder / "7_7.tsv").symlink_to("not/fetched")
+    for name in (b"9_9\xff", "²_1".encode(), b"9" * 13 + b"_1", b"\x1b[2J_1"):
+        shutil.copy(folder / "1_1.edf", os.fsdecode(os.fsencode(folder) + b"/" + name + b".edf"))
+    (tmp_path / "Health_Data").mkdir()
+    os.mkfifo(tmp_path / "Health_Data" / "SLEEP_STUDY.csv")
+    run = run_script(tmp_path, "--n_workers", "2")
+    assert run.returncode == 0, run.stderr
+    assert "SLEEP_STUDY.csv: is a pipe, not a file" in run.stderr
+    assert "2 of 12 recordings give examples" in run.stdout
+    table = pd.read_csv(tmp_path / "batches" / "studies.csv", keep_default_na=False)
+    reasons = dict(zip(table.recording, table.reason, strict=True))
+    assert reasons.pop("1_1.edf") == reasons.pop("8_8.edf") == ""
+    assert reasons.pop("2_2.edf") == "2_2.edf: is a pipe, not a file"
+    assert reasons.pop("3_3.edf") == "3_3.tsv: is a pipe, not a file"
+    assert reasons.pop("4_4.edf") == "4_4.edf: is a folder, not a file"
+    assert reasons.pop("5_5.edf") == "5_5.tsv: is a link to nothing"
+    assert reasons.pop("6_6.edf") == "6_6.edf: is a device, not a file"
+    assert reasons.pop("7_7.edf") == "7_7.tsv: is a link to nothing"
+    odd = {"9_9\\udcff.edf", "²_1.edf", "9999999999999_1.edf", "\\x1b[2J_1.edf"}
+    assert reasons.keys() == odd
+    assert all("two whole numbers up to 12 digits" in reason for reason in reasons.values())
+    page = (tmp_path / "batches" / "prepare_report.html").read_text(encoding="utf-8")
+    assert "9_9\\udcff.edf" in page
+    assert "\x1b" not in page + run.stdout + run.stderr
+
+
+def test_a_recording_whose_name_is_no_utf8_is_used_where_its_numbers_are_known(tmp_path):
+    edf, _ = nch_study(tmp_path / "a", "5_6")
+    night = tmp_path / "Sleep_Data" / os.fsdecode(b"SC4001E\xff-PSG.edf")
+    night.parent.mkdir()
+    edf.rename(night)
+    rows = [edfio.EdfAnnotation(*row) for row in stage_rows(10, "W12")]
+    edfio.Edf([], annotations=rows).write(night.parent / "SC4001EC-Hypnogram.edf")
+    options = ("--layout", "sleep_edf", "--wake_margin_min", "30")
+    for _ in range(2):  # the second run reads the state
+        run = run_script(tmp_path, *options)
+        assert run.returncode == 0, run.stderr
+        table = pd.read_csv(tmp_path / "batches" / "studies.csv")
+        assert table.recording.tolist() == ["SC4001E\\udcff-PSG.edf"]
+        assert table.n_examples.tolist() == [3]
+
+
+def test_a_channel_without_samples_where_the_night_is_scored_is_absent(tmp_path):
+    file = nch_file(seconds=240, record_s=240)
+    file.signals[7].per_record, file.signals[7].digital = 1, file.signals[7].digital[:1]
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(100.0, "W23"))
+    _, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    assert len(outcome.channels) == 15
+    assert outcome.absent["CAPNO"]
+    assert "unforeseen" not in outcome.absent["CAPNO"]
+
+
+def test_inspecting_a_pipe_does_not_wait(tmp_path):
+    os.mkfifo(tmp_path / "5_6.edf")
+    run = run_script(tmp_path, "--inspect", str(tmp_path / "5_6.edf"))
+    assert run.returncode == 2
+    assert "inspect: there is no file" in run.stderr

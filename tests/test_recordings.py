@@ -1,5 +1,8 @@
 """EDF files with every defect that NCH's are known to have, built byte by byte."""
 
+import contextlib
+import os
+import time
 from pathlib import Path
 
 import edfio
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 from edf_files import EdfFile, Signal, nch_file, noise
 
+from pedsleepmae.prepare import recordings
 from pedsleepmae.prepare.recordings import RecordingError, open_edf, read_edf_annotations
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -189,3 +193,114 @@ def test_a_wrong_header_size_moves_no_sample(tmp_path, size):
     recording = open_edf(file.write(tmp_path / "1_2.edf"))
     np.testing.assert_array_equal(recording.read_digital(0), digital)
     assert "header size" in recording.remarks[0]
+
+
+# ------------------------------------------------------------------ borders
+@pytest.mark.parametrize("read", [open_edf, read_edf_annotations])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "broken link", "loop"])
+def test_what_is_no_file_is_refused_without_waiting(read, kind, tmp_path):
+    path = tmp_path / "1_2.edf"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("1_2.edf" if kind == "loop" else "nowhere")
+    with pytest.raises(RecordingError, match=r"1_2\.edf: is a (pipe|folder|link to nothing)"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "words"),
+    [
+        ("n_signals", b"9999", "number of its signals is 9999, not 1 to 512"),
+        ("n_signals", b"-1", "number of its signals is -1"),
+        ("n_signals", b"\x1b[2J", "number of its signals is no number"),
+        ("record_s", b"1e308", "longer than 7 days"),
+        ("record_s", b"nan", "cannot be timed"),
+        ("record_s", b"inf", "outside float range"),
+        ("record_s", b"x\x9b2J", "duration of its records is no number"),
+    ],
+)
+def test_a_header_that_cannot_be_is_one_sentence(field, text, words, tmp_path):
+    file, _ = simple(header={"patient": b"Jane Doe", field: text})
+    with pytest.raises(RecordingError, match=words) as refused:
+        open_edf(file.write(tmp_path / "1_2.edf"))
+    assert str(refused.value).isprintable()
+    assert "Jane" not in str(refused.value)
+
+
+def test_a_header_that_is_shifted_tells_nothing_of_the_patient(tmp_path):
+    content = simple(header={"patient": b"Jane Doe " * 9})[0].to_bytes()
+    for n in range(1, 260):
+        (tmp_path / "1_2.edf").write_bytes(b" " * n + content)
+        try:  # by a blank or two it may still be a header
+            told = open_edf(tmp_path / "1_2.edf").remarks
+        except RecordingError as error:
+            told = [str(error)]
+        assert "Doe" not in " ".join(told)
+
+
+def test_a_negative_number_of_samples_moves_no_other_signal(tmp_path):
+    file, _ = simple()
+    file.signals.append(Signal("C4-M1", noise(10), 1))
+    content = bytearray(file.to_bytes())
+    start = content.index(b"1024", 256 + 2 * 200)
+    content[start : start + 4] = b"-102"
+    (tmp_path / "1_2.edf").write_bytes(content)
+    with pytest.raises(RecordingError, match="is -102 for a signal"):
+        open_edf(tmp_path / "1_2.edf")
+
+
+def test_a_rate_beyond_all_amplifiers_is_a_problem_of_the_signal(tmp_path):
+    file, _ = simple(record_s="1e-300")
+    (signal,) = open_edf(file.write(tmp_path / "1_2.edf")).signals
+    assert "above 100000 Hz" in signal.problem
+
+
+def test_a_file_without_utf8_in_its_name_is_read_and_its_name_can_be_printed(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/night\xff.edf"))
+    assert open_edf(simple()[0].write(path)).name == "night\\udcff.edf"
+    path.write_bytes(b"x")
+    with pytest.raises(RecordingError) as refused:
+        open_edf(path)
+    assert str(refused.value).startswith("night\\udcff.edf: ")
+
+
+def hypnogram(path: Path, content: bytes) -> Path:
+    """An EDF+ file of one record that holds these rows."""
+    n = -(-len(content) // 2)
+    signal = Signal("EDF Annotations", np.frombuffer(content.ljust(2 * n, b"\0"), "<i2"), n)
+    return EdfFile([signal], record_s="0").write(path)
+
+
+def test_rows_of_an_edf_plus_file_that_cannot_be_read_cost_no_other(tmp_path):
+    rows = b"+0\x14\x14\0+30\x1530\x14Sleep stage W\x14\0+x\x14lost\x14\0nothing\0"
+    rows += b"+60\x14one\x14tw\xf6\x14\0"
+    found = read_edf_annotations(hypnogram(tmp_path / "a.edf", rows))
+    wanted = [(30, 30, "Sleep stage W"), None, (60, 0, "one"), (60, 0, "tw\ufffd")]
+    assert [row for row in found if row] == [row for row in wanted if row]
+    assert found.count(None) == 2
+    with pytest.raises(RecordingError, match="no readable row"):
+        read_edf_annotations(hypnogram(tmp_path / "a.edf", b"+0\x14\x14\0+x\x14a\x14\0"))
+
+
+@pytest.mark.parametrize("content", [b"+" + b"1" * 300_000, b"+1\x14" * 100_000], ids=["1", "2"])
+def test_rows_without_an_end_take_no_time(content, tmp_path):
+    path = hypnogram(tmp_path / "a.edf", b"+0\x14\x14\0" + content)
+    start = time.monotonic()
+    with contextlib.suppress(RecordingError):
+        read_edf_annotations(path)
+    assert time.monotonic() - start < 5  # a pattern that goes back takes minutes
+
+
+def test_more_rows_than_memory_holds_are_refused_before(tmp_path, monkeypatch):
+    rows = b"+0\x14\x14\0" + b"+1\x14a\x14\0" * 20
+    path = hypnogram(tmp_path / "a.edf", rows)
+    assert len(read_edf_annotations(path)) == 20
+    monkeypatch.setattr(recordings, "MOST_ROWS", 19)
+    with pytest.raises(RecordingError, match="more than 19 rows"):
+        read_edf_annotations(path)
+    monkeypatch.setattr(recordings, "LARGEST_ROWS", 100)
+    with pytest.raises(RecordingError, match="MB of annotations"):
+        read_edf_annotations(path)

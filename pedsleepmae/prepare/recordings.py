@@ -26,6 +26,8 @@ _HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError, NameError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
 LONGEST_RECORDING_S = 7 * 86400.0  # beyond, the header's durations are a writing error
+MOST_SIGNALS = 512  # NCH's files have 56 at most, dense EEG 256; pairs are sought among all of them
+HIGHEST_RATE_HZ = 1e5  # no amplifier of the night is faster; resampling would take the memory
 # What is read of an EDF+ file's rows: a night has some 3,000, between many more 0 bytes. Five
 # million take 1 GB of memory.
 LARGEST_ROWS, MOST_ROWS = 256_000_000, 5_000_000  # bytes, rows
@@ -172,9 +174,9 @@ def _read_header(path: Path) -> _Header:
         main = file.read(256)
         record_s = _number(main[244:252], "the duration of its records", float)
         n = _number(main[252:256], "the number of its signals")
-        rest = file.read(256 * max(n, 0))
-    if n < 1:
-        raise ValueError(f"the number of its signals is {n}")
+        if not 1 <= n <= MOST_SIGNALS:
+            raise ValueError(f"the number of its signals is {n}, not 1 to {MOST_SIGNALS}")
+        rest = file.read(256 * n)
     if len(rest) < 256 * n:
         raise ValueError(f"it ends within the header of its {n} signals")
     labels = [rest[16 * i :][:16].decode(_HEADER_ENCODING).strip() for i in range(n)]
@@ -324,6 +326,8 @@ def _signal_info(signal: edfio.EdfSignal, record_s: float) -> SignalInfo:
     problem = ""
     if n_record < 1:
         problem = "has no samples"
+    elif not info.rate_hz <= HIGHEST_RATE_HZ:
+        problem = f"its rate is {info.rate_hz:g} Hz, above {HIGHEST_RATE_HZ:g} Hz"
     elif info.digital_min == info.digital_max:
         problem = f"undefined calibration (digital minimum and maximum {info.digital_min:g})"
     elif info.physical_min == info.physical_max:
