@@ -9,6 +9,7 @@ import torch
 
 from pedsleepmae import checkpoints
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe.files import load_basis, load_probes
 
 from .mutate import pick
@@ -30,9 +31,9 @@ def build_sums(folder: Path) -> None:
 
 
 def build_original_checkpoint(folder: Path) -> None:
-    build_checkpoint(folder)
-    content = torch.load(folder / "checkpoint.pt", weights_only=True)
-    weights = content["state_dict"]
+    sizes = {"patch_size": 480, "emb_dim": 4, "num_layer": 1, "decoder_num_layer": 1}
+    model = MaskedAutoencoder(**sizes, num_head=4, token_layout="reference", loss_on="all")
+    weights = model.state_dict()
     original = {"epoch": 3, "state_dict": weights, "optimizer": {"state": {}}, "loss": 0.5}
     torch.save(original, folder / "checkpoint.pt")
 

@@ -221,7 +221,10 @@ def edit_array(path: Path, rng: np.random.Generator) -> None:
     if not arrays:
         return
     name = pick(rng, arrays)
-    values = np.load(io.BytesIO(members[name]), allow_pickle=False)
+    try:
+        values = np.load(io.BytesIO(members[name]), allow_pickle=False)
+    except Exception:  # whatever an edit before has made of it
+        return
     buffer, kind = io.BytesIO(), rng.random()
     if kind < 0.4:
         np.save(buffer, _odd_array(rng, values if values.ndim else values[None]))
