@@ -29,6 +29,7 @@ LARGEST_FILE = 100_000  # bytes; those in configs/ have 4,000, and YAML takes 10
 DEEPEST = 20  # levels of a YAML tree
 LONGEST_QUOTE = 100  # characters of a value in a sentence
 COMMANDS = ("-h", "--help", "--print_config")  # what stands alone and is no setting
+UNNAMED = ""  # the key of a value that stands without --name
 
 # What the parser raises for values that it cannot take; ValueError: from YAML's own types.
 REFUSED = (jsonargparse.ArgumentError, TypeError, KeyError, ValueError, AttributeError)
@@ -49,16 +50,20 @@ def load_settings(
     """Settings of a script from its command line; exits with 2 and one sentence when they are bad.
 
     ``default_config`` is a file name in ``configs/``, read when ``--config`` is not given; ``doc``
-    is what ``--help`` shows. ``positional`` names the setting whose value may stand without
-    ``--name``.
+    is what ``--help`` shows. ``positional`` names the list whose values may stand without
+    ``--name``; they are taken as they are, for a file's name is no YAML.
     """
     write_any_letter()
     types = setting_types(settings_class)
     commands = [arg for arg in argv if arg in COMMANDS]
-    given = list(_read_line([arg for arg in argv if arg not in COMMANDS], types, positional))
+    read = list(_read_line([arg for arg in argv if arg not in COMMANDS], types, positional))
+    unnamed = [text for key, text in read if key == UNNAMED]
+    given = [(key, text) for key, text in read if key != UNNAMED]
     if "config" not in dict(given):
         given.insert(0, ("config", str(CONFIG_DIR / default_config)))
     parser = _parser(settings_class, doc)
+    if unnamed:
+        parser.set_defaults({positional: unnamed})  # for --print_config
     try:
         entries = list(_read_entries(given, types))
         blank = (_refusal(parser, types, *entry) for entry in entries if entry[-1] is None)
@@ -72,6 +77,8 @@ def load_settings(
             raise SettingsError(next(filter(None, reasons), error)) from error
         names = [item.name for item in dataclasses.fields(settings_class)]
         settings = settings_class(**{name: values[name] for name in names})
+        if unnamed:
+            setattr(settings, positional, unnamed)  # whatever a file says
         check_bounds(settings)
         if hasattr(settings, "check"):
             settings.check()
@@ -112,15 +119,15 @@ def _read_line(
 ) -> Iterator[tuple[str, str | None]]:
     """(dotted key, text) of each setting on the command line; None: its value is missing.
 
-    Short forms are spelt out: ``--strict`` is ``--strict true``, ``--tasks a b`` a list, and a
-    value that belongs to no ``--name`` is that of the setting ``positional``.
+    Short forms are spelt out: ``--strict`` is ``--strict true``, ``--tasks a b`` a list. A value
+    that belongs to no ``--name`` is UNNAMED where there is a ``positional`` setting.
     """
     rest = list(argv)
     while rest:
         arg = rest.pop(0)
         key, equals, text = arg.removeprefix("--").partition("=")
         if not arg.startswith("--"):
-            yield positional or arg, arg
+            yield UNNAMED if positional else arg, arg
             continue
         if equals:
             yield key, text
@@ -145,7 +152,8 @@ def _read_entries(given: list[tuple], types: Types) -> Iterator[tuple[str, str, 
         elif text is not None:
             tree = {key: _read_value(key, text)}
         for name, value in _flatten(tree, types):
-            if isinstance(value, str) and "\0" in value:
+            words = value if isinstance(value, list) else [value]
+            if any(isinstance(word, str) and "\0" in word for word in words):
                 raise SettingsError(f"{where}: {name} holds the character NUL; give it without")
             yield where, name, value
 

@@ -95,11 +95,11 @@ def test_a_list_can_be_given_in_each_usual_form(argv):
     "argv",
     [["NIGHT.edf", "--far_share", "0.05"], ["--far_share", "0.05", "NIGHT.edf"],
      ["--use_annotations", "NIGHT.edf", "--far_share=0.05"],
-     ["--recording", "NIGHT.edf", "--far_share", "0.05"]],
+     ["--recordings", "NIGHT.edf", "--far_share", "0.05"]],
 )  # fmt: skip
 def test_the_recording_may_stand_without_its_name_anywhere(argv):
-    settings = config.load_settings(CLASSES["score"], "score.yaml", "doc", argv, "recording")
-    assert (settings.recording, settings.far_share) == (Path("NIGHT.edf"), 0.05)
+    settings = config.load_settings(CLASSES["score"], "score.yaml", "doc", argv, "recordings")
+    assert (settings.recordings, settings.far_share) == (["NIGHT.edf"], 0.05)
     assert settings.use_annotations is True
 
 

@@ -225,7 +225,7 @@ def scored(trained, tmp_path_factory) -> Path:
 
 
 def test_every_output_and_no_other_is_there_and_says_it_is_no_medical_device(scored):
-    names = {path.name for path in scored.iterdir()} - {".lock"}
+    names = {path.name for path in scored.iterdir()} - {".lock", ".state.json"}
     assert sorted(names) == sorted(OUTPUTS)
     for name in OUTPUTS:
         assert b"no medical device" in (scored / name).read_bytes(), name
@@ -374,7 +374,7 @@ def test_annotations_that_stage_nothing_are_one_sentence_with_the_remedy(tmp_pat
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "recording: none given"),
+        ([], "recordings: none given"),
         (["nowhere.edf"], "nowhere.edf"),
         (["a.edf", "--paths.annotations", "no.tsv"], "no.tsv"),
         (["a.edf", "--far_share", "0"], "far_share is 0"),

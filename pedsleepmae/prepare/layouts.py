@@ -98,7 +98,7 @@ class Study:
 # ------------------------------------------------------------------ many recordings
 def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
     """Every recording below a folder, sorted by patient and study; unusable ones with a problem."""
-    studies = _pair(sorted(_walk(Path(recordings_dir))), LAYOUTS[layout])
+    studies = _pair(sorted(walk(Path(recordings_dir))), LAYOUTS[layout])
     seen: dict[str, Path] = {}
     for i, study in enumerate(studies):
         if study.problem:
@@ -154,8 +154,11 @@ def _ids(key: str, layout: Layout) -> tuple[int, int] | tuple[None, None]:
     return int(match["patient"]), CHAT_STUDIES.get(study) or int(study)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """All below a folder, linked folders included; OSError for one that cannot be listed."""
+def walk(folder: Path) -> Iterator[Path]:
+    """All below a folder but what is hidden, linked folders included.
+
+    OSError for one that cannot be listed.
+    """
 
     def refuse(error: OSError):
         raise error

@@ -225,6 +225,16 @@ def _mended(path: Path) -> tuple[Path | memoryview, list[str]]:
 
 
 # ------------------------------------------------------------------ rows of EDF+
+def holds_rows_alone(path: Path) -> bool:
+    """True for an EDF+ file of annotations without signals; False where that cannot be told."""
+    if file_problem(path):
+        return False
+    try:
+        return set(_read_header(path).labels) == {_ROWS_LABEL}
+    except (ValueError, OSError):
+        return False
+
+
 def read_edf_annotations(path: Path) -> list[tuple[float, float, str] | None]:
     """(onset_s, duration_s, text) rows of an EDF+ file such as Sleep-EDF's hypnogram.
 

@@ -6,8 +6,10 @@ field, no date. Every file says that it comes from no medical device.
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import edfio
@@ -16,18 +18,43 @@ import pandas as pd
 
 from pedsleepmae import disk
 from pedsleepmae.score.night import Night, annotation_rows
+from pedsleepmae.score.nights import TABLES
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
 
 def safe_name(stem: str) -> str:
     """A file's stem as a folder name: letters, digits, `.`, `_` and `-`, no leading dot.
 
-    A stem that has to be altered gets eight digits of its hash, so that two stay two.
+    A stem that has to be altered gets eight digits of its hash, so that two stay two; so does one
+    that is called like a table beside the folders.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._")[:100]
-    if name == stem:
+    if name == stem and name.lower() not in TABLES:
         return name
-    return f"{name or 'recording'}_{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+    return f"{name or 'recording'}_{eight_digits(stem)}"
+
+
+def eight_digits(text: str) -> str:
+    """Eight hexadecimal digits of a text's hash; of a file's name too that is not UTF-8."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+def name_folders(recordings: Iterable[Path]) -> dict[Path, str]:
+    """The folder of results of each recording, by its name.
+
+    Of several with one name all but the first by place get digits of where they lie below the
+    folder that they share: the same in every run on them, wherever that folder has moved.
+    """
+    alike = defaultdict(list)
+    for path in recordings:
+        alike[safe_name(path.stem).lower()].append(path)  # one folder on disks that know no case
+    names = {}
+    for paths in alike.values():
+        shared = os.path.commonpath([path.parent.absolute() for path in paths])
+        places = sorted((os.path.relpath(path.absolute(), shared), path) for path in paths)
+        for i, (place, path) in enumerate(places):
+            names[path] = safe_name(path.stem) + (f"_{eight_digits(place)}" if i else "")
+    return names
 
 
 def write_night(folder: Path, night: Night, summary: Mapping) -> None:

@@ -1,21 +1,30 @@
-"""Script 4's work: encoder and probes, opened once, score one recording after another."""
+"""Script 4's work: recordings scored one after the other, from where an earlier run stopped."""
 
+import hashlib
+import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
+from tqdm import tqdm
+
 from pedsleepmae import disk, errors
-from pedsleepmae.errors import UserError, bounded
+from pedsleepmae.errors import SettingsError, UserError, bounded
 from pedsleepmae.machine import only_run_in
 from pedsleepmae.prepare.annotations import AnnotationError
 from pedsleepmae.prepare.examples import UNFORESEEN, Outcome, ReadSettings, examples_to_score
-from pedsleepmae.prepare.layouts import find_scoring
-from pedsleepmae.prepare.recordings import open_edf
-from pedsleepmae.score import files, report
+from pedsleepmae.prepare.layouts import find_annotations, find_scoring
+from pedsleepmae.prepare.recordings import RecordingError, open_edf
+from pedsleepmae.score import files, nights, report
 from pedsleepmae.score.night import Scorer, score_examples
 from pedsleepmae.score.summary import summarise
 from pedsleepmae.store import Examples
+
+SCORE_VERSION = 1  # raised when what is written for the same recording and settings changes
+STATE, TRACEBACK = ".state.json", "traceback.txt"  # in the folder of a recording
 
 
 @dataclass
@@ -27,21 +36,23 @@ class ScorePaths:
     probes: Path = Path("checkpoint/probes.npz")
     """Probes that script 3 fitted on this very encoder."""
     output_dir: Path = Path("results/scored")
-    """Written: a folder named after the recording with epochs.csv, summary.json, summary.csv,
-    annotations.edf and report.html."""
+    """Written: a folder named after each recording with epochs.csv, summary.json, summary.csv,
+    annotations.edf and report.html; of several recordings nights.csv, a row each."""
     annotations: Path | None = None
-    """The recording's scoring (.tsv, -nsrr.xml or EDF+); none: looked for beside the recording and
-    in it."""
+    """The scoring of one recording (.tsv, -nsrr.xml or EDF+); none: looked for beside each
+    recording and in it."""
 
 
 @dataclass
 class ScoreSettings(ReadSettings):
-    """One recording to stages, events and a night's summary; no medical device."""
+    """Recordings to stages, events and a summary of each night; no medical device."""
 
     scaling: Literal["auto", "policy", "robust", "original"] = "auto"
     """Standardisation (see script 1); auto: that of the data that the probes were fitted on."""
-    recording: Path | None = None
-    """EDF file to score; may stand without its name, as in `4_score_recording.py FILE.edf`."""
+    recordings: list[str] = field(default_factory=list)
+    """What to score: EDF files, folders (searched with their sub-folders) and patterns such as
+    'study*/*.edf' (** for folders of any depth); stand without --recordings, as in
+    `4_score_recording.py FILE.edf FOLDER`."""
     paths: ScorePaths = field(default_factory=ScorePaths)
     use_annotations: bool = True
     """Score the epochs that a scorer scored, as script 1 cuts them, and show the agreement; false:
@@ -57,29 +68,66 @@ class ScoreSettings(ReadSettings):
     """auto: the GPU when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto: the one in which the probes' embeddings were computed."""
+    strict: bool = False
+    """Exit with 3 when any of several recordings could not be scored."""
+
+    @property
+    def of_one_file(self) -> bool:
+        """True for one file, whether it is there or not; not for a folder or a pattern."""
+        return len(self.recordings) == 1 and nights.names_file(self.recordings[0])
+
+    def check(self) -> None:
+        super().check()
+        if self.recordings and not self.of_one_file and self.paths.annotations is not None:
+            raise SettingsError(
+                "paths.annotations: is the scoring of one recording, and several are given; leave "
+                "it out: annotations beside each recording are found by their names"
+            )
 
 
-def score_recording(scorer: Scorer, recording: Path, settings: ScoreSettings) -> tuple[dict, Path]:
-    """Score one recording and write its folder; gives its summary and where report.html is.
+def score_alone(scorer: Scorer, recording: Path, settings: ScoreSettings) -> tuple[dict, Path]:
+    """As :func:`score_recording` under a progress bar, of a file that is the only one.
 
     UserError says why it cannot be scored; for what nobody foresaw it stands below a traceback.
     """
     try:
-        examples, outcome = read_examples(recording, settings)
-        night = score_examples(scorer, examples, title="Scoring")
         name = files.safe_name(recording.stem)
-        summary = summarise(scorer, night, name, outcome)
-        folder = settings.paths.output_dir / name
-        with only_run_in(folder, "paths.output_dir"):
-            disk.remove_partial(folder, ".*.partial")  # of a run that was killed
-            files.write_night(folder, night, summary)
-            return summary, report.write_report(folder, night, summary, examples)
+        return score_recording(scorer, recording, name, settings, title="Scoring")
     except (UserError, OSError):
         raise
     except UNFORESEEN as error:
         print(errors.where_it_failed(error), file=sys.stderr)
         problem = f"unforeseen {type(error).__name__}: {error}; please report it"
         raise UserError(f"{recording.name}: {problem}") from error
+
+
+def score_recording(
+    scorer: Scorer, recording: Path, name: str, settings: ScoreSettings, title: str | None = None
+) -> tuple[dict, Path]:
+    """Score a recording and write the folder ``name``: its summary and where report.html is.
+
+    UserError: it cannot be scored; OSError: the disk does not take its results.
+    """
+    mark = fingerprint(scorer, recording, settings)
+    try:
+        examples, outcome = read_examples(recording, settings)
+    except OSError as error:
+        path = Path(error.filename) if error.filename else recording
+        raise RecordingError(f"{path.name}: cannot be read ({error.strerror or error})") from error
+    night = score_examples(scorer, examples, title)
+    summary = summarise(scorer, night, name, outcome)
+    folder = settings.paths.output_dir / name
+    with only_run_in(folder, "paths.output_dir"):
+        # The old state goes first and the new one comes last: killed between, nothing is finished.
+        (folder / STATE).unlink(missing_ok=True)
+        (folder / TRACEBACK).unlink(missing_ok=True)
+        disk.remove_partial(folder, ".*.partial")  # of a run that was killed
+        files.write_night(folder, night, summary)
+        page = report.write_report(folder, night, summary, examples)
+        written = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
+        state = {"fingerprint": mark, "files": written, "summary": summary}
+        disk.write_state(folder / STATE, state)
+    return summary, page
 
 
 def read_examples(recording: Path, settings: ScoreSettings) -> tuple[Examples, Outcome]:
@@ -91,3 +139,86 @@ def read_examples(recording: Path, settings: ScoreSettings) -> tuple[Examples, O
     except AnnotationError as error:
         remedy = "--use_annotations false passes the annotations over"
         raise AnnotationError(f"{error}; {remedy}") from error
+
+
+# ------------------------------------------------------------------ several
+def score_nights(
+    scorer: Scorer, recordings: Sequence[Path], settings: ScoreSettings
+) -> pd.DataFrame:
+    """Score what no earlier run has finished; nights.csv, which is written after each recording.
+
+    OSError: the disk does not take the results, and would not take those of any other recording.
+    """
+    output_dir = settings.paths.output_dir
+    names, rows = files.name_folders(recordings), {}
+    with only_run_in(output_dir, "paths.output_dir"):
+        disk.remove_partial(output_dir, ".*.partial")
+        for path in recordings:
+            if (summary := finished_summary(scorer, path, names[path], settings)) is not None:
+                rows[path] = nights.scored_row(path, summary)
+        todo = [path for path in recordings if path not in rows]
+        if rows:
+            print(
+                f"{len(rows)} of {len(recordings)} recordings are scored already", file=sys.stderr
+            )
+            table = nights.write_nights(output_dir, rows.values())
+        for path in tqdm(todo, desc="Scoring", unit="recording"):
+            rows[path] = score_or_tell(scorer, path, names[path], settings)
+            if reason := rows[path].get("reason"):
+                tqdm.write(f"{rows[path]['file']}: {reason}", file=sys.stderr)
+            so_far = [rows[path] for path in recordings if path in rows]
+            table = nights.write_nights(output_dir, so_far)
+    return table
+
+
+def score_or_tell(scorer: Scorer, path: Path, name: str, settings: ScoreSettings) -> dict:
+    """The row of a recording, scored or failed: its defect, whatever it is, costs no other one."""
+    try:
+        summary, _ = score_recording(scorer, path, name, settings)
+        return nights.scored_row(path, summary)
+    except UserError as error:
+        return nights.failed_row(path, name, error)
+    except OSError:
+        raise
+    except Exception as error:
+        trace = Path(name) / TRACEBACK
+        disk.write_text(settings.paths.output_dir / trace, errors.where_it_failed(error))
+        problem = f"unforeseen {type(error).__name__}: {error}"
+        reason = f"{problem}; please report it with {trace} in paths.output_dir"
+        return nights.failed_row(path, name, reason)
+
+
+# ------------------------------------------------------------------ what is finished
+def fingerprint(scorer: Scorer, recording: Path, settings: ScoreSettings) -> str:
+    """16 hexadecimal digits of all that a recording's results depend on."""
+    annotations = None
+    if settings.use_annotations:
+        annotations = settings.paths.annotations or find_annotations(recording)
+    used = filter(None, (recording, annotations, settings.paths.probes))
+    rules = [item.name for item in fields(ReadSettings)]
+    rules += ["use_annotations", "grid_offset_s", "far_share"]
+    values = {name: getattr(settings, name) for name in rules}
+    encoder = [scorer.checkpoint.name, scorer.basis.facts["encoder_sha256"]]
+    encoder.append(scorer.compute.precision)
+    depends = [SCORE_VERSION, values, encoder, [_version(path) for path in used]]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _version(path: Path) -> list:
+    """Name, bytes and time of change of a file; the name alone of one that cannot be read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [path.name]
+    return [path.name, found.st_size, found.st_mtime_ns]
+
+
+def finished_summary(
+    scorer: Scorer, recording: Path, name: str, settings: ScoreSettings
+) -> dict | None:
+    """The summary that an earlier run wrote of a recording, None when it has to be scored."""
+    folder = settings.paths.output_dir / name
+    state = disk.read_state(folder / STATE)
+    if state.get("fingerprint") != fingerprint(scorer, recording, settings):
+        return None
+    return state["summary"] if all((folder / file).is_file() for file in state["files"]) else None

@@ -32,7 +32,7 @@ KEYS = {
     "pretrain": "paths.batches_dir paths.run_dir model.patch_size model.emb_dim model.num_head "
     "model.mask_ratio optim.batch_size optim.lr max_steps stop_at_step resume seed device",
     "probe": "paths.batches_dir paths.checkpoint paths.output_dir tasks pooling seed context",
-    "score": "recording paths.checkpoint use_annotations grid_offset_s min_channels clip",
+    "score": "recordings paths.checkpoint use_annotations grid_offset_s min_channels clip",
     "explore": "paths.batches_dir paths.checkpoint maps split distances.n_epochs cohort.codes",
     "generate": "paths.batches_dir paths.checkpoint targets max_epochs n_outliers",
 }
