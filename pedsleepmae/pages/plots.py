@@ -112,16 +112,19 @@ def draw_stage_line(ax: Axes, hours: np.ndarray, stage_N: np.ndarray, name: str,
     ax.set_ylabel(name, fontsize=9)
 
 
-def draw_stage_probabilities(ax: Axes, hours: np.ndarray, prob_NK: np.ndarray) -> None:
-    """Stacked bars, so that a gap between blocks stays a gap."""
+def draw_hypnodensity(ax: Axes, hours: np.ndarray, prob_NK: np.ndarray) -> None:
+    """Hypnodensity graph (Stephansen et al. 2018): the stages' probabilities, stacked, in time.
+
+    Bars of an epoch each, so that a gap between epochs stays a gap.
+    """
     below = np.zeros(len(hours))
     for k in (3, 2, 1, 4, 0):
         style = {"align": "edge", "color": STAGE_COLOURS[k], "linewidth": 0, "label": STAGES[k]}
         ax.bar(hours, prob_NK[:, k], EPOCH_S / 3600, below, **style)
         below = below + prob_NK[:, k]
     ax.set_ylim(0, 1)
-    ax.set_yticks([0, 1])
-    ax.set_ylabel("probability", fontsize=9)
+    ax.set_yticks([0, 0.5, 1])
+    ax.set_ylabel("hypnodensity", fontsize=9)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, frameon=False, reverse=True)
 
 

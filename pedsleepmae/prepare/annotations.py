@@ -40,6 +40,8 @@ EVENTS = _RESPIRATORY | {
     "eeg arousal": ("eeg", 1),
 }
 # NSRR: the part of EventConcept before "|". CHAT scored mixed apneas as `Unsure`.
+# Rows of a technician, in many words and cases; EDF+ may add "@@" and a channel.
+_LIGHTS = re.compile(r"lights?[ _-]?(off|out|on)(@@.*)?")
 NSRR_STAGES = {f"stage {k} sleep": min(k, 3) for k in (1, 2, 3, 4)}
 NSRR_STAGES |= {"wake": 0, "rem sleep": 4, "movement": UNSCORED, "unscored": UNSCORED}
 NSRR_EVENTS = _RESPIRATORY | {
@@ -69,12 +71,15 @@ class Scoring:
     """A night's scoring: 30-s stage rows in time order, events, and what was odd in the file.
 
     ``stage_onsets_s`` and ``stages`` are (M,); a stage is 0 to 4 (W N1 N2 N3 R) or UNSCORED.
+    ``lights_off_s`` and ``lights_on_s``: of the rows that say so, of which there may be several.
     """
 
     stage_onsets_s: np.ndarray
     stages: np.ndarray
     events: list[Event]
     remarks: list[str] = field(default_factory=list)
+    lights_off_s: list[float] = field(default_factory=list)
+    lights_on_s: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -188,9 +193,12 @@ def scoring_from_rows(
         remarks["rows without a numeric onset and duration left out"] = len(rows) - len(readable)
 
     found_events, others = [], []
+    lights_s: dict[bool, list[float]] = {True: [], False: []}  # on, off
     for onset_s, duration_s, description in dict.fromkeys(readable):
         name = " ".join(description.lower().split())
-        if name not in events:
+        if lights := _LIGHTS.fullmatch(name):
+            lights_s[lights[1] == "on"].append(onset_s)
+        elif name not in events:
             others.append((onset_s, duration_s, description))
         elif abs(onset_s) <= LONGEST_S and 0 <= duration_s <= LONGEST_S:
             found_events.append(Event(onset_s, duration_s, *events[name]))
@@ -198,7 +206,8 @@ def scoring_from_rows(
             remarks["stage or event rows with an impossible time left out"] += 1
     onsets_s, scored = epochs_of_rows(stage_rows(others, stages, remarks), remarks)
     found_events.sort(key=lambda event: (event.onset_s, event.duration_s, event.kind, event.code))
-    return Scoring(onsets_s, scored, found_events, [f"{n} {what}" for what, n in remarks.items()])
+    told = [f"{n} {what}" for what, n in remarks.items()]
+    return Scoring(onsets_s, scored, found_events, told, lights_s[False], lights_s[True])
 
 
 # ------------------------------------------------------------------ labels
@@ -222,11 +231,7 @@ def label_epochs(
     onsets_s, stages = onsets_s[kept], stages[kept]
     codes = {kind: np.zeros(len(onsets_s), np.int64) for kind in EVENT_KINDS}
     longest_s = {kind: np.full(len(onsets_s), -1.0) for kind in EVENT_KINDS}
-    n_events = dict.fromkeys(EVENT_KINDS, 0)
     for event in scoring.events:
-        place = np.searchsorted(onsets_s, event.onset_s + ROUNDING_S, side="right") - 1
-        if place >= 0 and stages[place] > 0 and event.onset_s < onsets_s[place] + EPOCH_S:
-            n_events[event.kind] += 1
         end_s = event.onset_s + event.duration_s
         first = np.searchsorted(onsets_s, event.onset_s - EPOCH_S, side="right")
         last = np.searchsorted(onsets_s, end_s, side="left" if event.duration_s else "right")
@@ -237,7 +242,19 @@ def label_epochs(
         marks &= (stages[here] != UNSCORED) & (overlap_s > longest_s[event.kind][here])
         longest_s[event.kind][here][marks] = overlap_s[marks]
         codes[event.kind][here][marks] = event.code
+    begun = count_onsets(scoring.events, onsets_s)
+    n_events = {kind: int(begun[kind][stages > 0].sum()) for kind in EVENT_KINDS}
     return EpochLabels(onsets_s, stages, codes, n_events)
+
+
+def count_onsets(events: Iterable[Event], onsets_s: np.ndarray) -> dict[str, np.ndarray]:
+    """By kind how many events begin in each epoch, (N,); ``onsets_s`` (N,) of these, ascending."""
+    begun = {kind: np.zeros(len(onsets_s), np.int64) for kind in EVENT_KINDS}
+    for event in events:
+        place = np.searchsorted(onsets_s, event.onset_s + ROUNDING_S, side="right") - 1
+        if place >= 0 and event.onset_s < onsets_s[place] + EPOCH_S:
+            begun[event.kind][place] += 1
+    return begun
 
 
 def grid_labels(recording_s: float, offset_s: float = 0.0) -> EpochLabels:

@@ -208,10 +208,15 @@ def find_scoring(recording: Path, annotations: Path | None = None) -> Scoring | 
     try:
         if annotations is not None:
             return read_annotations(annotations)
-        scoring = scoring_from_rows(read_edf_annotations(recording))
+        scoring = own_rows(recording)
     except RecordingError as error:
         raise AnnotationError(str(error)) from error
     return scoring if (scoring.stages >= 0).any() else None
+
+
+def own_rows(recording: Path) -> Scoring:
+    """What a recording's own EDF+ rows say, staged or not; RecordingError where they are broken."""
+    return scoring_from_rows(read_edf_annotations(recording))
 
 
 # ------------------------------------------------------------------ health data

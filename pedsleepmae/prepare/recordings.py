@@ -47,6 +47,8 @@ class Recording:
     """One night's signals, read when asked for.
 
     ``read_digital(i)`` gives the samples of signal ``i`` as the file holds them, (n_native,).
+    ``start_clock_s``: the time of day at which it starts, seconds from midnight, None where the
+    header has none: for arithmetic, never to be told.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Recording:
     read_digital: Callable[[int], np.ndarray]
     simulated: bool = False
     remarks: list[str] = field(default_factory=list)
+    start_clock_s: float | None = field(default=None, repr=False)
 
     def read(self, i: int, digital: np.ndarray | None = None, factor: float = 1.0) -> np.ndarray:
         """Samples of signal ``i`` in the unit of its header times ``factor``, (n_native,) float32.
@@ -101,6 +104,7 @@ def open_edf(path: Path) -> Recording:
             n_records = int(edf.num_data_records)
             discontinuous = edf.reserved.startswith("EDF+D")
             recording_field = edf.local_recording_identification
+            start_clock_s = _start_clock(edf)
     except _HEADER_ERRORS as error:
         raise RecordingError(f"{name}: no readable EDF file ({_one_line(error)})") from error
     if discontinuous:
@@ -122,7 +126,17 @@ def open_edf(path: Path) -> Recording:
         read_digital=_sample_reader(path, edf, n_records * record_s),
         simulated=SIMULATED_MARK in recording_field,
         remarks=header_remarks + [_one_line(warning.message) for warning in caught],
+        start_clock_s=start_clock_s,
     )
+
+
+def _start_clock(edf: edfio.Edf) -> float | None:
+    """Seconds from midnight to the start; None where that field of the header is no time."""
+    try:
+        start = edf.starttime
+    except _HEADER_ERRORS:
+        return None
+    return 3600.0 * start.hour + 60 * start.minute + start.second + start.microsecond / 1e6
 
 
 def _checked_name(path: Path) -> str:

@@ -56,7 +56,7 @@ def read_studies(batches_dir: Path) -> pd.DataFrame | None:
 
 
 def events_per_epoch(index: store.ExampleIndex, studies: pd.DataFrame | None) -> dict[str, float]:
-    """For each of INDICES the scored events in sleep for one epoch that holds such an event.
+    """For each of INDICES the scored events in sleep for one epoch of sleep that holds such a one.
 
     From the scoring of the val nights: probes find epochs, and this turns their number into that
     of events. Left out where studies.csv does not count events, and where the nights are split in
@@ -67,18 +67,19 @@ def events_per_epoch(index: store.ExampleIndex, studies: pd.DataFrame | None) ->
     val = index.rows("val")
     nights = pd.MultiIndex.from_arrays([index.patient_ids[val], index.study_ids[val]])
     known = studies.reindex(nights.unique())
+    asleep = task_labels(index.labels, "sleep")[val] > 0
     ratios = {}
     for name, task in INDICES.items():
         n_events = known[name].dropna()
         counted = nights.isin(n_events.index)
-        n_epochs = (task_labels(index.labels, task)[val][counted] == 1).sum()
+        n_epochs = (task_labels(index.labels, task)[val][counted & asleep] == 1).sum()
         if n_epochs:
             ratios[name] = float(n_events.sum() / n_epochs)
     return ratios
 
 
-def count_index_events(name: str, event_counts: Mapping[str, int]) -> int:
-    """Events that the index ``name`` counts, of a night's events by kind."""
+def count_index_events(name: str, event_counts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Events that the index ``name`` counts, (N,), of events by kind in each epoch, (N,) each."""
     return sum(event_counts[k] for k, c in EVENT_COUNTS.items() if c in INDEX_EVENTS[name])
 
 
@@ -93,10 +94,10 @@ def night_table(
 
     ``prob_of``: by task that could be fitted the encoder's probabilities, (n_test, classes).
     Predicted counts are sums of recalibrated probabilities. An index is the number of scored
-    events that begin in sleep, per hour of sleep; predicted, the number of epochs with such an
-    event times ``per_epoch`` of :func:`events_per_epoch`. Where single events are not known it is
-    the number of epochs on both sides, which lies near the clinical index but is not the same.
-    Without the sleep task the scored sleep time serves both.
+    events that begin in sleep, per hour of sleep; predicted, the number of epochs of sleep with
+    such an event times ``per_epoch`` of :func:`events_per_epoch`. Where single events are not known
+    it is the number of epochs on both sides, which lies near the clinical index but is not the
+    same. Without the sleep task the scored sleep serves both.
     """
     stage_N, night_N = task_labels(index.labels, "sleep")[test], index.nights()[test]
     rows = []
@@ -107,8 +108,10 @@ def night_table(
         row = {"patient_id": int(index.patient_ids[first]), "study_id": int(index.study_ids[first])}
         row |= {"epochs": len(here), "sleep_min_scored": scored_K[1:].sum()}
         predicted_K = scored_K
+        asleep_N = p_asleep_N = (stage_N[here] > 0).astype(float)
         if "sleep" in prob_of:
             predicted_K = prob_of["sleep"][here].sum(0) * EPOCH_MINUTES
+            p_asleep_N = 1 - prob_of["sleep"][here, 0]
             row["sleep_min_predicted"] = predicted_K[1:].sum()
             for k, stage in enumerate(STAGES):
                 row[f"{stage}_min_scored"] = scored_K[k]
@@ -117,11 +120,11 @@ def night_table(
         for name, task in INDICES.items():
             if task not in prob_of or hours["scored"] < MIN_SLEEP_HOURS:
                 continue
-            n_scored = task_labels(index.labels, task)[test[here]].sum()
+            n_scored = task_labels(index.labels, task)[test[here]] @ asleep_N
             if name in per_epoch:
                 n_scored = studies[name].get((row["patient_id"], row["study_id"]), np.nan)
             row[f"{name}_scored"] = n_scored / hours["scored"]
-            n_predicted = prob_of[task][here, 1].sum() * per_epoch.get(name, 1.0)
+            n_predicted = prob_of[task][here, 1] @ p_asleep_N * per_epoch.get(name, 1.0)
             row[f"{name}_predicted"] = n_predicted / max(hours["predicted"], MIN_SLEEP_HOURS)
         rows.append(row)
     return pd.DataFrame(rows)

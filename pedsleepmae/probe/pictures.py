@@ -187,7 +187,7 @@ def draw_night(results: Results, night: int, title: str) -> Figure:
         plots.draw_stage_line(
             axes.pop(0), hours, sleep.decided_N[here], "predicted", plots.COLOURS["encoder"]
         )
-        plots.draw_stage_probabilities(axes.pop(0), hours, sleep.prob_NK[here])
+        plots.draw_hypnodensity(axes.pop(0), hours, sleep.prob_NK[here])
     for ax, (task, found) in zip(axes, events.items(), strict=True):
         prob_N, threshold = found.prob_NK[here, 1], found.probe.threshold
         ax.vlines(hours, 0, prob_N, color=plots.COLOURS["encoder"], lw=0.7)

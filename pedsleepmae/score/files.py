@@ -69,6 +69,7 @@ def write_night(folder: Path, night: Night, summary: Mapping) -> None:
 def epoch_table(night: Night) -> pd.DataFrame:
     """A row for each epoch: stage and its probabilities, events, flag, and the scorer's stage."""
     table = {"epoch": np.arange(len(night)), "onset_s": night.onsets_s}
+    table["in_bed"] = night.in_bed_N.astype(int)
     if "sleep" in night.prob:
         table["stage"] = np.array(STAGES)[night.called["sleep"]]
         for k, stage in enumerate(STAGES):
@@ -95,6 +96,9 @@ def summary_table(summary: Mapping) -> pd.DataFrame:
         error = rests_on.get("error_on_test_nights") or {}
         row = {"quantity": quantity["name"]}
         row |= {key: quantity.get(key) for key in ("value", "unit", "called", "scored", "reason")}
+        row |= {key: quantity.get(key) for key in ("called_reason", "scored_reason", "note")}
+        counted = quantity.get("counted", {})
+        row |= {f"counted_{way}": counted.get(way) for way in ("value", "called", "scored")}
         low, high = quantity.get("events_per_hour", (None, None))
         row |= {"events_per_hour_low": low, "events_per_hour_high": high}
         row["checkpoint"] = summary["checkpoint"]["file"]
@@ -102,6 +106,7 @@ def summary_table(summary: Mapping) -> pd.DataFrame:
         row |= {"n_test_nights": error.get("n"), "test_bias": error.get("bias")}
         row |= {"test_limit_low": error.get("lower"), "test_limit_high": error.get("upper")}
         row["calibrated_on_simulated"] = rests_on.get("simulated")
+        row |= {key: quantity[key] for key in ("definition", "source")}
         rows.append(row)
     return pd.DataFrame(rows).assign(notice=NOTICE)
 

@@ -20,6 +20,7 @@ from pedsleepmae.probe.files import Basis, load_basis, load_montages, load_probe
 from pedsleepmae.probe.linear import TaskProbe, predict_features
 from pedsleepmae.probe.readout import night_rows
 from pedsleepmae.probe.tables import split_layer
+from pedsleepmae.score.lights import NOT_KNOWN, Lights
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
 
 FACTS = {  # of script 3, by name: the type of what scoring and its summary read
@@ -149,7 +150,8 @@ class Night:
     ``prob`` and ``called`` are by task: recalibrated probabilities (N, K), classes (N,).
     ``distance_N``: how far the embedding lies from the training data, 1 at the threshold; ``far_N``
     above it. ``scored`` holds a scorer's classes (N,), -1 where not scored; None: nobody scored.
-    ``montage``: the channels for which the probes were fitted.
+    ``montage``: the channels for which the probes were fitted. ``begun``: by kind of event how many
+    scored ones begin in each epoch (N,); None: single events are not known.
     """
 
     onsets_s: np.ndarray
@@ -158,10 +160,16 @@ class Night:
     distance_N: np.ndarray
     scored: dict[str, np.ndarray] | None
     montage: str = ALL_CHANNELS
+    lights: Lights = NOT_KNOWN
+    begun: Mapping[str, np.ndarray] | None = None
 
     @property
     def far_N(self) -> np.ndarray:
         return self.distance_N > 1
+
+    @property
+    def in_bed_N(self) -> np.ndarray:
+        return self.lights.in_bed(self.onsets_s)
 
     def __len__(self) -> int:
         return len(self.onsets_s)

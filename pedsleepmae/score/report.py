@@ -13,20 +13,13 @@ from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
 from pedsleepmae.pages import plots
 from pedsleepmae.pages.page import counted, page_template, to_base64
 from pedsleepmae.prepare.signals import undo_standard
+from pedsleepmae.score.laboratory import MEANINGS, RATES
 from pedsleepmae.score.night import Night
 from pedsleepmae.tasks import EVENT_TEXTS
 
 SPECTRUM_S, SPECTRUM_HZ = 4.0, (0.5, 30.0)  # Welch's pieces, half overlapping; what is shown
 SHOWN_EEG = (4, 0, 5, 6, 1, 2, 3)  # C4-M1 first, as sleep is scored, then what there is
 SPO2 = CHANNEL_NAMES.index("SPO2")
-QUANTITY_NAMES = {
-    "analysed_min": "time analysed",
-    "sleep_min": "total sleep time",
-    "sleep_efficiency": "sleep efficiency",
-    "apnea_hypopnea_index": "apnea or hypopnea",
-    "desaturation_index": "oxygen desaturation",
-    "arousal_index": "EEG arousal",
-}
 
 
 def write_report(folder: Path, night: Night, summary: Mapping, examples: store.Examples) -> Path:
@@ -35,6 +28,8 @@ def write_report(folder: Path, night: Night, summary: Mapping, examples: store.E
         summary=summary,
         picture=to_base64(draw_night(night, examples, summary["channels"])),
         name_of=quantity_name,
+        rates=list(RATES),
+        time_of=time_in_words,
         counted=counted,
         has_scored=night.scored is not None,
     )
@@ -45,14 +40,21 @@ def write_report(folder: Path, night: Night, summary: Mapping, examples: store.E
 
 def quantity_name(name: str) -> str:
     """A quantity of the summary in words."""
-    return QUANTITY_NAMES.get(name, f"stage {name.removesuffix('_min')}")
+    return MEANINGS[name].title
+
+
+def time_in_words(time_s: float | None, told_by: str) -> str:
+    """`1.25 h from the start of the recording (annotations)`."""
+    if time_s is None:
+        return "not known"
+    return f"{time_s / 3600:.2f} h from the start of the recording ({told_by})"
 
 
 # ------------------------------------------------------------------ the picture
 def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str]) -> Figure:
-    """The night from top to bottom: hypnogram, spectrogram, SpO2, events, probabilities, flags.
+    """The night from top to bottom: hypnogram, hypnodensity, spectrogram, SpO2, events, flags.
 
-    ``origins``: where each present channel comes from.
+    ``origins``: where each present channel comes from. Lights off and on are dashed lines.
     """
     hours = night.onsets_s / 3600
     stages = "sleep" in night.called
@@ -62,10 +64,10 @@ def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str
     panels = {
         "scored": 1.3 * (night.scored is not None),
         "hypnogram": 1.3 * stages,
+        "hypnodensity": 1.3 * stages,
         "spectrogram": 1.5 * (eeg is not None),
         "SpO2": 0.8 * bool(examples.present[:, SPO2].any()),
         "events": 0.26 * len(events),
-        "probabilities": 1.0 * stages,
         "distance": 0.7,
     }
     panels = {name: height for name, height in panels.items() if height}
@@ -78,7 +80,7 @@ def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str
     if stages:
         colour = plots.COLOURS["encoder"]
         plots.draw_stage_line(axes["hypnogram"], hours, night.called["sleep"], "predicted", colour)
-        plots.draw_stage_probabilities(axes["probabilities"], hours, night.prob["sleep"])
+        plots.draw_hypnodensity(axes["hypnodensity"], hours, night.prob["sleep"])
     if "spectrogram" in axes:
         _draw_spectrogram(figure, axes["spectrogram"], hours, examples, eeg)
         name = origins[CHANNEL_NAMES[eeg]].removeprefix("stand-in ")
@@ -88,6 +90,9 @@ def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str
     if events:
         _draw_events(axes["events"], hours, night, events)
     _draw_distance(axes["distance"], hours, night)
+    for time_s in (night.lights.off_s, night.lights.on_s):
+        for ax in axes.values() if time_s is not None else ():
+            ax.axvline(time_s / 3600, color=plots.INK, lw=0.9, ls=(0, (4, 3)))
     axes["distance"].set_xlim(hours[0], hours[-1] + EPOCH_S / 3600)
     axes["distance"].set_xlabel("hours from the start of the recording", fontsize=9)
     return figure

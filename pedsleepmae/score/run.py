@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +14,12 @@ from tqdm import tqdm
 from pedsleepmae import disk, errors
 from pedsleepmae.errors import SettingsError, UserError, bounded
 from pedsleepmae.machine import only_run_in
-from pedsleepmae.prepare.annotations import AnnotationError
+from pedsleepmae.prepare.annotations import AnnotationError, count_onsets
 from pedsleepmae.prepare.examples import UNFORESEEN, Outcome, ReadSettings, examples_to_score
-from pedsleepmae.prepare.layouts import find_annotations, find_scoring
+from pedsleepmae.prepare.layouts import find_annotations, find_scoring, own_rows
 from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.score import files, nights, report
+from pedsleepmae.score.lights import check_lights, find_lights
 from pedsleepmae.score.night import Scorer, score_examples
 from pedsleepmae.score.summary import summarise
 from pedsleepmae.store import Examples
@@ -59,6 +60,11 @@ class ScoreSettings(ReadSettings):
     pass annotations over and cut a 30-s grid."""
     grid_offset_s: float = bounded(0.0, 0, 1e6)
     """Without annotations: start of the first 30-s epoch, seconds from recording start."""
+    lights_off: str | None = None
+    """Lights off, clock time such as 21:30:00 or seconds from recording start such as 1800, in YAML
+    in quotes; none: by the annotations. What lies before it counts in no figure of the night."""
+    lights_on: str | None = None
+    """Lights on, likewise; a clock time is the first one after the start of the recording."""
     far_share: float = bounded(0.01, 0.001, 0.5)
     """An epoch is flagged when its embedding lies farther from the training data than this share of
     the validation epochs did."""
@@ -83,6 +89,7 @@ class ScoreSettings(ReadSettings):
                 "paths.annotations: is the scoring of one recording, and several are given; leave "
                 "it out: annotations beside each recording are found by their names"
             )
+        check_lights(self.lights_off, self.lights_on)
 
 
 def score_alone(scorer: Scorer, recording: Path, settings: ScoreSettings) -> tuple[dict, Path]:
@@ -110,11 +117,11 @@ def score_recording(
     """
     mark = fingerprint(scorer, recording, settings)
     try:
-        examples, outcome = read_examples(recording, settings)
+        examples, outcome, told = read_examples(recording, settings)
     except OSError as error:
         path = Path(error.filename) if error.filename else recording
         raise RecordingError(f"{path.name}: cannot be read ({error.strerror or error})") from error
-    night = score_examples(scorer, examples, title)
+    night = replace(score_examples(scorer, examples, title), **told)
     summary = summarise(scorer, night, name, outcome)
     folder = settings.paths.output_dir / name
     with only_run_in(folder, "paths.output_dir"):
@@ -130,15 +137,29 @@ def score_recording(
     return summary, page
 
 
-def read_examples(recording: Path, settings: ScoreSettings) -> tuple[Examples, Outcome]:
-    """Its examples at the scored epochs, or on a 30-s grid; RecordingError or AnnotationError."""
+def read_examples(recording: Path, settings: ScoreSettings) -> tuple[Examples, Outcome, dict]:
+    """Its examples at the scored epochs, or on a 30-s grid, and what its Night is told besides.
+
+    That is ``lights`` and ``begun``. RecordingError, AnnotationError or, for its lights,
+    SettingsError.
+    """
     opened, paths = open_edf(recording), settings.paths
+    scoring = rows = None
     try:
-        scoring = find_scoring(recording, paths.annotations) if settings.use_annotations else None
-        return examples_to_score(opened, scoring, settings, settings.grid_offset_s)
+        if settings.use_annotations:
+            scoring = find_scoring(recording, paths.annotations)
+            rows = scoring or own_rows(recording)  # which may tell the lights and no stage
     except AnnotationError as error:
         remedy = "--use_annotations false passes the annotations over"
         raise AnnotationError(f"{error}; {remedy}") from error
+    examples, outcome = examples_to_score(opened, scoring, settings, settings.grid_offset_s)
+    onsets_s, times = examples.onsets_s, (opened.duration_s, opened.start_clock_s)
+    try:
+        lights = find_lights(settings.lights_off, settings.lights_on, rows, onsets_s, *times)
+    except SettingsError as error:
+        raise SettingsError(f"{opened.name}: {error}") from error
+    begun = None if scoring is None else count_onsets(scoring.events, onsets_s)
+    return examples, outcome, {"lights": lights, "begun": begun}
 
 
 # ------------------------------------------------------------------ several

@@ -4,13 +4,25 @@ Axes: **N** epochs, **K** stages.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
 from pedsleepmae.channels import ALL_CHANNELS, CHANNEL_NAMES, EPOCH_S
 from pedsleepmae.prepare.examples import Outcome
-from pedsleepmae.probe.nights import EPOCH_MINUTES, INDICES, MIN_SLEEP_HOURS, count_index_events
+from pedsleepmae.probe.nights import EPOCH_MINUTES, INDICES, count_index_events
+from pedsleepmae.score.laboratory import (
+    MEANINGS,
+    RATES,
+    Count,
+    Figure,
+    Undefined,
+    events_per_hour,
+    hypnogram_figures,
+    one_stage,
+    stage_shares,
+)
 from pedsleepmae.score.night import Night, Scorer
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
@@ -41,7 +53,8 @@ def summarise(scorer: Scorer, night: Night, name: str, outcome: Outcome) -> dict
             "montage": night.montage,
             **{key: facts[key] for key in ("simulated", "patient_disjoint", "n_patients")},
         },
-        "quantities": night_quantities(scorer, night, outcome.event_counts),
+        "lights": asdict(night.lights) | {"not_analysed_min": not_analysed_min(night)},
+        "quantities": night_quantities(scorer, night),
         "far": {
             "n_epochs": int(night.far_N.sum()),
             "share": float(night.far_N.mean()),
@@ -54,61 +67,119 @@ def summarise(scorer: Scorer, night: Night, name: str, outcome: Outcome) -> dict
     return content | {"cautions": cautions(content)}
 
 
-def night_quantities(scorer: Scorer, night: Night, event_counts: Mapping[str, int]) -> list[dict]:
-    """One dict for each quantity of the night: value, how it was reached, what it rests on.
+def not_analysed_min(night: Night) -> float | None:
+    """Minutes from lights off to on in no epoch, which count in the time in bed alone."""
+    if not night.lights.known:
+        return None
+    in_bed_min = (night.lights.on_s - night.lights.off_s) / 60
+    return max(in_bed_min - int(night.in_bed_N.sum()) * EPOCH_MINUTES, 0.0)
+
+
+def night_quantities(scorer: Scorer, night: Night) -> list[dict]:
+    """One dict for each quantity of the night in bed: value, how it was reached, what it rests on.
 
     ``value`` sums recalibrated probabilities (as script 3 does, so that its error on test nights
-    is this one's); ``called`` counts the epochs as called; ``scored`` is the scorer's, whose events
-    that begin in sleep ``event_counts`` has by kind. ``reason`` says why a value is None.
+    is this one's); ``called`` counts the epochs as called, ``scored`` those of the scorer and the
+    events that begin in them. Of latencies and WASO, which only a hypnogram has, ``value`` is the
+    called one. ``reason`` says why a value is None; so do ``called_reason``, ``scored_reason``.
     """
-    facts = scorer.basis.facts
-    minutes_K = {}  # in each stage
-    if "sleep" in night.prob:
-        minutes_K["value"] = night.prob["sleep"].sum(0) * EPOCH_MINUTES
-        minutes_K["called"] = np.bincount(night.called["sleep"], minlength=5) * EPOCH_MINUTES
-    if night.scored:
-        stage_N = night.scored["sleep"]
-        minutes_K["scored"] = np.bincount(stage_N[stage_N >= 0], minlength=5) * EPOCH_MINUTES
-    sleep = {way: float(m_K[1:].sum()) for way, m_K in minutes_K.items()}
-    efficiency = {way: float(100 * m_K[1:].sum() / m_K.sum()) for way, m_K in minutes_K.items()}
+    counts, facts, lights = count_night(night, scorer.basis.facts), scorer.basis.facts, night.lights
+    in_bed_min = (lights.on_s - lights.off_s) / 60 if lights.known else None
+    analysed = {"value": int(night.in_bed_N.sum()) * EPOCH_MINUTES}
+    time_in_bed = {"value": in_bed_min}
+    if not lights.known:
+        time_in_bed["value"] = Undefined("lights off and on are not both known")
+    of_what = "% of the time in bed" if lights.known else "% of the analysed time"
+    sleep, efficiency = {}, {}
+    for way, count in counts.items():
+        sleep[way] = float(count.minutes_K[1:].sum())
+        whole_min = in_bed_min or count.minutes_K.sum()
+        efficiency[way] = Undefined("no scored epoch")
+        if whole_min:
+            efficiency[way] = float(100 * sleep[way] / whole_min)
     rows = [
-        _quantity(facts, None, "analysed_min", "min", {"value": len(night) * EPOCH_MINUTES}),
+        _quantity(facts, None, "analysed_min", "min", analysed),
+        _quantity(facts, None, "time_in_bed_min", "min", time_in_bed),
         _quantity(facts, "sleep", "sleep_min", "min", sleep),
-        _quantity(facts, "sleep", "sleep_efficiency", "% of the analysed time", efficiency),
+        _quantity(facts, "sleep", "sleep_efficiency", of_what, efficiency),
+        *_hypnogram_rows(facts, night),
     ]
     for k, stage in enumerate(STAGES):
-        of_stage = {way: float(m_K[k]) for way, m_K in minutes_K.items()}
+        of_stage = {way: float(count.minutes_K[k]) for way, count in counts.items()}
         rows.append(_quantity(facts, "sleep", f"{stage}_min", "min", of_stage))
-    return rows + [_index(facts, night, name, sleep, event_counts) for name in INDICES]
+    shares = {way: stage_shares(count) for way, count in counts.items()}
+    for name in [f"{stage}_percent" for stage in STAGES[1:]]:
+        of_stage = {way: share[name] for way, share in shares.items()}
+        rows.append(_quantity(facts, "sleep", name, "% of total sleep time", of_stage))
+    return rows + [_rate(facts, night, counts, rate) for rate in RATES]
 
 
-def _index(facts: Mapping, night: Night, name: str, sleep_min: Mapping, n_events: Mapping) -> dict:
-    """Events per hour of sleep: epochs with an event, times the events for one such epoch.
+def count_night(night: Night, facts: Mapping) -> dict[str, Count]:
+    """By way (value, called, scored) what each epoch in bed counts; events where they are known.
 
-    That ratio is of the val patients behind the probes. Where it is not known the row counts
-    epochs, with the range of events per hour that this would be.
+    The probes see epochs: those with an event count as many events as one such epoch of sleep had
+    among the val patients; where that is not known all ways count epochs.
     """
-    task, per_epoch = INDICES[name], facts["nights"]["events_per_epoch"].get(name)
-    counts = {}  # of epochs with an event
-    if task in night.prob:
-        counts["value"] = float(night.prob[task][:, 1].sum())
-        counts["called"] = float(night.called[task].sum())
-    if night.scored and any((night.scored[t] == 1).any() for t in EVENT_TEXTS):
-        counts["scored"] = float((night.scored[task] == 1).sum())
-    unit = "epochs with an event per hour of sleep"
-    if per_epoch is not None:
-        unit = "events per hour of sleep"
-        counts = {way: n * per_epoch for way, n in counts.items()}
-        if "scored" in counts:
-            counts["scored"] = float(count_index_events(name, n_events))
-    least_min = 60 * MIN_SLEEP_HOURS
-    enough = [way for way in counts if sleep_min.get(way, 0) >= least_min]
-    per_hour = {way: counts[way] * 60 / sleep_min[way] for way in enough}
-    row = _quantity(facts, task, name, unit, per_hour)
-    if row["value"] is None and task in night.prob:
+    bed, per_epoch = night.in_bed_N, facts["nights"]["events_per_epoch"]
+    counts = {}
+    if "sleep" in night.prob:
+        seen = {name: task for name, task in INDICES.items() if task in night.prob}
+        ratio = {name: per_epoch.get(name, 1.0) for name in seen}
+        expected = {name: night.prob[task][bed, 1] * ratio[name] for name, task in seen.items()}
+        called = {name: night.called[task][bed] * ratio[name] for name, task in seen.items()}
+        counts["value"] = Count(night.prob["sleep"][bed], expected)
+        counts["called"] = Count(one_stage(night.called["sleep"][bed]), called)
+    if night.scored:
+        events_N = {}
+        for name, task in INDICES.items():
+            if not any((night.scored[t] == 1).any() for t in EVENT_TEXTS):
+                continue  # stages alone were scored
+            if name not in per_epoch:
+                events_N[name] = (night.scored[task][bed] == 1).astype(float)
+            elif night.begun is not None:
+                events_N[name] = count_index_events(name, night.begun)[bed].astype(float)
+        counts["scored"] = Count(one_stage(night.scored["sleep"][bed]), events_N)
+    return counts
+
+
+def _hypnogram_rows(facts: Mapping, night: Night) -> list[dict]:
+    """Latencies and WASO of the called and of the scored hypnogram, with what bounds them."""
+    bed, figures = night.in_bed_N, {}
+    if "sleep" in night.called:
+        stage_N = night.called["sleep"][bed]
+        figures["called"] = hypnogram_figures(night.onsets_s[bed], stage_N, night.lights)
+        figures["value"] = figures["called"]
+    if night.scored:
+        stage_N = night.scored["sleep"][bed]
+        figures["scored"] = hypnogram_figures(night.onsets_s[bed], stage_N, night.lights)
+    notes = {}
+    if night.lights.off_s is None:
+        notes["sleep_latency_min"] = "lights off is not known: from the first analysed epoch"
+    if night.lights.on_s is None:
+        notes["waso_min"] = "lights on is not known: to the last analysed epoch"
+    rows = []
+    for name in ("sleep_latency_min", "rem_latency_min", "waso_min"):
+        of_name = {way: found[name] for way, found in figures.items()}
+        row = _quantity(facts, "sleep", name, "min", of_name)
+        rows.append(row | ({"note": notes[name]} if name in notes else {}))
+    return rows
+
+
+def _rate(facts: Mapping, night: Night, counts: Mapping[str, Count], rate: str) -> dict:
+    """Events per hour of the stages of one of RATES; ``counted``: the events themselves.
+
+    Where events are not known the row counts epochs, with the range of events per hour that this
+    would be.
+    """
+    index = RATES[rate][0]
+    task, per_epoch = INDICES[index], facts["nights"]["events_per_epoch"].get(index)
+    what = "epochs with an event" if per_epoch is None else "events"
+    found = {way: events_per_hour(c, rate) for way, c in counts.items() if index in c.events_N}
+    per_hour = {way: figure for way, (_, figure) in found.items()}
+    row = _quantity(facts, task, rate, f"{what} per hour of {RATES[rate][2]}", per_hour)
+    row["counted"] = {way: n_events for way, (n_events, _) in found.items()}
+    if "sleep" not in night.prob and task in night.prob:
         row["reason"] = "the probe file holds no probe for sleep, so no time of sleep is known"
-        if "sleep" in night.prob:
-            row["reason"] = f"less than {least_min:g} minutes of sleep"
     elif per_epoch is not None:
         row["events_per_epoch"] = per_epoch
     elif row["value"] is not None:
@@ -121,14 +192,22 @@ def _index(facts: Mapping, night: Night, name: str, sleep_min: Mapping, n_events
     return row
 
 
-def _quantity(facts: Mapping, task: str | None, name: str, unit: str, values: Mapping) -> dict:
-    """A row of the summary; ``values`` by way: value, called, scored, those that are known.
+def _quantity(
+    facts: Mapping, task: str | None, name: str, unit: str, figures: Mapping[str, Figure]
+) -> dict:
+    """A row of the summary; ``figures`` by way: value, called, scored, those that can be had.
 
     ``rests_on`` is the calibration behind it; None without a probe.
     """
-    row = {"name": name, "unit": unit, "value": None, "called": None, "scored": None} | values
-    if row["value"] is None:
+    row = {"name": name, "unit": unit, "value": None, "called": None, "scored": None}
+    for way, figure in figures.items():
+        if isinstance(figure, Undefined):
+            row["reason" if way == "value" else f"{way}_reason"] = figure.reason
+        else:
+            row[way] = figure
+    if "value" not in figures:
         row["reason"] = "the probe file holds no probe for it"
+    row |= {"definition": MEANINGS[name].definition, "source": MEANINGS[name].source}
     row["rests_on"] = None
     if task not in facts["tasks"]:
         return row
@@ -149,12 +228,18 @@ def _quantity(facts: Mapping, task: str | None, name: str, unit: str, values: Ma
 
 
 def stage_agreement(night: Night) -> dict | None:
-    """Cohen's kappa and accuracy of the called stages against the scorer's; None without both."""
+    """Cohen's kappa and accuracy of the called stages against the scorer's, in bed.
+
+    None without both.
+    """
     if night.scored is None or "sleep" not in night.called:
         return None
     scored_N, called_N = night.scored["sleep"], night.called["sleep"]
-    known = scored_N >= 0
+    known = (scored_N >= 0) & night.in_bed_N
     scored_N, called_N = scored_N[known], called_N[known]
+    if not known.any():
+        reason = "no scored epoch between lights off and on"
+        return {"n_epochs": 0, "accuracy": None, "kappa": None, "reason": reason}
     found = {"n_epochs": int(known.sum()), "accuracy": float((scored_N == called_N).mean())}
     if len(np.union1d(scored_N, called_N)) < 2:
         return found | {"kappa": None, "reason": "one stage only, in both"}
@@ -207,6 +292,15 @@ def cautions(content: Mapping) -> list[str]:
             f"Features are standardised within the recording, and {hours:.2g} hours of it are "
             "little to rest on."
         )
-    if content["epochs"] == "on a 30-s grid":
-        lines.append("Lights off and on are not known: sleep efficiency counts all analysed time.")
+    lights = content["lights"]
+    if None in (lights["off_s"], lights["on_s"]) and content["epochs"] == "on a 30-s grid":
+        lines.append(
+            "Lights off and on are not both known (--lights_off, --lights_on tell them): sleep "
+            "efficiency counts all analysed time."
+        )
+    elif (lights["not_analysed_min"] or 0) > 1:
+        lines.append(
+            f"{lights['not_analysed_min']:.0f} min from lights off to lights on are in no epoch: "
+            "they count in the time in bed and lower sleep efficiency."
+        )
     return lines
