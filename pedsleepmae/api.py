@@ -118,6 +118,7 @@ def examples_from_raw(
     *,
     stand_ins: Mapping[str, list[str]] | None = None,
     units: Mapping[str, str] | None = None,
+    prefer: Mapping[str, list[str]] | None = None,
     min_channels: int = 4,
     scaling: str = "policy",
     use_annotations: bool = True,
@@ -136,7 +137,13 @@ def examples_from_raw(
     scoring = scoring_from_rows(read_raw_annotations(raw)) if use_annotations else None
     if scoring is not None and not (scoring.stages >= 0).any():
         scoring = None
-    settings = ReadSettings(stand_ins or {}, units or {}, min_channels, scaling=scaling)
+    settings = ReadSettings(
+        stand_ins=stand_ins or {},
+        units=units or {},
+        prefer=prefer or {},
+        min_channels=min_channels,
+        scaling=scaling,
+    )
     examples, _ = examples_to_score(open_raw(raw), scoring, settings, grid_offset_s)
     fill_gaps(examples.signals)
     examples.signals[~examples.present] = np.nan

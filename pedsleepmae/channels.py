@@ -160,13 +160,18 @@ def canonical_label(label: str) -> str:
 
 
 def check_named(
-    stand_ins: Mapping[str, Sequence[str]], units: Mapping[str, str] | None = None
+    stand_ins: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
+    prefer: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Raise ValueError for a stand-in for none of the 16 channels, or a unit that is no voltage."""
-    for name in stand_ins:
-        if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
-            names = ", ".join(CHANNEL_NAMES)
-            raise ValueError(f"stand_ins: {name!r} is none of the 16 channels; they are {names}")
+    """Raise ValueError for labels of none of the 16 channels, or a unit that is no voltage."""
+    for setting, named in (("stand_ins", stand_ins), ("prefer", prefer)):
+        for name in named or {}:
+            if canonical_label(name) not in map(canonical_label, CHANNEL_NAMES):
+                names = ", ".join(CHANNEL_NAMES)
+                raise ValueError(
+                    f"{setting}: {name!r} is none of the 16 channels; they are {names}"
+                )
     for name, unit in (units or {}).items():
         if unit_in_volts(unit) is None:
             raise ValueError(f"units: {unit!r} of {name!r} is none of {', '.join(VOLTS)}")
@@ -176,43 +181,59 @@ def resolve_channels(
     signals: Sequence[SignalInfo],
     stand_ins: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
+    prefer: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Source | Absent]:
     """Source of each of the 16 channels, in their order.
 
-    Tried in this order: the channel as it was recorded (also with swapped electrodes: sign -1),
-    the difference of two referential signals, the stand-ins that the settings name. Of several
-    signals with one label the first usable one is taken. ``units``: by a signal's label, channel or
-    group of channels (EEG, EOG, EMG), the unit that a file's numbers count whatever it says.
-    Raises ValueError as check_named.
+    Tried in this order: what ``prefer`` names for it, the channel as it was recorded (also with
+    swapped electrodes: sign -1), the difference of two referential signals, the stand-ins that the
+    settings name. Of several signals with one label the first usable one is taken. ``units``: by a
+    signal's label, channel or group of channels (EEG, EOG, EMG), the unit that a file's numbers
+    count whatever it says. Raises ValueError as check_named.
     """
-    check_named(stand_ins or {}, units)
-    stand_ins = {canonical_label(name): labels for name, labels in (stand_ins or {}).items()}
+    check_named(stand_ins, units, prefer)
+    stand_ins, prefer = _by_channel(stand_ins), _by_channel(prefer)
     named: dict[str, list[int]] = {}
     for i, signal in enumerate(signals):
         named.setdefault(canonical_label(signal.label), []).append(i)
     units = {canonical_label(name): unit for name, unit in (units or {}).items()}
     return [
         _resolve_channel(
-            channel, signals, named, stand_ins.get(canonical_label(channel.name), ()), units
+            channel,
+            signals,
+            named,
+            prefer.get(canonical_label(channel.name), []),
+            stand_ins.get(canonical_label(channel.name), []),
+            units,
         )
         for channel in CHANNELS
     ]
 
 
-def _resolve_channel(channel, signals, named, stand_ins, units) -> Source | Absent:
+def _by_channel(labels: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]]:
+    """A setting's labels by the canonical name of their channel."""
+    return {canonical_label(name): list(each) for name, each in (labels or {}).items()}
+
+
+def _resolve_channel(channel, signals, named, prefer, stand_ins, units) -> Source | Absent:
     problems = []
-    for plus, minus, sign, prefix in _candidates(channel, named, stand_ins):
+    for plus, minus, sign, prefix in _candidates(channel, named, prefer, stand_ins):
         source = _source(channel, signals, plus, minus, sign, prefix, units)
         if isinstance(source, Source):
             return source
         problems.append(source.reason)
     if problems:
         return Absent("; ".join(dict.fromkeys(problems)))
-    wanted = channel.names or [f"{plus}-{minus}" for plus, minus in channel.pairs]
-    return Absent(f"no signal named {' or '.join(wanted)}")
+    own = channel.names or [f"{plus}-{minus}" for plus, minus in channel.pairs]
+    return Absent(f"no signal named {' or '.join(dict.fromkeys([*prefer, *own]))}")
 
 
-def _candidates(channel: Channel, named: dict[str, list[int]], stand_ins: Sequence[str]):
+def _candidates(
+    channel: Channel,
+    named: dict[str, list[int]],
+    prefer: Sequence[str],
+    stand_ins: Sequence[str],
+):
     """(plus, minus, sign, word for `origin`) of every way to this channel, best first."""
     electrodes, referential = {}, {}
     for label, places in named.items():
@@ -221,22 +242,40 @@ def _candidates(channel: Channel, named: dict[str, list[int]], stand_ins: Sequen
             reference = _REFERENCE_WORD.search(label)
             signals_of = referential.setdefault(_electrodes(label)[0], [])
             signals_of.extend((place, reference and reference[1]) for place in places)
-    for name in channel.names:
-        for place in named.get(name, ()):
-            yield place, None, 1, ""
-    for plus, minus in channel.pairs:
+
+    def labelled(label: str, word: str = ""):
+        for place in named.get(canonical_label(label), ()):
+            yield place, None, 1, word
+
+    def recorded(plus: str, minus: str, word: str = ""):
         for place in electrodes.get((plus, minus), ()):
-            yield place, None, 1, ""
+            yield place, None, 1, word
         for place in electrodes.get((minus, plus), ()):
-            yield place, None, -1, ""
-    for plus, minus in channel.pairs:
+            yield place, None, -1, word
+
+    def subtracted(plus: str, minus: str, word: str = ""):
         for first, reference in referential.get(plus, ()):
             for second, other_reference in referential.get(minus, ()):
                 if reference == other_reference or not (reference and other_reference):
-                    yield first, second, 1, ""
+                    yield first, second, 1, word
+
+    for label in prefer:
+        pair = _electrodes(canonical_label(label))
+        is_own = canonical_label(label) in channel.names or pair in channel.pairs
+        word = "" if is_own else "preferred "
+        if channel.pairs and len(pair) == 2:
+            yield from recorded(*pair, word)
+            yield from subtracted(*pair, word)
+        else:
+            yield from labelled(label, word)
+    for name in channel.names:
+        yield from labelled(name)
+    for pair in channel.pairs:
+        yield from recorded(*pair)
+    for pair in channel.pairs:
+        yield from subtracted(*pair)
     for label in stand_ins:
-        for place in named.get(canonical_label(label), ()):
-            yield place, None, 1, "stand-in "
+        yield from labelled(label, "stand-in ")
 
 
 def _electrodes(label: str) -> tuple[str, ...]:
@@ -267,8 +306,8 @@ def _source(channel, signals, plus, minus, sign, prefix, units) -> Source | Abse
         factor, unit_note = 1.0, ""  # only voltages are converted; a blank unit says nothing here
     if channel.kind == "percent":
         factor = 1.0  # a voltage-tagged OSAT is judged by its values: see signals.percent_factor
-    origin = prefix + " - ".join(part.label for part in parts)
-    origin = f"-({origin})" if sign < 0 else origin
+    origin = " - ".join(part.label for part in parts)
+    origin = prefix + (f"-({origin})" if sign < 0 else origin)
     if parts[0].unit != stated:
         origin += f" (unit {stated or 'blank'} read as {parts[0].unit})"
     return Source(

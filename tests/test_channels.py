@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pedsleepmae.channels import (
     CHANNEL_NAMES,
@@ -177,6 +178,68 @@ def test_a_stand_in_for_an_unknown_channel_is_an_error():
         resolve_channels([info("C3")], {"EEG C3-M3": ["C3"]})
 
 
+# ------------------------------------------------------------------ preference
+def preferred(channel, signals, prefer, stand_ins=None):
+    found = resolve_channels(signals, stand_ins, prefer=prefer)
+    return found[CHANNEL_NAMES.index(channel)]
+
+
+@pytest.mark.parametrize(
+    ("montage", "origin"),
+    [
+        (MONTAGE_A, "preferred Resp PTAF"),
+        (MONTAGE_B, "preferred Resp Flow"),
+        (REFERENTIAL, "preferred EEG Press"),
+        (TEN_TWENTY, "preferred Airflow"),
+        ("Resp Rate|C-flow|Pressure", "C-flow"),
+    ],
+)
+def test_2_the_airflow_settings_find_the_airflow_of_every_montage_of_nch(montage, origin):
+    settings = Path(__file__).resolve().parents[1] / "configs" / "prepare_airflow.yaml"
+    prefer = yaml.safe_load(settings.read_text())["prefer"]
+    assert preferred("C-FLOW", labels(montage), prefer).origin == origin
+
+
+def test_preferred_signals_go_before_the_channel_itself_in_the_order_of_the_setting():
+    signals = [info("C-flow"), info("Resp Airflow"), info("Resp PTAF", problem="has no samples")]
+    prefer = {"c_flow": ["ptaf", "RESP_AIRFLOW"]}  # any spelling, of channel and label
+    assert preferred("C-FLOW", signals, {"C-Flow": ["ptaf", "RESP_AIRFLOW"]}).plus == 1
+    assert preferred("C-FLOW", signals, {"C-FLOW": ["Resp PTAF"]}).origin == "C-flow"
+    assert preferred("C-FLOW", signals, {"C-FLOW": ["C-FLOW", "Resp Airflow"]}).origin == "C-flow"
+    with pytest.raises(ValueError, match="prefer: 'c_flow' is none of the 16 channels"):
+        preferred("C-FLOW", signals, prefer)
+
+
+def test_the_preference_of_one_channel_leaves_the_other_15_as_they_were():
+    signals = labels(MONTAGE_A)
+    before, after = resolve_channels(signals), resolve_channels(signals, prefer={"SNORE": ["Rate"]})
+    changed = [n for n, a, b in zip(CHANNEL_NAMES, before, after, strict=True) if a != b]
+    assert changed == ["SNORE"]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "origin", "factor"),
+    [
+        (["C3-A1"], "preferred C3-A1", 1e-6),
+        (["M1-C3"], "preferred -(M1-C3)", -1e-6),
+        (["C3", "M1"], "preferred C3 - M1", 1e-6),
+        (["C3", "M2"], "C3-M2", 1e-6),  # no M1: the derivation itself
+    ],
+)
+def test_a_preferred_derivation_is_found_as_the_channels_own_are(recorded, origin, factor):
+    signals = [*map(info, recorded), info("C3-M2")]
+    source = preferred("EEG C3-M2", signals, {"EEG C3-M2": ["EEG C3-M1"]})
+    assert (source.origin, source.factor) == (origin, pytest.approx(factor))
+
+
+def test_a_channel_without_its_preferred_signals_goes_on_to_stand_ins_and_tells_what_it_sought():
+    prefer, stand_ins = {"C-FLOW": ["Resp PTAF", "C-FLOW"]}, {"C-FLOW": ["XFlow"]}
+    found = preferred("C-FLOW", [info("XFlow")], prefer, stand_ins)
+    assert found.origin == "stand-in XFlow"
+    sought = Absent("no signal named Resp PTAF or C-FLOW")
+    assert preferred("C-FLOW", [info("XFlow")], prefer) == sought
+
+
 # ------------------------------------------------------------------ units
 @pytest.mark.parametrize(
     ("unit", "physical", "factor"),
@@ -224,7 +287,6 @@ def test_electrodes_of_different_units_give_no_derivation():
 @pytest.mark.skipif(not (SHARED / "psg").exists(), reason="no ../shared/psg: recording absent")
 def test_the_nox_recording_offers_14_channels_through_its_settings_file():
     import numpy as np
-    import yaml
 
     from pedsleepmae.channels import CHANNELS
     from pedsleepmae.prepare.examples import read_channel

@@ -128,6 +128,7 @@ def test_an_unknown_key_in_a_file_names_file_key_value_and_remedy(capsys, tmp_pa
         (["--split.block_minutes", "0"], ["split.block_minutes"]),
         (["--split.val_fraction", "-0.1"], ["split.val_fraction"]),
         (["--stand_ins", '{"EEG C3-MX": ["a"]}'], ["stand_ins", "EEG C3-MX"]),
+        (["--prefer", '{"C-FLO": ["a"]}'], ["prefer", "C-FLO", "C-FLOW"]),
     ],
 )
 def test_a_bad_call_is_one_sentence_with_exit_code_2(capsys, argv, words):

@@ -9,13 +9,16 @@ from typing import Literal
 import numpy as np
 
 from pedsleepmae.channels import (
+    CHANNEL_GROUPS,
     CHANNELS,
     EPOCH_S,
     EPOCH_SAMPLES,
     N_CHANNELS,
+    RATE_HZ,
     Absent,
     Channel,
     Source,
+    canonical_label,
     check_named,
     resolve_channels,
     unit_in_volts,
@@ -39,6 +42,7 @@ from pedsleepmae.prepare.signals import (
     measure_quality,
     percent_factor,
     resample,
+    robust_standard,
     standardise,
 )
 from pedsleepmae.store import Examples
@@ -50,6 +54,9 @@ FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
 PLAUSIBLE = {"EEG": (-1e-3, 1e-3), "EOG": (-1e-3, 1e-3), "EMG": (-2e-3, 2e-3), "SPO2": (50, 100)}
 
+# Whose preferred sensor must show breaths; a CO2 number and a microphone need not.
+MOVED_BY_BREATHS = [CHANNELS[c] for group in ("effort", "flow") for c in CHANNEL_GROUPS[group]]
+
 Standards = Mapping[str, tuple[float, float]]  # channel -> (mean, sd), for scaling "fitted"
 
 
@@ -60,6 +67,11 @@ class ReadSettings:
     stand_ins: dict[str, list[str]] = field(default_factory=dict)
     """For each of the 16 channels, labels of other signals that may take its place when it is
     absent, first choice first, such as {"EEG C3-M2": ["EEG Fpz-Cz"]}; noted in what is written."""
+    prefer: dict[str, list[str]] = field(default_factory=dict)
+    """For each of the 16 channels, labels of which the first that carries signal in a recording is
+    taken, before the channel itself, such as {"C-FLOW": ["Resp PTAF", "Resp Airflow"]}: for flow
+    and effort one that shows breaths. Such a channel of arbitrary gain is scaled by the recording
+    whatever scaling says, for its sensors have no scale in common."""
     units: dict[str, str] = field(default_factory=dict)
     """The unit (V, mV, uV, nV) that the numbers of a voltage count, where the files say another: by
     a signal's label, one of the 16 channels, or EEG, EOG, EMG, such as {"EEG": "uV"}."""
@@ -75,9 +87,13 @@ class ReadSettings:
 
     def check(self) -> None:
         try:
-            check_named(self.stand_ins, self.units)
+            check_named(self.stand_ins, self.units, self.prefer)
         except ValueError as error:
             raise SettingsError(str(error)) from error
+
+    def prefers(self, channel: Channel) -> bool:
+        """True when ``prefer`` names the channel, in any spelling."""
+        return canonical_label(channel.name) in map(canonical_label, self.prefer)
 
 
 @dataclass
@@ -188,12 +204,17 @@ def choose_epochs(
 
 
 def read_channel(
-    recording: Recording, channel: Channel, source: Source, span: slice = slice(None)
+    recording: Recording,
+    channel: Channel,
+    source: Source,
+    span: slice = slice(None),
+    breathing: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """A channel in its unit, (n,) float32; True where it is no reading, (n,); its quality.
 
-    ``span``: of its native samples. Raises UnusableRecording when an oximeter's numbers do not read
-    as %, or when no electrode gives such a voltage.
+    ``span``: of its native samples; ``breathing``: the share of them that must show breaths. Raises
+    UnusableRecording when they do not, when an oximeter's numbers do not read as %, or when no
+    electrode gives such a voltage.
     """
     digital = recording.read_digital(source.plus)
     x = recording.read_source(source, digital)[span]
@@ -201,6 +222,8 @@ def read_channel(
     signal = recording.signals[source.plus]
     if not len(digital):
         raise UnusableRecording(f"{signal.label}: no samples in the scored part")
+    if breathing and (share := readings.breathing_share(digital, source.rate_hz)) < breathing:
+        raise UnusableRecording(f"{signal.label}: too little breathing ({share:.0%} of the time)")
     kind = channel.name.split()[0]
     if channel.kind == "percent":
         factor = percent_factor(x, unit_in_volts(source.unit))
@@ -236,17 +259,22 @@ def read_channel(
 
 
 def cut_channel(
-    recording: Recording, channel: Channel, source: Source, onsets_s: np.ndarray
+    recording: Recording,
+    channel: Channel,
+    source: Source,
+    breathing: float = 0.0,
+    *,
+    onsets_s: np.ndarray,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """One channel's epochs at 128 Hz in its unit, (N, 3840) float32, and its quality.
 
-    NaN where it is no reading. Raises UnusableRecording when the channel holds no signal: the
-    filter would turn one value into its own rounding, and scaling that into a signal, so it is the
-    native samples that decide.
+    NaN where it is no reading. ``breathing``: as read_channel has it. Raises UnusableRecording when
+    the channel holds no signal: the filter would turn one value into its own rounding, and scaling
+    that into a signal, so it is the native samples that decide.
     """
     start = grid_start(float(onsets_s[0]), source.rate_hz)
     end = int((onsets_s[-1] + EPOCH_S + FILTER_TAIL_S) * source.rate_hz)
-    x, missing, quality = read_channel(recording, channel, source, slice(start, end))
+    x, missing, quality = read_channel(recording, channel, source, slice(start, end), breathing)
     first, last = (int(t * source.rate_hz) - start for t in (onsets_s[0], onsets_s[-1] + EPOCH_S))
     refuse_flat(recording, channel, source, x[first:last])
     is_code = channel.kind == "percent"
@@ -280,27 +308,45 @@ def cut_channels(
 def first_usable(
     recording: Recording,
     settings: ReadSettings,
-    read: Callable[[Recording, Channel, Source], tuple[np.ndarray, dict[str, float]]],
+    read: Callable[[Recording, Channel, Source, float], tuple[np.ndarray, dict[str, float]]],
 ) -> Iterator[tuple[Source, np.ndarray, dict[str, float]] | Absent]:
     """For each of the 16 channels the first source that ``read`` can use, samples and quality.
 
     Which source that is shows only when its samples are read: of two signals with one label the
-    first may be flat, an oximeter may count nonsense.
+    first may be flat, an oximeter may count nonsense. Of the sensors that the settings prefer for
+    flow or effort the first that breathes for most of the time is taken; failing that the first
+    that breathes at all. What was passed over goes to the recording's remarks.
     """
-    named = (settings.stand_ins, settings.units)
+    named = (settings.stand_ins, settings.units, settings.prefer)
     for c, source in enumerate(resolve_channels(recording.signals, *named)):
-        signals, reasons = list(recording.signals), []
-        while isinstance(source, Source):
-            try:
-                found = (source, *read(recording, CHANNELS[c], source))
+        channel = CHANNELS[c]
+        must_breathe = settings.prefers(channel) and channel in MOVED_BY_BREATHS
+        passed_over = []
+        for breathing in readings.BREATHING if must_breathe else (0.0,):
+            found, reasons = _first_source(recording, c, source, named, read, breathing)
+            passed_over = passed_over or reasons
+            if not isinstance(found, Absent):
                 break
-            except UnusableRecording as error:
-                reasons.append(str(error))
-                signals[source.plus] = replace(signals[source.plus], problem="holds no signal")
-                source = resolve_channels(signals, *named)[c]
-        else:
-            found = Absent("; ".join(reasons) or source.reason)
+        if settings.prefers(channel) and passed_over and not isinstance(found, Absent):
+            recording.remarks.append(
+                f"{channel.name} is from {found[0].origin}: {'; '.join(passed_over)}"
+            )
         yield found
+
+
+def _first_source(
+    recording: Recording, c: int, source: Source | Absent, named: tuple, read: Callable, breathing
+) -> tuple[tuple[Source, np.ndarray, dict[str, float]] | Absent, list[str]]:
+    """Channel ``c`` from ``source`` or the next that ``read`` can use; why not from others."""
+    signals, reasons = list(recording.signals), []
+    while isinstance(source, Source):
+        try:
+            return (source, *read(recording, CHANNELS[c], source, breathing)), reasons
+        except UnusableRecording as error:
+            reasons.append(str(error))
+            signals[source.plus] = replace(signals[source.plus], problem="holds no signal")
+            source = resolve_channels(signals, *named)[c]
+    return Absent("; ".join(reasons) or source.reason), reasons
 
 
 def build_examples(
@@ -337,7 +383,7 @@ def make_examples(
             absent[channel.name] = found.reason
             continue
         source, x_NT, quality[channel.name] = found
-        center[c], scale[c] = choose_standard(channel, x_NT, settings.scaling, fitted)
+        center[c], scale[c] = _standard_of(channel, x_NT, settings, fitted)
         standardise(channel, x_NT, center[c], scale[c], settings.clip, out_NT=signals_NCT[:, c])
         origins[channel.name] = source.origin
         present_NC[:, c] = True  # but in epochs that miss most of it
@@ -376,6 +422,22 @@ def make_examples(
         simulated=recording.simulated,
     )
     return examples, outcome
+
+
+def _standard_of(
+    channel: Channel, x_NT: np.ndarray, settings: ReadSettings, fitted: Standards | None
+) -> tuple[float, float]:
+    """(center, scale) of a channel: of one whose sensor the settings prefer, the recording's own.
+
+    A table of C-FLOW in l/min says nothing of a cannula in volts, and a mean over the two nothing
+    of either. The epochs with breaths give it, for one that fell off leaves noise for hours.
+    """
+    if not (settings.prefers(channel) and channel.scaling == "robust"):
+        return choose_standard(channel, x_NT, settings.scaling, fitted)
+    breathing_N = np.isfinite(x_NT).all(axis=1)
+    if channel in MOVED_BY_BREATHS:
+        breathing_N &= readings.shows_breaths(np.nan_to_num(x_NT), RATE_HZ)
+    return robust_standard(x_NT[breathing_N] if breathing_N.any() else x_NT)
 
 
 def examples_to_score(

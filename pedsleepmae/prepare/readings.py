@@ -6,7 +6,7 @@ oximeter was off, one value for hours where a belt came loose. None of it may pa
 
 import numpy as np
 
-from pedsleepmae.channels import VOLTS, unit_in_volts
+from pedsleepmae.channels import EPOCH_S, VOLTS, unit_in_volts
 
 # Typical swing (sd within a second, median over the night), volts. EEG and EOG of sleep have 5 to
 # 100 uV (AASM scores slow waves above 75 uV peak to peak), chin EMG 1 to 50; an amplifier's own
@@ -27,6 +27,18 @@ HELD_S = 10.0  # a gap up to this long is held: no shorter desaturation is score
 CO2_MMHG = (-15.0, 150.0)
 LOST_S = 60.0  # no breath, heart or brain leaves an amplifier at one value for so long
 MOST_MISSING = 0.5  # an epoch that misses more of a channel does not have it
+
+# Breaths are 6 to 60 a minute, from the slow sleeper to the infant. They are sought in the slope of
+# the signal, up to the rate at which no harmonic of them is left: there they hold 0.5 to 0.99 of
+# the power (real and simulated belts, cannulas, thermistors, 30 s at a time), the white noise of an
+# open input 0.02, pink noise 0.1, the random walk of a drifting one 0.26 (0.36 at most).
+BREATH_HZ = (0.1, 1.0)
+NOISE_HZ = 4.0
+BREATH_SHARE = 0.4
+FEWEST_VALUES = 6  # in 30 s; the last digits of a silent device, two to either side, make five
+# Share of the time in which a sensor must show breaths to be preferred: most of it; where none
+# does, a tenth, below which movements alone can look like breaths.
+BREATHING = (0.5, 0.1)
 
 
 # ------------------------------------------------------------------ voltages
@@ -92,6 +104,34 @@ def hold_short_gaps(x: np.ndarray, ok: np.ndarray, rate_hz: float) -> tuple[np.n
         else:
             missing[first:end] = True
     return held, missing
+
+
+# ------------------------------------------------------------------ breathing
+def breathing_share(digital: np.ndarray, rate_hz: float) -> float:
+    """Share of 30-s pieces of ``digital`` (n_native,), of a flow or effort sensor, with breaths."""
+    n = min(round(EPOCH_S * rate_hz), len(digital))
+    return float(shows_breaths(digital[: len(digital) // n * n].reshape(-1, n), rate_hz).mean())
+
+
+def shows_breaths(x_NT: np.ndarray, rate_hz: float) -> np.ndarray:
+    """True for pieces of a flow or effort signal, (N, T) in any unit, that show breaths; (N,).
+
+    More than a flicker of digits, and slow for most of it; an apnea leaves breaths beside it in
+    half a minute. Rates below 2 Hz show no noise: there the digits alone decide.
+    """
+    few_NT = np.sort(x_NT[:, :: max(int(rate_hz / 32), 1)], axis=1)
+    n_values_N = 1 + (np.diff(few_NT, axis=1) != 0).sum(axis=1)
+    n_mean = max(int(rate_hz / 16), 1)  # means at some 16 Hz leave NOISE_HZ as it is
+    n_pieces, n = x_NT.shape
+    x_NT = x_NT[:, : n // n_mean * n_mean].reshape(n_pieces, -1, n_mean).mean(2, dtype=np.float64)
+    x_NT = (x_NT - x_NT.mean(axis=1, keepdims=True)) * np.hanning(x_NT.shape[1])
+    hz = np.fft.rfftfreq(x_NT.shape[1], n_mean / rate_hz)
+    power_NF = (np.abs(np.fft.rfft(x_NT)) * hz) ** 2
+    slow_N, all_N = (
+        power_NF[:, (hz >= BREATH_HZ[0]) & (hz <= last)].sum(axis=1)
+        for last in (BREATH_HZ[1], NOISE_HZ)
+    )
+    return (n_values_N >= FEWEST_VALUES) & (slow_N > BREATH_SHARE * all_N)
 
 
 # ------------------------------------------------------------------ lost channels

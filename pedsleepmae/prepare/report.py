@@ -53,9 +53,9 @@ def inspect_recording(path: Path, settings: examples.ReadSettings) -> str:
     return "\n".join([head, *lines, f"{found} of 16 channels found"])
 
 
-def read_whole(recording: Recording, channel: Channel, source: Source):
+def read_whole(recording: Recording, channel: Channel, source: Source, breathing: float = 0.0):
     """A channel's samples of the whole recording and their quality; UnusableRecording for none."""
-    x, missing, quality = examples.read_channel(recording, channel, source)
+    x, missing, quality = examples.read_channel(recording, channel, source, breathing=breathing)
     examples.refuse_flat(recording, channel, source, x)
     return np.where(missing, np.float32(np.nan), x), quality
 

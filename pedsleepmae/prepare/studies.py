@@ -122,7 +122,8 @@ def _unusable_with_header(study: Study, reason: str, settings: ExampleSettings) 
         recording = open_edf(study.edf)
     except (RecordingError, *UNFORESEEN):
         return _unusable(study, reason)
-    resolved = resolve_channels(recording.signals, settings.stand_ins, settings.units)
+    named = (settings.stand_ins, settings.units, settings.prefer)
+    resolved = resolve_channels(recording.signals, *named)
     sources = dict(zip(CHANNEL_NAMES, resolved, strict=True))
     return replace(
         _unusable(study, reason),
@@ -215,6 +216,8 @@ def fingerprint(study: Study, settings: ExampleSettings, fitted: Standards | Non
         stat = path.stat()
         files.append((path.name, stat.st_size, stat.st_mtime_ns))
     values = {item.name: getattr(settings, item.name) for item in fields(ExampleSettings)}
+    if not settings.prefer:  # a later setting counts once it is used: what is finished stays so
+        del values["prefer"]
     depends = [PREPARE_VERSION, values | {"fitted": fitted or {}}, study.problem, files]
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 

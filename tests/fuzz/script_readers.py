@@ -27,8 +27,8 @@ SCRIPTS = {
     "generate": "6_generate_signals.py",
 }
 KEYS = {
-    "prepare": "paths.recordings_dir paths.examples_dir layout n_workers seed stand_ins clip "
-    "split.val_fraction split.by min_channels wake_margin_min inspect scaling",
+    "prepare": "paths.recordings_dir paths.examples_dir layout n_workers seed stand_ins prefer "
+    "clip split.val_fraction split.by min_channels wake_margin_min inspect scaling",
     "pretrain": "paths.batches_dir paths.run_dir model.patch_size model.emb_dim model.num_head "
     "model.mask_ratio optim.batch_size optim.lr max_steps stop_at_step resume seed device",
     "probe": "paths.batches_dir paths.checkpoint paths.output_dir tasks pooling seed context",
