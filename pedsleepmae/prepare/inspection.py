@@ -214,7 +214,7 @@ def _inspect_folder(files: Sequence[Path], settings: examples.ReadSettings) -> l
     montages, unreadable = group_by_montage(files)
     inspections = []
     for group in tqdm(montages, desc="Looking", unit="montage"):
-        inspection, problems = _first_readable(group, settings)
+        inspection, problems = _largest_readable(group, settings)
         inspections.append(inspection)
         unreadable |= problems
     print(f"{len(files)} EDF files, {len(montages)} montages, {len(unreadable)} unreadable files")
@@ -255,12 +255,15 @@ def group_by_montage(files: Sequence[Path]) -> tuple[list[list[Path]], dict[Path
     return sorted(groups.values(), key=len, reverse=True), unreadable
 
 
-def _first_readable(
+def _largest_readable(
     group: Sequence[Path], settings: examples.ReadSettings
 ) -> tuple[Inspection | None, dict[Path, str]]:
-    """The inspection of the first file of a group that can be read, and why those before cannot."""
+    """The inspection of the largest file of a group that can be read, and why others cannot.
+
+    The largest, for a test of the sensors or a rest of a night shows little.
+    """
     unreadable = {}
-    for path in group:
+    for path in sorted(group, key=lambda path: -path.stat().st_size):
         try:
             return inspect_recording(path, settings), unreadable
         except (RecordingError, *examples.UNFORESEEN) as error:

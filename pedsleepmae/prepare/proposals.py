@@ -29,7 +29,8 @@ _SAID = {"agrees": "", "cannot tell": "not sure: ", "speaks against": "against i
 _CHIN = "EMG CHIN1-CHIN2"
 # Words of what is none of the 16, though others may stand beside them: `Resp Rate`, `C3 (Imp)`.
 _OTHER = re.compile(
-    r"\bIMP|\bE[CK]G|LEG\b|\bLEG|\bTIB|\bJAMBE|\b[RL]AT\d?\b|\bPLM|\bARM\b|"  # heart, limbs, leads
+    r"\bIMP|^(EEG )?[AM]1?-?[AM]?[12]$|"  # of the leads; the references alone
+    r"\bE[CK]G|LEG\b|\bLEG|\bTIB|\bJAMBE|\b[RL]AT\d?\b|\bPLM|\bARM\b|"
     r"RATE\b|\bH ?R\b|\bBPM\b|PULS(?!E? ?OX)|PLETH|\bPPG\b|\bPWA\b|\bPTT\b|STAT\b|QUAL|\bPR\b|"
     r"\bPOS(ITION)?\b|ANGLE|AXIS|ACTIVITY|ELEVATION|\bACC|LIGHT|TEMP|BATT|VOLTAGE|MARKER|EVENT|"
     r"CPAP|MASK|LEAK|TIDAL|LIMITATION|PHASE|\bRIP\b|\bX ?FLOW|\bSUM\b|\bTC ?P?CO2|\bPT?CCO2"
@@ -73,9 +74,9 @@ _EYE = re.compile(r"EOG|\bEYE|\b(E[12]|LOC|ROC)\b")
 _LEFT = re.compile(r"\bE1\b|\bLOC\b|\bEOG[ -]?(1|L)\b|\bLEOG\b|LEFT")
 _RIGHT = re.compile(r"\bE2\b|\bROC\b|\bEOG[ -]?(2|R)\b|\bREOG\b|RIGHT")
 _ELECTRODE = re.compile(r"(FP|AF|FC|FT|F|CP|C|TP|T|PO|P|O)(Z|\d{1,2})")  # 10-20 and 10-10
-_REGIONS = {"F": ("FP", "AF", "FC", "FT", "F"), "C": ("CP", "C"), "T": ("TP", "T"), "P": ("P",)}
-_REGION_OF = {letters: region for region, all_of in _REGIONS.items() for letters in all_of}
-_REGION_OF |= {"PO": "O", "O": "O"}
+_REGION_OF = dict.fromkeys(("FP", "AF", "FC", "FT", "F"), "frontal")
+_REGION_OF |= {"CP": "central", "C": "central", "TP": "temporal", "T": "temporal"}
+_REGION_OF |= {"P": "parietal", "PO": "occipital", "O": "occipital"}
 _MASTOIDS = ("M1", "M2")
 
 
