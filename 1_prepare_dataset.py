@@ -6,7 +6,8 @@
 Reads every recording below recordings_dir with its annotation file, cuts 30-second, 16-channel
 examples at the scored epochs, and groups them into train/, val/ and test/ by patient. Recordings
 that cannot be used are listed in studies.csv with the reason. Interrupt it whenever you like: run
-it again and it goes on. --inspect FILE.edf prints which of the 16 channels a file holds.
+it again and it goes on. --inspect FILE_OR_FOLDER prints which of the 16 channels files hold, and
+proposes stand-ins for what they lack; --write_settings FILE.yaml writes these, for --config.
 """
 
 import sys
@@ -17,7 +18,7 @@ import pandas as pd
 from pedsleepmae import errors
 from pedsleepmae.config import load_settings
 from pedsleepmae.errors import SettingsError, UserError
-from pedsleepmae.prepare import layouts, report
+from pedsleepmae.prepare import inspection, layouts, report
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.grouping import Grouping
 from pedsleepmae.prepare.run import PreparePaths, PrepareSettings, prepare_dataset, refuse_foreign
@@ -69,10 +70,11 @@ def print_outcomes(outcomes: Sequence[Outcome], plan: Grouping) -> None:
 
 def main(argv: list[str]) -> int:
     settings = load_settings(PrepareSettings, "prepare.yaml", __doc__, argv)
-    if (file := settings.inspect) is not None:
+    named = settings.inspect, settings.write_settings
+    if any(named):
         return errors.run_script(
-            lambda: errors.require_file(file, "inspect", "give the path of an EDF file"),
-            lambda _: print(report.inspect_recording(file, settings)),
+            lambda: inspection.find_files(*named),
+            lambda files: inspection.inspect_files(files, settings, *named),
         )
 
     def work(inputs) -> int:

@@ -27,8 +27,8 @@ from pedsleepmae.prepare import examples as prepare_examples
 from pedsleepmae.prepare import layouts, run, studies, tables
 from pedsleepmae.prepare import recordings as prepare_recordings
 from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, build_examples
+from pedsleepmae.prepare.inspection import inspect_recording
 from pedsleepmae.prepare.recordings import open_edf
-from pedsleepmae.prepare.report import inspect_recording
 from pedsleepmae.prepare.signals import undo_standard
 from pedsleepmae.prepare.studies import fingerprint, finished_outcome, prepare_study
 from pedsleepmae.splits import SPLITS
@@ -331,8 +331,8 @@ def test_a_damaged_state_of_a_recording_counts_as_not_there(tmp_path, content):
 def test_control_characters_of_a_label_never_reach_the_terminal(tmp_path):
     file = nch_file(seconds=60)
     file.signals[0].label = "EEG C3-M2\x1b[2J"
-    table = inspect_recording(file.write(tmp_path / "5_6.edf"), SETTINGS)
-    assert "\x1b" not in table
+    inspection = inspect_recording(file.write(tmp_path / "5_6.edf"), SETTINGS)
+    assert "\x1b" not in inspection.text
 
 
 # ------------------------------------------------------------------ layouts
@@ -861,12 +861,12 @@ def test_2_inspect_says_why_a_channel_is_absent_as_preparation_does(tmp_path):
     file.signals[12].digital[:] = 12
     file.signals[8].physical = ("0", "0.001")  # an oximeter in no unit that it could have
     file.write(tmp_path / "5_6.edf")
-    lines = inspect_recording(tmp_path / "5_6.edf", SETTINGS).splitlines()
+    lines = inspect_recording(tmp_path / "5_6.edf", SETTINGS).text.splitlines()
     _, outcome = build_examples(only_study(tmp_path), SETTINGS)
     for name, c in (("C-FLOW", 12), ("SPO2", 8)):
         assert lines[2 + c].startswith(name)
         assert lines[2 + c].endswith(f"absent: {outcome.absent[name]}")
-    assert lines[-1] == "14 of 16 channels found"
+    assert lines[18] == "14 of 16 channels found"
 
 
 def test_5_fitted_statistics_standardise_the_training_patients(prepared, tmp_path):

@@ -111,6 +111,17 @@ def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
     return sorted(studies, key=lambda s: (s.patient_id or last, s.study_id or last, s.edf))
 
 
+def find_edf_files(folder: Path) -> list[Path]:
+    """Every EDF file below a folder that is no layout's annotation file, in the order of names."""
+    patterns = [layout.annotations for layout in LAYOUTS.values()]
+    return [
+        path
+        for path in sorted(_walk(Path(folder)))
+        if path.suffix.lower() == ".edf"
+        and not any(re.fullmatch(pattern, path.name, re.DOTALL) for pattern in patterns)
+    ]
+
+
 def _pair(files: list[Path], layout: Layout) -> list[Study]:
     """Pair recordings with annotations by key; of several, the one in the same folder first."""
     recordings, annotations = [], {}

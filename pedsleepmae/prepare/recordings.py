@@ -7,6 +7,7 @@ inverted ranges (+8711 to -8711 uV) included.
 
 import functools
 import itertools
+import math
 import mmap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,8 @@ class RecordingError(UserError):
 class Recording:
     """One night's signals, read when asked for.
 
-    ``read_digital(i)`` gives the samples of signal ``i`` as the file holds them, (n_native,).
+    ``read_digital(i)`` gives the samples of signal ``i`` as the file holds them, (n_native,); of an
+    EDF file ``read_digital(i, start_s, end_s)`` those between two times, without reading the rest.
     ``start_clock_s``: the time of day at which it starts, seconds from midnight, None where the
     header has none: for arithmetic, never to be told.
     """
@@ -54,7 +56,7 @@ class Recording:
     name: str
     duration_s: float
     signals: Sequence[SignalInfo]
-    read_digital: Callable[[int], np.ndarray]
+    read_digital: Callable[..., np.ndarray]
     simulated: bool = False
     remarks: list[str] = field(default_factory=list)
     start_clock_s: float | None = field(default=None, repr=False)
@@ -146,24 +148,28 @@ def _checked_name(path: Path) -> str:
     return printable(path.name)
 
 
-def _sample_reader(path: Path, edf: edfio.Edf, duration_s: float) -> Callable[[int], np.ndarray]:
-    """``read_digital`` of a recording; OSError when the disk does not give all of the file.
+def _sample_reader(path: Path, edf: edfio.Edf, duration_s: float) -> Callable[..., np.ndarray]:
+    """``read_digital`` of a recording; OSError when the disk does not give all that is asked for.
 
     edfio maps the file into memory, where a sector that cannot be read kills the process instead
-    of raising an error. So the first call reads the file once from end to end, which also brings it
-    into memory in the disk's own order.
+    of raising an error. So the records that a call needs (all of them, if no times are given) are
+    read once before, which also brings them into memory in the disk's own order.
     """
+    header = _read_header(path)
+    record_bytes, record_s = 2 * sum(header.per_record), header.record_s
 
     @functools.cache
-    def read_through() -> None:
-        buffer = bytearray(1 << 20)
+    def read_through(first: int, end: int) -> None:
+        buffer = memoryview(bytearray(1 << 20))
         with open(path, "rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
+            left = (end - first) * record_bytes
+            file.seek(header.n_bytes + first * record_bytes)
+            while left > 0 and (n := file.readinto(buffer[:left])):
+                left -= n
 
-    def read_digital(i: int) -> np.ndarray:
-        read_through()
-        return edf.signals[i].get_digital_slice(0, duration_s)
+    def read_digital(i: int, start_s: float = 0.0, end_s: float = duration_s) -> np.ndarray:
+        read_through(int(start_s / record_s), math.ceil(end_s / record_s))
+        return edf.signals[i].get_digital_slice(start_s, end_s)
 
     return read_digital
 

@@ -1,81 +1,25 @@
-"""What script 1 tells: the inspection of one file, counts of a run, prepare_report.html."""
+"""What script 1 tells: counts of a run, prepare_report.html."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, N_CHANNELS, Absent, Channel, Source
+from pedsleepmae.channels import CHANNEL_NAMES, N_CHANNELS
 from pedsleepmae.disk import write_text
 from pedsleepmae.pages.page import page_template, to_base64
 from pedsleepmae.pages.plots import clean_axes, draw_epoch
 from pedsleepmae.prepare import examples
 from pedsleepmae.prepare.grouping import Grouping
-from pedsleepmae.prepare.recordings import Recording, open_edf
+from pedsleepmae.prepare.inspection import quality_in_words
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import batch_path, map_signals
 
-REMARKABLE = {  # share of a channel above which it is remarked on, and the remark
-    "flat": (0.2, "flat for {:.0%} of the time"),
-    "clipped": (0.02, "{:.1%} of the samples at the end of the range"),
-    "missing": (0.0, "{:.1%} of the samples missing"),
-    "out_of_range": (0.1, "{:.0%} beyond what is plausible"),
-    "mains": (0.3, "{:.0%} of the power above 20 Hz is mains"),
-}
 N_PICTURES = 4
 
 
-# ------------------------------------------------------------------ one file
-def inspect_recording(path: Path, settings: examples.ReadSettings) -> str:
-    """Table of the 16 channels of an EDF file: from what, rate, unit, scale, or why absent.
-
-    Raises RecordingError when the file cannot be read.
-    """
-    recording = open_edf(path)
-    rows = [("channel", "from", "rate", "unit", "1st to 99th percentile", "remark")]
-    found_in_turn = examples.first_usable(recording, settings, read_whole)
-    for channel, found in zip(CHANNELS, found_in_turn, strict=True):
-        if isinstance(found, Absent):
-            rows.append((channel.name, "-", "", "", "", f"absent: {found.reason}"))
-            continue
-        source, x, quality = found
-        row = (channel.name, source.origin, f"{source.rate_hz:.8g} Hz", source.unit or "blank")
-        rows.append((*row, _scale_in_words(channel.kind, x), _quality_in_words(quality)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    found = sum(not row[5].startswith("absent") for row in rows[1:])
-    head = (
-        f"{recording.name}: {recording.duration_s / 3600:.2f} h, {len(recording.signals)} signals"
-    )
-    head += "".join(f"; {remark}" for remark in recording.remarks)
-    return "\n".join([head, *lines, f"{found} of 16 channels found"])
-
-
-def read_whole(recording: Recording, channel: Channel, source: Source, breathing: float = 0.0):
-    """A channel's samples of the whole recording and their quality; UnusableRecording for none."""
-    x, missing, quality = examples.read_channel(recording, channel, source, breathing=breathing)
-    examples.refuse_flat(recording, channel, source, x)
-    return np.where(missing, np.float32(np.nan), x), quality
-
-
-def _scale_in_words(kind: str, x: np.ndarray) -> str:
-    low, high = np.nanpercentile(x, (1, 99))
-    if kind == "voltage":
-        return f"{low * 1e6:.4g} to {high * 1e6:.4g} uV"
-    return f"{low:.4g} to {high:.4g}" + (" %" if kind == "percent" else "")
-
-
-def _quality_in_words(quality: Mapping[str, float]) -> str:
-    return "; ".join(
-        text.format(quality[name])
-        for name, (bound, text) in REMARKABLE.items()
-        if quality[name] > bound
-    )
-
-
-# ------------------------------------------------------------------ a run
 def write_report(outcomes: Sequence[examples.Outcome], plan: Grouping, batches_dir: Path) -> Path:
     """Write prepare_report.html, which stands alone; its path."""
     usable = [outcome for outcome in outcomes if outcome.usable]
@@ -137,7 +81,7 @@ def _quality_rows(usable: Sequence[examples.Outcome]) -> list[tuple[str, str, st
         (outcome.key, name, words)
         for outcome in usable
         for name, quality in outcome.quality.items()
-        if (words := _quality_in_words(quality))
+        if (words := quality_in_words(quality))
     ]
     worst = Counter(key for key, _, _ in rows)
     return sorted(rows, key=lambda row: (-worst[row[0]], row[0]))[:500]

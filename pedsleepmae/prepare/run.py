@@ -71,8 +71,11 @@ class PrepareSettings(ExampleSettings):
     strict: bool = False
     """Exit with 3 when any recording was left out."""
     inspect: Path | None = None
-    """Only print which of the 16 channels this EDF file holds, from what, at which rate and
-    scale."""
+    """Only print which of the 16 channels this EDF file (or, by montage, all EDF files of this
+    folder) holds, at which rate and scale, and propose stand-ins for those that it lacks."""
+    write_settings: Path | None = None
+    """With inspect: write what is proposed, and what else was given, as a new YAML settings file
+    for --config; a file that is there is not replaced."""
 
     def check(self) -> None:
         super().check()

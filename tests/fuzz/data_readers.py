@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import small_batches
 import torch
+import yaml
 
 from pedsleepmae import data, store
 from pedsleepmae.channels import EPOCH_S, EPOCH_SAMPLES, N_CHANNELS
@@ -19,8 +20,8 @@ from pedsleepmae.prepare import grouping, layouts
 from pedsleepmae.prepare import studies as prepare
 from pedsleepmae.prepare.examples import ExampleSettings, Outcome
 from pedsleepmae.prepare.grouping import SplitSettings
+from pedsleepmae.prepare.inspection import inspect_recording, settings_file
 from pedsleepmae.prepare.layouts import Study
-from pedsleepmae.prepare.report import inspect_recording
 from pedsleepmae.probe import embeddings, nights
 from pedsleepmae.probe.tables import open_tables
 from pedsleepmae.tasks import EVENT_KINDS, LABELS
@@ -66,9 +67,11 @@ def _write_studies(outcomes: list[Outcome], folder: Path) -> None:
 
 
 def inspect(folder: Path, _rng: np.random.Generator) -> None:
-    require_printable(
-        inspect_recording(folder / "1_2.edf", ExampleSettings()), "the table of --inspect"
-    )
+    found = inspect_recording(folder / "1_2.edf", ExampleSettings())
+    require_printable(found.text, "the tables of --inspect")
+    text = settings_file(ExampleSettings(), found.proposals, "1_2.edf")
+    require_printable(text, "what --write_settings writes")
+    yaml.safe_load(text)
 
 
 def build_hypnogram(folder: Path) -> None:
