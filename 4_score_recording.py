@@ -4,9 +4,10 @@
         --paths.probes results/m15p8/probes.npz
 
 Writes <paths.output_dir>/<recording>/: epochs.csv (stages, events and probabilities of each 30-s
-epoch), summary.json and summary.csv, annotations.edf (EDF+, for EDFbrowser and MNE) and
-report.html. Epochs unlike the training data are flagged. Where a scorer's annotations lie beside
-the recording, the agreement with them is shown.
+epoch), summary.json and summary.csv, annotations.edf (EDF+, for EDFbrowser and MNE),
+hypnogram.json (for YASA), <recording>_events.tsv with its .json (as in BIDS) and report.html.
+Epochs unlike the training data are flagged. Where a scorer's annotations lie beside the recording,
+the agreement with them is shown.
 """
 
 import sys

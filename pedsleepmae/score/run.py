@@ -28,7 +28,7 @@ class ScorePaths:
     """Probes that script 3 fitted on this very encoder."""
     output_dir: Path = Path("results/scored")
     """Written: a folder named after the recording with epochs.csv, summary.json, summary.csv,
-    annotations.edf and report.html."""
+    annotations.edf, hypnogram.json (YASA), <recording>_events.tsv (BIDS) and report.html."""
     annotations: Path | None = None
     """The recording's scoring (.tsv, -nsrr.xml or EDF+); none: looked for beside the recording and
     in it."""
