@@ -5,9 +5,10 @@
     python 4_score_recording.py FOLDER MORE.edf 'study*/x_*.edf'
 
 Writes <paths.output_dir>/<recording>/: epochs.csv (stages, events and probabilities of each 30-s
-epoch), summary.json and summary.csv, annotations.edf (EDF+, for EDFbrowser and MNE) and
-report.html. Epochs unlike the training data are flagged. Where a scorer's annotations lie beside
-the recording, the agreement with them is shown.
+epoch), summary.json and summary.csv, annotations.edf (EDF+, for EDFbrowser and MNE),
+hypnogram.json (for YASA), <recording>_events.tsv with its .json (as in BIDS) and report.html.
+Epochs unlike the training data are flagged. Where a scorer's annotations lie beside the recording,
+the agreement with them is shown.
 
 Of a folder, a pattern or several files it also writes nights.csv: a row for each recording, of one
 that could not be scored with the reason. Interrupt it whenever you like: run it again and it goes

@@ -2,7 +2,8 @@
 
 import importlib
 
-__all__ = ["PedSleepEncoder", "annotate", "examples_from_raw", "load_model"]
+__all__ = ["PedSleepEncoder", "annotate", "events", "examples_from_raw", "hypnogram"]
+__all__ += ["load_model", "score_night"]
 
 
 def __getattr__(name: str):

@@ -18,13 +18,15 @@ from pedsleepmae.data import fill_gaps
 from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe.embeddings import embed_arrays
-from pedsleepmae.score.night import annotation_rows, load_scorer, score_examples
+from pedsleepmae.score.exports import events, hypnogram
+from pedsleepmae.score.night import Night, annotation_rows, load_scorer, score_examples
 from pedsleepmae.store import Examples
 
 if TYPE_CHECKING:
     import mne
 
-__all__ = ["PedSleepEncoder", "annotate", "examples_from_raw", "load_model"]
+__all__ = ["PedSleepEncoder", "annotate", "events", "examples_from_raw", "hypnogram"]
+__all__ += ["load_model", "score_night"]
 
 N_COLUMNS = N_CHANNELS * EPOCH_SAMPLES  # of an example as a row of a table
 
@@ -150,8 +152,28 @@ def examples_from_raw(
     return examples
 
 
-def annotate(
+def score_night(
     recording: "mne.io.BaseRaw | Examples",
+    checkpoint: Path | str = "checkpoint/m15p8_checkpoint.pt",
+    probes: Path | str = "checkpoint/probes.npz",
+    *,
+    far_share: float = 0.01,
+    device: str = "auto",
+) -> Night:
+    """Stages, events and flags of a Raw, or of its examples, as script 4 finds them.
+
+    :func:`hypnogram`, :func:`events` and :func:`annotate` bring a night to YASA, BIDS and MNE.
+    ProbeError when checkpoint and probes do not belong together, RecordingError when the Raw gives
+    no examples.
+    """
+    scorer = load_scorer(checkpoint, probes, far_share=far_share, device=device)
+    if not isinstance(recording, Examples):
+        recording = examples_from_raw(recording, scaling=scorer.data_scaling)
+    return score_examples(scorer, recording)
+
+
+def annotate(
+    recording: "mne.io.BaseRaw | Examples | Night",
     checkpoint: Path | str = "checkpoint/m15p8_checkpoint.pt",
     probes: Path | str = "checkpoint/probes.npz",
     *,
@@ -160,13 +182,12 @@ def annotate(
 ) -> "mne.Annotations":
     """Stages, events and flags of a Raw (or of its examples) as annotations, no medical device.
 
-    The rows are those of script 4's annotations.edf; ``raw.set_annotations`` takes them.
+    The rows are those of script 4's annotations.edf; ``raw.set_annotations`` takes them. A night
+    of :func:`score_night` is not scored again.
     """
     import mne
 
-    scorer = load_scorer(checkpoint, probes, far_share=far_share, device=device)
-    examples = recording
-    if not isinstance(recording, Examples):
-        examples = examples_from_raw(recording, scaling=scorer.data_scaling)
-    rows = annotation_rows(score_examples(scorer, examples))
-    return mne.Annotations(*zip(*rows, strict=True))
+    night = recording
+    if not isinstance(recording, Night):
+        night = score_night(recording, checkpoint, probes, far_share=far_share, device=device)
+    return mne.Annotations(*zip(*annotation_rows(night), strict=True))

@@ -79,8 +79,8 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file, whole or not at all.
+def write_table(path: Path, table: pd.DataFrame, separator: str = ",", missing: str = "") -> None:
+    """Write a CSV file, or a TSV file by its ``separator``, whole or not at all.
 
     A text that a spreadsheet would take for a formula gets a ' before it (OWASP, "CSV injection"):
     labels of signals and names of files are other people's.
@@ -88,7 +88,12 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     texts = table.select_dtypes(["object", "string"])
     with write_whole(path) as temporary:
         table.assign(**{name: texts[name].map(_as_text) for name in texts}).to_csv(
-            temporary, index=False, lineterminator="\n", errors="backslashreplace"
+            temporary,
+            sep=separator,
+            na_rep=missing,
+            index=False,
+            lineterminator="\n",
+            errors="backslashreplace",
         )
 
 

@@ -116,7 +116,7 @@ def find_edf_files(folder: Path) -> list[Path]:
     patterns = [layout.annotations for layout in LAYOUTS.values()]
     return [
         path
-        for path in sorted(_walk(Path(folder)))
+        for path in sorted(walk(Path(folder)))
         if path.suffix.lower() == ".edf"
         and not any(re.fullmatch(pattern, path.name, re.DOTALL) for pattern in patterns)
     ]

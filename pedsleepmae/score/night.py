@@ -23,6 +23,7 @@ from pedsleepmae.probe.tables import split_layer
 from pedsleepmae.score.lights import NOT_KNOWN, Lights
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
 
+FAR_TEXT = "Far from the training data"  # of flagged epochs, among the annotations
 FACTS = {  # of script 3, by name: the type of what scoring and its summary read
     "checkpoint": str,
     "encoder_sha256": str,
@@ -86,6 +87,7 @@ def load_scorer(
     ``precision`` "auto": that in which the probes' own embeddings were computed. CheckpointError
     and MachineError come through.
     """
+    probe_file = Path(probe_file)
     pooling, probes = load_probes(probe_file)
     basis = load_basis(probe_file)
     facts = basis.facts
@@ -227,7 +229,7 @@ def annotation_rows(night: Night) -> list[tuple[float, float, str]]:
     for task, text in EVENT_TEXTS.items():
         if task in night.called:
             rows += find_runs(night.onsets_s, night.called[task] == 1, text)
-    rows += find_runs(night.onsets_s, night.far_N, "Far from the training data")
+    rows += find_runs(night.onsets_s, night.far_N, FAR_TEXT)
     return sorted(rows, key=lambda row: row[0])
 
 

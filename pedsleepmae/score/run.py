@@ -38,7 +38,8 @@ class ScorePaths:
     """Probes that script 3 fitted on this very encoder."""
     output_dir: Path = Path("results/scored")
     """Written: a folder named after each recording with epochs.csv, summary.json, summary.csv,
-    annotations.edf and report.html; of several recordings nights.csv, a row each."""
+    annotations.edf, hypnogram.json (YASA), <recording>_events.tsv (BIDS) and report.html; of
+    several recordings nights.csv, a row each."""
     annotations: Path | None = None
     """The scoring of one recording (.tsv, -nsrr.xml or EDF+); none: looked for beside each
     recording and in it."""
