@@ -17,7 +17,7 @@ from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder, check_poolings
 from pedsleepmae.probe import embeddings
 from pedsleepmae.probe.files import Basis, load_basis, load_montages, load_probes
-from pedsleepmae.probe.linear import TaskProbe, predict_features
+from pedsleepmae.probe.fitted import TaskProbe, predict_features
 from pedsleepmae.probe.readout import night_rows
 from pedsleepmae.probe.tables import split_layer
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
