@@ -10,72 +10,12 @@ the recording, the agreement with them is shown.
 """
 
 import sys
-from collections.abc import Mapping
 
-import pandas as pd
-
-from pedsleepmae import errors
-from pedsleepmae.checkpoints import other_scaling
-from pedsleepmae.config import load_settings
-from pedsleepmae.errors import SettingsError, require_file
-from pedsleepmae.pages.page import in_digits
-from pedsleepmae.score import night
-from pedsleepmae.score.report import quantity_name
-from pedsleepmae.score.run import ScoreSettings, score_recording
+from pedsleepmae.score.__main__ import main as score
 
 
 def main(argv: list[str]) -> int:
-    settings = load_settings(ScoreSettings, "score.yaml", __doc__, argv, "recording")
-
-    def work(scorer: night.Scorer) -> None:
-        summary, page = score_recording(scorer, settings.recording, settings)
-        print(text_summary(summary))
-        print(f"report: {page}")
-
-    return errors.run_script(lambda: open_inputs(settings), work, "it begins anew")
-
-
-def open_inputs(settings: ScoreSettings) -> night.Scorer:
-    """Encoder and probes; a UserError names what is missing, or does not belong together."""
-    paths = settings.paths
-    if settings.recording is None:
-        raise SettingsError("recording: none given; name an EDF file, as in --help")
-    require_file(settings.recording, "recording", "give the path of an EDF file")
-    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
-    require_file(paths.probes, "paths.probes", "run script 3 on that checkpoint first")
-    if paths.annotations is not None:
-        require_file(paths.annotations, "paths.annotations", "give the scoring, or leave it out")
-    scorer = night.load_scorer(
-        paths.checkpoint,
-        paths.probes,
-        far_share=settings.far_share,
-        device=settings.device,
-        precision=settings.precision,
-        batch_size=settings.batch_size,
-    )
-    if settings.scaling == "auto":
-        settings.scaling = scorer.data_scaling
-    errors.warn(other_scaling(scorer.scaling, settings.scaling))
-    return scorer
-
-
-def text_summary(summary: Mapping) -> str:
-    """The summary in lines for a terminal."""
-    rows = []
-    for quantity in summary["quantities"]:
-        titles = {"value": "expected", "called": "called", "scored": "scored"}
-        figures = {title: in_digits(quantity[way], 1) for way, title in titles.items()}
-        name = quantity_name(quantity["name"])
-        rows.append({"": name, **figures, "unit": quantity["unit"]})
-    lines = [summary["notice"], pd.DataFrame(rows).to_string(index=False, justify="left")]
-    far = summary["far"]
-    lines.append(
-        f"flagged as far from the training data: {far['n_epochs']} of {summary['n_epochs']} epochs"
-    )
-    if summary["agreement"] is not None:
-        kappa = in_digits(summary["agreement"]["kappa"], 2)
-        lines.append(f"agreement with the scorer: Cohen's kappa {kappa}")
-    return "\n".join([*lines, *(f"caution: {line}" for line in summary["cautions"])])
+    return score(argv, __doc__)
 
 
 if __name__ == "__main__":
