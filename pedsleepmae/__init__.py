@@ -2,6 +2,7 @@
 
 import importlib
 
+__version__ = "0.1.0"  # the one place; pyproject.toml reads it
 __all__ = ["PedSleepEncoder", "annotate", "examples_from_raw", "load_model"]
 
 

@@ -20,6 +20,7 @@ from pedsleepmae.pages.page import in_digits
 from pedsleepmae.score import night
 from pedsleepmae.score.report import quantity_name
 from pedsleepmae.score.run import ScoreSettings, score_recording
+from pedsleepmae.shipped import find_file
 
 
 def main(argv: list[str] | None = None, doc: str = __doc__) -> int:
@@ -41,8 +42,10 @@ def open_inputs(settings: ScoreSettings) -> night.Scorer:
     if settings.recording is None:
         raise SettingsError("recording: none given; name an EDF file, as in --help")
     require_file(settings.recording, "recording", "give the path of an EDF file")
-    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
-    require_file(paths.probes, "paths.probes", "run script 3 on that checkpoint first")
+    ours = "take that of the repository's folder checkpoint/"
+    require_file(find_file(paths.checkpoint), "paths.checkpoint", f"run script 2 first, or {ours}")
+    remedy = f"run script 3 on that checkpoint first, or {ours}"
+    require_file(find_file(paths.probes), "paths.probes", remedy)
     if paths.annotations is not None:
         require_file(paths.annotations, "paths.annotations", "give the scoring, or leave it out")
     scorer = night.load_scorer(

@@ -20,6 +20,7 @@ from pedsleepmae.probe.files import Basis, load_basis, load_montages, load_probe
 from pedsleepmae.probe.fitted import TaskProbe, predict_features
 from pedsleepmae.probe.readout import night_rows
 from pedsleepmae.probe.tables import split_layer
+from pedsleepmae.shipped import find_file
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
 
 FACTS = {  # of script 3, by name: the type of what scoring and its summary read
@@ -82,9 +83,10 @@ def load_scorer(
 ) -> Scorer:
     """The encoder of a checkpoint and its probes; ProbeError when these belong to another.
 
-    ``precision`` "auto": that in which the probes' own embeddings were computed. CheckpointError
-    and MachineError come through.
+    Where there are no such files, those that ship under these names. ``precision`` "auto": that in
+    which the probes' own embeddings were computed. CheckpointError and MachineError come through.
     """
+    probe_file = find_file(probe_file)
     pooling, probes = load_probes(probe_file)
     basis = load_basis(probe_file)
     facts = basis.facts
