@@ -25,7 +25,7 @@ lint: $(INSTALLED)
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 
-$(INSTALLED): requirements.txt
+$(INSTALLED): requirements.txt requirements-run.txt
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

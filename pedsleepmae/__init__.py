@@ -2,6 +2,7 @@
 
 import importlib
 
+__version__ = "0.1.0"  # the one place; pyproject.toml reads it
 __all__ = ["PedSleepEncoder", "annotate", "events", "examples_from_raw", "hypnogram"]
 __all__ += ["load_model", "score_night"]
 

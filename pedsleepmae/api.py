@@ -20,6 +20,7 @@ from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe.embeddings import embed_arrays
 from pedsleepmae.score.exports import events, hypnogram
 from pedsleepmae.score.night import Night, annotation_rows, load_scorer, score_examples
+from pedsleepmae.shipped import find_file
 from pedsleepmae.store import Examples
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ N_COLUMNS = N_CHANNELS * EPOCH_SAMPLES  # of an example as a row of a table
 class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Standardised 30-s examples (n, 16, 3840) to embeddings (n, d) of a pretrained encoder.
 
-    ``checkpoint``: a file of script 2. ``pooling``: mean, max, time_mean, time_abs, class, or
-    several joined by +. ``batch_size``: examples at a time. ``device``: auto, cpu or cuda.
-    ``precision``: auto, float32 or bfloat16.
+    ``checkpoint``: a file of script 2; the default ships, and is found from any folder.
+    ``pooling``: mean, max, time_mean, time_abs, class, or several joined by +. ``batch_size``:
+    examples at a time. ``device``: auto, cpu or cuda. ``precision``: auto, float32 or bfloat16.
 
     Nothing is learnt: ``fit`` loads the checkpoint and looks at X, ``transform`` works without it.
     A channel that is NaN throughout an example was not recorded; other NaN are refused. Rows of
@@ -94,7 +95,7 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _load_encoder(self) -> tuple[MaskedAutoencoder, Compute]:
         """The model, read again when another checkpoint or device was set, and how to run it."""
         compute = Compute.choose(self.device, self.precision, self.batch_size)
-        wanted = (Path(self.checkpoint).resolve(), compute.device)
+        wanted = (find_file(self.checkpoint).resolve(), compute.device)
         if getattr(self, "_loaded", (None, None))[0] != wanted:
             self._loaded = (wanted, load_model(self.checkpoint, compute.device))
         return self._loaded[1], compute

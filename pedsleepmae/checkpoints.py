@@ -26,6 +26,7 @@ from pedsleepmae.channels import EPOCH_SAMPLES
 from pedsleepmae.disk import write_whole
 from pedsleepmae.errors import ProbeError, UserError, printable
 from pedsleepmae.model import MaskedAutoencoder, ModelSettings
+from pedsleepmae.shipped import find_file
 
 FORMAT = "pedsleepmae"
 VERSION = 1
@@ -140,12 +141,12 @@ def load_model(path: Path | str, device: str | torch.device = "cpu") -> MaskedAu
 
 
 def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Checkpoint:
-    """What stands in a checkpoint file, its tensors on ``device``.
+    """What stands in a checkpoint file, or in the one that ships, its tensors on ``device``.
 
     CheckpointError names a file that is not a checkpoint, or not the one that SHA256SUMS beside
     it lists.
     """
-    path = Path(path)
+    path = find_file(path)
     sha256, content = _read_content(path, device)
     if "format" not in content:
         content = _content_of_original(path, content["state_dict"])

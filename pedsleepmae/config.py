@@ -22,8 +22,8 @@ from pedsleepmae.errors import (
     tell,
     write_any_letter,
 )
+from pedsleepmae.shipped import find_file, shipped_path
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 TRUE_FALSE = ("true", "false", "yes", "no")  # what YAML reads as a switch
 LARGEST_FILE = 100_000  # bytes; those in configs/ have 4,000, and YAML takes 10 s a megabyte
 DEEPEST = 20  # levels of a YAML tree
@@ -49,9 +49,10 @@ def load_settings(
 ):
     """Settings of a script from its command line; exits with 2 and one sentence when they are bad.
 
-    ``default_config`` is a file name in ``configs/``, read when ``--config`` is not given; ``doc``
-    is what ``--help`` shows. ``positional`` names the list whose values may stand without
-    ``--name``; they are taken as they are, for a file's name is no YAML.
+    ``default_config`` is a file name in ``configs/``, read when ``--config`` is not given; what
+    that gives may be in the ``configs/`` that ship. ``doc`` is what ``--help`` shows.
+    ``positional`` names the list whose values may stand without ``--name``; they are taken as they
+    are, for a file's name is no YAML.
     """
     write_any_letter()
     types = setting_types(settings_class)
@@ -60,7 +61,10 @@ def load_settings(
     unnamed = [text for key, text in read if key == UNNAMED]
     given = [(key, text) for key, text in read if key != UNNAMED]
     if "config" not in dict(given):
-        given.insert(0, ("config", str(CONFIG_DIR / default_config)))
+        given.insert(0, ("config", str(shipped_path(f"configs/{default_config}"))))
+    given = [
+        (key, str(find_file(text)) if key == "config" and text else text) for key, text in given
+    ]
     parser = _parser(settings_class, doc)
     if unnamed:
         parser.set_defaults({positional: unnamed})  # for --print_config

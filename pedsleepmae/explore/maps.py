@@ -12,7 +12,8 @@ from sklearn.metrics import pairwise_distances, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from pedsleepmae import store
-from pedsleepmae.probe.tables import FeatureTable, scale_features
+from pedsleepmae.probe.fitted import scale_features
+from pedsleepmae.probe.tables import FeatureTable
 from pedsleepmae.tasks import task_labels
 
 N_COMPONENTS = 50  # distances are taken between these principal components

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from pedsleepmae import data, metrics, store
 from pedsleepmae.channels import EPOCH_S, N_CHANNELS
 from pedsleepmae.errors import GenerationError
-from pedsleepmae.probe.tables import FeatureTable, column_moments, scale_features
+from pedsleepmae.probe.fitted import scale_features
+from pedsleepmae.probe.tables import FeatureTable, column_moments
 from pedsleepmae.tasks import CLASSES, class_members
 
 BLOCK_ROWS = 4096

@@ -8,50 +8,18 @@ model's Mahalanobis distance, and the validation patients, whom the fit has not 
 distances are usual.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from sklearn.decomposition import PCA
 
+from pedsleepmae.probe.fitted import TrainingDensity
 from pedsleepmae.probe.tables import FeatureTable, spread_or_one
 
 MAX_AXES = 32
 MAX_TRAIN_ROWS = 4096  # enough for 32 axes; a sample spread evenly over the train rows
 MAX_VAL_ROWS = 20_000
 N_QUANTILES = 1001  # so that shares down to 0.001 can be asked for
-
-
-@dataclass(frozen=True)
-class TrainingDensity:
-    """The Gaussian of the training embeddings, and ``quantile_Q`` of the val epochs' distances.
-
-    ``mean_F`` and ``scale_F`` standardise; ``rest_variance`` () is that across the ``axes_KF``.
-    """
-
-    mean_F: np.ndarray
-    scale_F: np.ndarray
-    axes_KF: np.ndarray
-    variance_K: np.ndarray
-    rest_variance: np.ndarray
-    quantile_Q: np.ndarray
-
-    def distance(self, x_NF: np.ndarray) -> np.ndarray:
-        """Mahalanobis distance over the root of F, (N,): about 1 for a training epoch.
-
-        Infinite where a feature is not finite.
-        """
-        with np.errstate(invalid="ignore", over="ignore"):  # such rows are told as infinite
-            z_NF = ((x_NF - self.mean_F) / self.scale_F).astype(np.float64)
-            along_NK = z_NF @ self.axes_KF.T
-            rest_N = np.maximum((z_NF**2).sum(1) - (along_NK**2).sum(1), 0)
-            squared_N = (along_NK**2 / self.variance_K).sum(1) + rest_N / self.rest_variance
-            distance_N = np.sqrt(squared_N / len(self.mean_F))
-        return np.where(np.isfinite(distance_N), distance_N, np.inf)
-
-    def threshold(self, share: float) -> float:
-        """Distance that the given share of the val epochs exceeded."""
-        places = np.linspace(0, 1, len(self.quantile_Q))
-        return float(np.interp(1 - share, places, self.quantile_Q))
 
 
 def fit_density(

@@ -13,8 +13,7 @@ import numpy as np
 from pedsleepmae import disk
 from pedsleepmae.checkpoints import check_archive, check_sum, forget_sum, list_sums
 from pedsleepmae.errors import ProbeError, printable
-from pedsleepmae.probe.density import TrainingDensity
-from pedsleepmae.probe.linear import LinearProbe, TaskProbe
+from pedsleepmae.probe.fitted import LinearProbe, TaskProbe, TrainingDensity
 from pedsleepmae.tasks import N_CLASSES
 
 PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording

@@ -22,31 +22,13 @@ from threadpoolctl import threadpool_limits
 
 from pedsleepmae import metrics
 from pedsleepmae.probe import solvers
-from pedsleepmae.probe.tables import FeatureTable, column_moments, scale_features
+from pedsleepmae.probe.fitted import LinearProbe, TaskProbe, predict_features
+from pedsleepmae.probe.tables import FeatureTable, column_moments
 from pedsleepmae.tasks import N_CLASSES
 
 CPU = torch.device("cpu")
 MAX_STEPS = 1000
 COPIES_IN_MEMORY = 3  # features as read, scaled, and the solver's work (or the next chunk)
-
-
-# ------------------------------------------------------------------ one linear probe
-@dataclass(frozen=True)
-class LinearProbe:
-    """Standardisation and linear map; ``classes`` are those that the train patients show.
-
-    ``weight_FK`` and ``bias_K`` have a column for each class but, for two classes, one only.
-    """
-
-    classes: np.ndarray
-    mean_F: np.ndarray
-    scale_F: np.ndarray
-    weight_FK: np.ndarray
-    bias_K: np.ndarray
-
-    def logits(self, x_NF: np.ndarray) -> np.ndarray:
-        """Logits (N, classes); features that are not finite count as the train mean."""
-        return predict_features(x_NF, {"this": self})["this"]
 
 
 # ------------------------------------------------------------------ fitting
@@ -167,56 +149,7 @@ def predict(
     return {key: np.concatenate([piece[key] for piece in pieces]) for key in probes}
 
 
-def predict_features(x_NF: np.ndarray, probes: Mapping) -> dict[object, np.ndarray]:
-    """Logits (N, classes) of every probe on features in memory, as :func:`predict` has them."""
-    first = next(iter(probes.values()))  # probes on one table share its standardisation
-    weights = [probe.weight_FK for probe in probes.values()]
-    scaled_NF = scale_features(x_NF, first.mean_F, first.scale_F)
-    output_NK = (scaled_NF @ np.concatenate(weights, axis=1)).astype(np.float64)
-    ends = np.cumsum([weight_FK.shape[1] for weight_FK in weights])[:-1]
-    logits = {}
-    for key, columns_NK in zip(probes, np.split(output_NK, ends, axis=1), strict=True):
-        columns_NK = columns_NK + probes[key].bias_K
-        if len(probes[key].classes) == 2:  # the first's logit is 0
-            columns_NK = np.concatenate([np.zeros_like(columns_NK), columns_NK], axis=1)
-        logits[key] = columns_NK
-    return logits
-
-
 # ------------------------------------------------------------------ choosing on val
-@dataclass(frozen=True)
-class TaskProbe:
-    """A task's probe with what val decided: strength C, recalibration, threshold of an event.
-
-    ``linear`` is None for the baseline that has no features.
-    """
-
-    task: str
-    strength: float | None
-    linear: LinearProbe | None
-    classes: np.ndarray
-    slope: float
-    shift_K: np.ndarray
-    threshold: float | None
-
-    def uncalibrated(self) -> "TaskProbe":
-        """Its probabilities are those before recalibration: class-weighted, too high for events."""
-        return replace(self, slope=1.0, shift_K=np.zeros(len(self.classes)))
-
-    def probabilities(self, logit_NK: np.ndarray) -> np.ndarray:
-        """Recalibrated probabilities of all classes of the task, (N, K)."""
-        full_NK = np.zeros((len(logit_NK), N_CLASSES[self.task]))
-        full_NK[:, self.classes] = metrics.calibrated(logit_NK, self.slope, self.shift_K)
-        return full_NK
-
-    def decide(self, prob_NK: np.ndarray) -> np.ndarray:
-        """Classes (N,): by the threshold for an event, the most probable stage for sleep."""
-        if prob_NK.shape[1] == 2:
-            threshold = 0.5 if self.threshold is None else self.threshold
-            return (prob_NK[:, 1] >= threshold).astype(np.int64)
-        return prob_NK.argmax(1)
-
-
 @dataclass(frozen=True)
 class Choice:
     """A probe and what speaks for it on val: its score, None where undefined, and its logits."""

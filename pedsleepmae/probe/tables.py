@@ -143,9 +143,3 @@ def column_moments(
 def spread_or_one(sd_F: np.ndarray, mean_F: np.ndarray) -> np.ndarray:
     """Standard deviations, 1 for a feature without spread beyond float32's rounding of its mean."""
     return np.where(sd_F > 10 * np.finfo(np.float32).eps * np.abs(mean_F), sd_F, 1)
-
-
-def scale_features(x_NF: np.ndarray, mean_F: np.ndarray, scale_F: np.ndarray) -> np.ndarray:
-    """Standardised features, float32, 0 where they are not finite."""
-    scaled_NF = (x_NF - mean_F.astype(np.float32)) / scale_F.astype(np.float32)
-    return np.nan_to_num(scaled_NF, copy=False, nan=0, posinf=0, neginf=0)

@@ -17,10 +17,11 @@ from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder, check_poolings
 from pedsleepmae.probe import embeddings
 from pedsleepmae.probe.files import Basis, load_basis, load_montages, load_probes
-from pedsleepmae.probe.linear import TaskProbe, predict_features
+from pedsleepmae.probe.fitted import TaskProbe, predict_features
 from pedsleepmae.probe.readout import night_rows
 from pedsleepmae.probe.tables import split_layer
 from pedsleepmae.score.lights import NOT_KNOWN, Lights
+from pedsleepmae.shipped import find_file
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
 
 FAR_TEXT = "Far from the training data"  # of flagged epochs, among the annotations
@@ -84,10 +85,10 @@ def load_scorer(
 ) -> Scorer:
     """The encoder of a checkpoint and its probes; ProbeError when these belong to another.
 
-    ``precision`` "auto": that in which the probes' own embeddings were computed. CheckpointError
-    and MachineError come through.
+    Where there are no such files, those that ship under these names. ``precision`` "auto": that in
+    which the probes' own embeddings were computed. CheckpointError and MachineError come through.
     """
-    probe_file = Path(probe_file)
+    probe_file = find_file(probe_file)
     pooling, probes = load_probes(probe_file)
     basis = load_basis(probe_file)
     facts = basis.facts

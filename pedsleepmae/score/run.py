@@ -33,9 +33,9 @@ class ScorePaths:
     """Files and folders."""
 
     checkpoint: Path = Path("checkpoint/m15p8_checkpoint.pt")
-    """Checkpoint of the encoder."""
+    """Checkpoint of the encoder; the default ships, and is found from any folder."""
     probes: Path = Path("checkpoint/probes.npz")
-    """Probes that script 3 fitted on this very encoder."""
+    """Probes that script 3 fitted on this very encoder; the default ships, as the checkpoint."""
     output_dir: Path = Path("results/scored")
     """Written: a folder named after each recording with epochs.csv, summary.json, summary.csv,
     annotations.edf, hypnogram.json (YASA), <recording>_events.tsv (BIDS) and report.html; of
