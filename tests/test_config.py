@@ -103,6 +103,16 @@ def test_the_recording_may_stand_without_its_name_anywhere(argv):
     assert settings.use_annotations is True
 
 
+def test_names_of_files_are_taken_as_they_are_and_before_those_of_a_file(tmp_path, capsys):
+    (tmp_path / "my.yaml").write_text("recordings: [other.edf]\n")
+    names = ["*.edf", "a: [b].edf", "null", "-1.edf", "\udcff.edf"]
+    given = [*names[:2], "--config", str(tmp_path / "my.yaml"), "--strict", *names[2:]]
+    settings = config.load_settings(CLASSES["score"], "score.yaml", "doc", given, "recordings")
+    assert (settings.recordings, settings.strict) == (names, True)
+    (tmp_path / "my.yaml").write_text('recordings: ["a\\0.edf"]\n')
+    assert "NUL" in refused(capsys, "score", "--config", str(tmp_path / "my.yaml"))
+
+
 def test_an_unknown_key_in_a_file_names_file_key_value_and_remedy(capsys, tmp_path):
     file = tmp_path / "my.yaml"
     file.write_text("paths:\n  recording_dir: /data\n")

@@ -98,7 +98,7 @@ def test_files_folders_and_patterns_give_each_recording_once(tree, words, expect
 
 def test_what_was_left_out_is_told(tree, capsys):
     found("study")
-    assert "2 EDF files hold annotations alone" in capsys.readouterr().err
+    assert "annotations alone, which are no recordings: 2 left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,15 @@ def test_a_disk_that_does_not_give_a_recording_costs_one_row(trained, two, monke
     monkeypatch.setattr(run, "open_edf", fail)
     assert script_4(trained, two / "out", two / "in") == 1
     table = read_nights(two / "out")
-    assert table.loc["a", "reason"] == "a.edf: cannot be read (Input/output error)"
+    assert table.loc["a", "reason"] == "cannot be read (Input/output error)"
+
+
+def test_a_file_where_a_folder_of_results_belongs_costs_one_row_and_stays(trained, two):
+    (two / "out").mkdir()
+    (two / "out" / "a").write_text("mine")
+    assert script_4(trained, two / "out", two / "in") == 0
+    assert "cannot be made or written" in read_nights(two / "out").loc["a", "reason"]
+    assert (two / "out" / "a").read_text() == "mine"
 
 
 def test_a_full_disk_stops_the_run_with_a_sentence(trained, two, monkeypatch, capsys):

@@ -76,7 +76,7 @@ def tell_nights(nights: pd.DataFrame, settings: ScoreSettings) -> int:
     if len(failed) == len(nights):
         raise UserError(
             f"none of {len(nights)} recordings could be scored; the reasons stand in {table} "
-            f"(the first: {failed['reason'].iloc[0]})"
+            f"(the first, {failed['file'].iloc[0]}: {failed['reason'].iloc[0]})"
         )
     print(f"{len(nights) - len(failed)} of {len(nights)} recordings are scored")
     if len(failed):

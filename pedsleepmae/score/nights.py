@@ -32,14 +32,10 @@ def find_recordings(given: Sequence[str]) -> list[Path]:
         for path in _edf_files(word):
             found.setdefault(os.path.realpath(path), path)
     recordings = [path for path in found.values() if not holds_rows_alone(path)]
-    n_left_out = len(found) - len(recordings)
     if not recordings:
-        raise SettingsError(
-            f"recordings: all {n_left_out} EDF files found hold annotations alone; give the files "
-            "that hold the signals"
-        )
-    if n_left_out:
-        warn(f"{n_left_out} EDF files hold annotations alone and are no recordings")
+        raise SettingsError("recordings: hold annotations alone; give EDF files with signals")
+    if n_left_out := len(found) - len(recordings):
+        warn(f"EDF files of annotations alone, which are no recordings: {n_left_out} left out")
     return recordings
 
 
@@ -98,8 +94,9 @@ def scored_row(path: Path, summary: Mapping) -> dict:
 
 def failed_row(path: Path, name: str, problem: Exception | str) -> dict:
     """Of a recording that could not be scored."""
+    reason = printable(problem).removeprefix(f"{printable(path.name)}: ")  # to be counted
     told = {"recording": name, "file": printable(str(path))}
-    return told | {"status": "failed", "reason": printable(problem)}
+    return told | {"status": "failed", "reason": reason}
 
 
 def write_nights(output_dir: Path, rows: Iterable[Mapping]) -> pd.DataFrame:

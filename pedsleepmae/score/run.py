@@ -184,7 +184,7 @@ def score_nights(
                 f"{len(rows)} of {len(recordings)} recordings are scored already", file=sys.stderr
             )
             table = nights.write_nights(output_dir, rows.values())
-        for path in tqdm(todo, desc="Scoring", unit="recording"):
+        for path in tqdm(todo, desc="Scoring", unit="recording", disable=not todo):
             rows[path] = score_or_tell(scorer, path, names[path], settings)
             if reason := rows[path].get("reason"):
                 tqdm.write(f"{rows[path]['file']}: {reason}", file=sys.stderr)
