@@ -31,7 +31,7 @@ MOST_MISSING = 0.5  # an epoch that misses more of a channel does not have it
 # Breaths are 6 to 60 a minute, from the slow sleeper to the infant. They are sought in the slope of
 # the signal, up to the rate at which no harmonic of them is left: there they hold 0.5 to 0.99 of
 # the power (real and simulated belts, cannulas, thermistors, 30 s at a time), the white noise of an
-# open input 0.02, pink noise 0.1, the random walk of a drifting one 0.26 (0.36 at most).
+# open input 0.02, pink noise 0.1, the random walk of a drifting one 0.26, seldom above 0.36.
 BREATH_HZ = (0.1, 1.0)
 NOISE_HZ = 4.0
 BREATH_SHARE = 0.4
