@@ -313,6 +313,15 @@ def test_the_name_of_a_used_signal_is_not_proposed(tmp_path):
     assert found.proposals == []
 
 
+def test_a_stand_in_that_was_given_and_refused_is_not_proposed_again(tmp_path):
+    file = edf(tone("Saturation", 0.1, 4, unit="%", physical=("-100", "100")))  # no oximeter
+    path = file.write(tmp_path / "1_1.edf")
+    (proposal,) = inspect_recording(path, ReadSettings()).proposals
+    assert (proposal.channel, proposal.confidence) == ("SPO2", "guess")
+    given = ReadSettings(stand_ins={"spo2": ["saturation"]})
+    assert inspect_recording(path, given).proposals == []
+
+
 def test_control_characters_of_labels_reach_neither_terminal_nor_file(tmp_path):
     file = edf(tone("VTH\x1b[2J\x07", 0.25, 25))
     found = inspect_recording(file.write(tmp_path / "1_1.edf"), ReadSettings())

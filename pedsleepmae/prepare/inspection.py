@@ -111,7 +111,17 @@ def inspect_recording(path: Path, settings: examples.ReadSettings) -> Inspection
         return Inspection("\n".join(lines), [])
     looks = {i: look_at(recording, i) for i in unused}
     candidates = _nameable(recording, used, looks)
-    found = proposals.propose(list(candidates.values()), absent)
+    # What was given for an absent channel was tried, and refused for the reason above.
+    given = {
+        (canonical_label(name), canonical_label(label))
+        for name, labels in settings.stand_ins.items()
+        for label in labels
+    }
+    found = [
+        p
+        for p in proposals.propose(list(candidates.values()), absent)
+        if (canonical_label(p.channel), canonical_label(p.label)) not in given
+    ]
     what = f"{N_LOOKS} looks of {LOOK_S:.0f} s at each signal that no channel uses:"
     lines += ["", what, *_aligned(_unused_rows(recording, looks, candidates, found))]
     return Inspection("\n".join(lines), found)

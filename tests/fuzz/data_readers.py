@@ -42,6 +42,16 @@ def build_recording(folder: Path) -> None:
     edf_files.write_tsv(folder / "1_2.tsv", rows)
 
 
+def build_laboratory(folder: Path) -> None:
+    """Two of the 16, and other signals under a laboratory's own names, one of them twice."""
+    labels = ["EEG C3-M2", "Abdomen", "VTH", "VTH", "NAF1", "PHONO", "EEG Fp1-A1", "EOG left"]
+    labels += ["EMG submental", "Saturation", "Resp Rate", "CO2", "Light"]
+    file = edf_files.nch_file(seconds=80, rate_hz=64, labels=labels)
+    for signal in file.signals[9:]:
+        signal.per_record, signal.digital = 4, signal.digital[::64]
+    file.write(folder / "1_2.edf")
+
+
 def read_recording(folder: Path, _rng: np.random.Generator) -> None:
     """As a worker of script 1 prepares it, and what it left on disk."""
     study = Study(folder / "1_2.edf", folder / "1_2.tsv", 1, 2)

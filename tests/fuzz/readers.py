@@ -37,7 +37,7 @@ NIGHT_FILES = ("Sleep_Data/*", "Health_Data/*")
 
 READERS = (
     Reader("recording", data.build_recording, ("*.edf",), EDF_FILE, data.read_recording, 3.0),
-    Reader("inspect", data.build_recording, ("*.edf",), EDF_FILE, data.inspect),
+    Reader("inspect", data.build_laboratory, ("*.edf",), EDF_FILE, data.inspect),
     Reader("hypnogram", data.build_hypnogram, ("*",), HYPNOGRAM, data.read_annotations, 2.0),
     Reader("tsv", data.build_tsv, ("*",), TSV_FILE, data.read_annotations, 2.0),
     Reader("xml", data.build_xml, ("*",), XML_FILE, data.read_annotations, 2.0),
