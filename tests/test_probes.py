@@ -315,7 +315,7 @@ def test_a_night_with_perfect_probabilities_has_its_scored_sleep_and_indices(tmp
     here = index.study_ids == study
     sleep_min = (index.labels["sleep"][here] > 0).sum() / 2
     assert nights.loc[study, "sleep_min_scored"] == sleep_min
-    arousals = index.labels["eeg"][here].sum()
+    arousals = index.labels["eeg"][here][index.labels["sleep"][here] > 0].sum()  # none of wake
     assert nights.loc[study, "arousal_index_scored"] == pytest.approx(60 * arousals / sleep_min)
     assert abs(results.agreement["sleep_min"]["bias"]) < 0.5
     assert abs(results.agreement["arousal_index"]["bias"]) < 1
@@ -324,10 +324,11 @@ def test_a_night_with_perfect_probabilities_has_its_scored_sleep_and_indices(tmp
 
 
 def test_indices_count_events_where_their_number_is_known(tmp_path):
-    """Every epoch with an arousal holds three of them, but for nights whose number is unknown."""
+    """An epoch of sleep with an arousal holds three; of some nights their number is unknown."""
     index = planted_index(tmp_path, PATIENTS, n_epochs=60, seed=12)
     x_NF = np.concatenate([np.eye(5)[index.labels["sleep"]], index.labels["eeg"][:, None]], 1)
-    epochs = pd.DataFrame({"study_id": index.study_ids, "n": index.labels["eeg"]})
+    in_sleep_N = index.labels["eeg"] * (index.labels["sleep"] > 0)
+    epochs = pd.DataFrame({"study_id": index.study_ids, "n": in_sleep_N})
     table = epochs.groupby("study_id", as_index=False).sum()
     table["patient_id"], table["n_arousals"] = table["study_id"] // 10, 3.0 * table["n"]
     val = np.unique(index.study_ids[index.rows("val")])

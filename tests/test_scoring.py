@@ -569,8 +569,8 @@ def test_distance_is_counted_in_spreads_along_each_axis():
 # ------------------------------------------------------------------ figures of the night
 def test_the_figures_of_a_night_by_hand(scorer):
     # 20 epochs awake, 40 in N2: 20 minutes of sleep; 8 epochs at 0.75, so 6 expected.
-    night = make_night([0] * 20 + [2] * 40, apnea_hypopnea=[0.75] * 8 + [0.0] * 52)
-    rows = {row["name"]: row for row in night_quantities(scorer, night, {})}
+    night = make_night([0] * 20 + [2] * 40, apnea_hypopnea=[0.0] * 52 + [0.75] * 8)
+    rows = {row["name"]: row for row in night_quantities(scorer, night)}
     assert rows["analysed_min"]["value"] == 30.0
     assert rows["sleep_min"]["value"] == rows["sleep_min"]["called"] == 20.0
     assert rows["sleep_efficiency"]["value"] == pytest.approx(100 * 2 / 3)
@@ -587,15 +587,14 @@ def test_indices_count_events_where_the_probes_know_events_for_an_epoch(scorer):
     facts = scorer.basis.facts
     known = {"events_per_epoch": {"apnea_hypopnea_index": 0.5}}
     basis = replace(scorer.basis, facts=facts | {"nights": facts["nights"] | known})
-    night = make_night([0] * 20 + [2] * 40, apnea_hypopnea=[0.75] * 8 + [0.0] * 52)
+    night = make_night([0] * 20 + [2] * 40, apnea_hypopnea=[0.0] * 52 + [0.75] * 8)
     labels = {task: np.zeros(60, int) for task in ("apnea", "hypopnea", "desaturation", "arousal")}
     labels |= {"sleep": night.called["sleep"], "apnea_hypopnea": np.arange(60) % 2}
     labels["apnea"] = np.arange(60) % 2
-    rows = night_quantities(
-        replace(scorer, basis=basis),
-        replace(night, scored=labels),
-        {"apnea": 3, "hypop": 1, "desat": 7, "eeg": 9},
-    )
+    begun = {kind: np.zeros(60, int) for kind in ("apnea", "hypop", "desat", "eeg")}
+    begun["apnea"][[5, 30, 31]], begun["hypop"][40] = (4, 2, 1), 1  # four of them in wake
+    night = replace(night, scored=labels, begun=begun)
+    rows = night_quantities(replace(scorer, basis=basis), night)
     index = next(row for row in rows if row["name"] == "apnea_hypopnea_index")
     assert index["unit"] == "events per hour of sleep"
     assert index["value"] == pytest.approx(9.0)  # 6 epochs, 3 events, in a third of an hour
@@ -606,13 +605,13 @@ def test_indices_count_events_where_the_probes_know_events_for_an_epoch(scorer):
 
 def test_a_figure_that_cannot_be_had_says_why(scorer):
     no_sleep = make_night([0] * 40, apnea_hypopnea=[0.5] * 40)
-    rows = {row["name"]: row for row in night_quantities(scorer, no_sleep, {})}
+    rows = {row["name"]: row for row in night_quantities(scorer, no_sleep)}
     assert rows["apnea_hypopnea_index"]["reason"] == "less than 15 minutes of sleep"
     assert rows["desaturation_index"]["reason"] == "the probe file holds no probe for it"
     events = {"apnea_hypopnea": no_sleep.prob["apnea_hypopnea"]}
     called = {"apnea_hypopnea": no_sleep.called["apnea_hypopnea"]}
     no_stages = Night(no_sleep.onsets_s, events, called, np.zeros(40), None)
-    rows = {row["name"]: row for row in night_quantities(scorer, no_stages, {})}
+    rows = {row["name"]: row for row in night_quantities(scorer, no_stages)}
     assert rows["sleep_min"]["reason"] == "the probe file holds no probe for it"
     assert "no time of sleep" in rows["apnea_hypopnea_index"]["reason"]
     assert len(annotation_rows(no_stages)) == 2
@@ -636,6 +635,7 @@ def test_a_night_unlike_the_training_data_is_cautioned_against():
         "far": {"share": 0.4, "expected_share": 0.01},
         "absent": [],
         "epochs": "at the scored rows",
+        "lights": {"off_s": None, "on_s": None, "not_analysed_min": None},
     }
     (line,) = cautions(content)
     assert "do not rely" in line

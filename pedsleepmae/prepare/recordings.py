@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 import mmap
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ HIGHEST_RATE_HZ = 1e5  # no amplifier of the night is faster; resampling would t
 # million take 1 GB of memory.
 LARGEST_ROWS, MOST_ROWS = 256_000_000, 5_000_000  # bytes, rows
 SMALLEST_READ = 64  # bytes that a look at one record counts for at least
+_START_TIME = re.compile(rb"([01][0-9]|2[0-3])[.:]([0-5][0-9])[.:]([0-5][0-9])")
 _ROWS_LABEL = "EDF Annotations"
 LONGEST_REASON = 200  # characters of what a library says
 _CACHED_SAMPLES = 1 << 16  # 256 kB of float32: stays in the processor's cache from step to step
@@ -106,7 +108,7 @@ def open_edf(path: Path) -> Recording:
             n_records = int(edf.num_data_records)
             discontinuous = edf.reserved.startswith("EDF+D")
             recording_field = edf.local_recording_identification
-            start_clock_s = _start_clock(edf)
+            start_clock_s = _start_clock(path)
     except _HEADER_ERRORS as error:
         raise RecordingError(f"{name}: no readable EDF file ({_one_line(error)})") from error
     if discontinuous:
@@ -132,13 +134,13 @@ def open_edf(path: Path) -> Recording:
     )
 
 
-def _start_clock(edf: edfio.Edf) -> float | None:
+def _start_clock(path: Path) -> float | None:
     """Seconds from midnight to the start; None where that field of the header is no time."""
-    try:
-        start = edf.starttime
-    except _HEADER_ERRORS:
+    found = _START_TIME.fullmatch(_read_header(path).main[176:184])
+    if found is None:
         return None
-    return 3600.0 * start.hour + 60 * start.minute + start.second + start.microsecond / 1e6
+    hours, minutes, seconds = map(int, found.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
 
 
 def _checked_name(path: Path) -> str:

@@ -41,10 +41,12 @@ MEANINGS = {
         _OWN,
     ),
     "time_in_bed_min": Meaning(
-        "time in bed", "Lights off to lights on (total recording time).", _REPORTED
+        "time in bed", "Lights off to lights on, the total recording time of AASM.", _REPORTED
     ),
     "sleep_min": Meaning(
-        "total sleep time", "Time in N1, N2, N3 and R from lights off to lights on.", _REPORTED
+        "total sleep time (TST)",
+        "Time in N1, N2, N3 and R from lights off to lights on.",
+        _REPORTED,
     ),
     "sleep_efficiency": Meaning(
         "sleep efficiency",
@@ -54,18 +56,19 @@ MEANINGS = {
     ),
     "sleep_latency_min": Meaning(
         "sleep latency",
-        "Lights off to the start of the first epoch of any sleep in the called hypnogram, also as "
-        "the expected value: a sum of probabilities has no onset.",
+        "Lights off to the start of the first epoch of any sleep; as expected value the called "
+        "one, since a sum of probabilities has no onset.",
         _REPORTED,
     ),
     "rem_latency_min": Meaning(
         "REM latency",
-        "Start of the first epoch of sleep to that of the first in R, in the called hypnogram.",
+        "Start of the first epoch of sleep to that of the first in R; as expected value the called "
+        "one.",
         _REPORTED,
     ),
     "waso_min": Meaning(
         "wake after sleep onset (WASO)",
-        "Time in W from the first epoch of sleep to lights on, in the called hypnogram.",
+        "Time in W from the first epoch of sleep to lights on; as expected value the called one.",
         _REPORTED,
     ),
     **{
@@ -85,8 +88,10 @@ MEANINGS = {
         "Apneas and hypopneas of all types, central ones too, in sleep, per hour of sleep.",
         _BREATHING,
     ),
-    "ahi_rem": Meaning("AHI in REM", "Those in R, per hour of R.", _BREATHING),
-    "ahi_nrem": Meaning("AHI in NREM", "Those in N1, N2 and N3, per hour of these.", _BREATHING),
+    "ahi_rem": Meaning("AHI in REM", "Apneas and hypopneas in R, per hour of R.", _BREATHING),
+    "ahi_nrem": Meaning(
+        "AHI in NREM", "Apneas and hypopneas in N1, N2 and N3, per hour of these.", _BREATHING
+    ),
     "desaturation_index": Meaning(
         "oxygen desaturation index (ODI)",
         "Oxygen desaturations in sleep, per hour of sleep, by the depth that the scorers behind "

@@ -90,10 +90,12 @@ def draw_night(night: Night, examples: store.Examples, origins: Mapping[str, str
     if events:
         _draw_events(axes["events"], hours, night, events)
     _draw_distance(axes["distance"], hours, night)
-    for time_s in (night.lights.off_s, night.lights.on_s):
-        for ax in axes.values() if time_s is not None else ():
-            ax.axvline(time_s / 3600, color=plots.INK, lw=0.9, ls=(0, (4, 3)))
-    axes["distance"].set_xlim(hours[0], hours[-1] + EPOCH_S / 3600)
+    shown = [hours[0], hours[-1] + EPOCH_S / 3600]
+    for time_s in {night.lights.off_s, night.lights.on_s} - {None}:
+        shown.append(time_s / 3600)
+        for ax in axes.values():
+            ax.axvline(time_s / 3600, color=plots.INK, lw=0.9, ls=(0, (4, 3)), clip_on=False)
+    axes["distance"].set_xlim(min(shown), max(shown))
     axes["distance"].set_xlabel("hours from the start of the recording", fontsize=9)
     return figure
 
