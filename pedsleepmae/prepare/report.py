@@ -25,6 +25,7 @@ REMARKABLE = {  # share of a channel above which it is remarked on, and the rema
     "mains": (0.3, "{:.0%} of the power above 20 Hz is mains"),
 }
 N_PICTURES = 4
+N_QUALITY_ROWS = 500  # thousands would bury what follows
 
 
 # ------------------------------------------------------------------ one file
@@ -83,6 +84,7 @@ def write_report(outcomes: Sequence[examples.Outcome], plan: Grouping, batches_d
     for outcome in usable:
         for label, codes in outcome.label_counts.items():
             label_counts.update({(label, int(code)): n for code, n in codes.items()})
+    quality = _quality_rows(usable)
     page = page_template("prepare_report.html.j2").render(
         plan=plan,
         n_examples=sum(outcome.n_examples for outcome in usable),
@@ -92,7 +94,8 @@ def write_report(outcomes: Sequence[examples.Outcome], plan: Grouping, batches_d
         unusable=[outcome for outcome in outcomes if not outcome.usable],
         channels=_channel_rows(usable),
         label_counts=label_counts,
-        quality=_quality_rows(usable),
+        quality=quality[:N_QUALITY_ROWS],
+        n_quality=len(quality),
         pictures=_pictures(plan, batches_dir),
     )
     path = batches_dir / "prepare_report.html"
@@ -140,7 +143,7 @@ def _quality_rows(usable: Sequence[examples.Outcome]) -> list[tuple[str, str, st
         if (words := _quality_in_words(quality))
     ]
     worst = Counter(key for key, _, _ in rows)
-    return sorted(rows, key=lambda row: (-worst[row[0]], row[0]))[:500]
+    return sorted(rows, key=lambda row: (-worst[row[0]], row[0]))
 
 
 def _pictures(plan: Grouping, batches_dir: Path) -> list[tuple[str, str]]:
