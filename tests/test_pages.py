@@ -15,13 +15,15 @@ from edf_files import nch_study
 from small_probes import ROOT, run_script
 
 from pedsleepmae.channels import CHANNEL_NAMES
+from pedsleepmae.generate.imputation import METHODS
+from pedsleepmae.generate.pictures import METHOD_NAMES
 from pedsleepmae.metrics import figure_names
 from pedsleepmae.pages import page
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.grouping import Grouping, SplitSettings
 from pedsleepmae.prepare.report import write_report
 from pedsleepmae.probe.report import make_page
-from pedsleepmae.tasks import N_CLASSES, STAGES, TASKS
+from pedsleepmae.tasks import CLASSES, N_CLASSES, STAGES, TASKS
 
 TEMPLATES = Path(page.__file__).parent / "templates"
 FRAME = "page.html.j2"
@@ -54,12 +56,14 @@ MEASURE = """<script>addEventListener("load", () => {
 # ------------------------------------------------------------------ pages with all they can hold
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
-    """The pages of scripts 1, 3 and 4, by script: long names, 16 channels, six tasks."""
+    """The pages of scripts 1 and 3 to 6: long names, 16 channels, six tasks."""
     folder = tmp_path_factory.mktemp("pages")
     return {
         "script 1": prepare_page(folder),
         "script 3": probe_page(folder),
         "script 4": night_page(folder),
+        "script 5": exploration_page(folder),
+        "script 6": generation_page(folder),
     }
 
 
@@ -151,6 +155,69 @@ def night_page(folder: Path) -> Path:
     return report
 
 
+def exploration_page(folder: Path) -> Path:
+    """Two maps with what separates them and a cohort compared twice, without pictures."""
+    separation = {"silhouette": -0.123, "silhouette_shuffled": -0.123, "n": 20_000}
+    separation |= {"agreement": 0.123, "agreement_shuffled": 0.123}
+    maps = {"n_epochs": 20_000, "n_patients": 200, "separation": {"patient": separation}}
+    one = {"n_cohort": 100, "n_rest": 1000, "epochs_per_patient": 20, "reason": None}
+    one |= {
+        "age_cohort": 10.5,
+        "age_rest": 11.5,
+        "age_gap": 1.5,
+        "p_value": 0.001,
+        "least_p": 0.001,
+    }
+    one |= {"silhouette": -0.123, "ci95": [-0.150, -0.100], "draws95": [-0.150, -0.100]}
+    one |= {"shuffled": -0.123, "shuffled95": [-0.150, -0.100]}
+    against = ("other patients", "controls of nearest age")
+    cohort = {"name": LONG, "n_patients_by_code": {"Q90.9": 100}, "n_listed": 10}
+    cohort["comparisons"] = [one | {"against": words} for words in against]
+    content = {"checkpoint": f"{LONG}.pt", "checkpoint_step": 100_000, "pooling": "time_mean"}
+    content |= {"split": "all", "n_epochs": 20_000, "n_patients": 200, "simulated": True}
+    content |= {"maps": [{"method": "PCA"} | maps, {"method": "UMAP"} | maps], "cohort": cohort}
+    content |= {"nights": [], "distances": None, "notes": [LONG]}
+    return write_page(
+        folder / "explore.html", content=content, cautions=[LONG], few_patients=page.FEW_PATIENTS
+    )
+
+
+def generation_page(folder: Path) -> Path:
+    """Every channel imputed, with intervals, without pictures."""
+    names = ("correlation", "spectral_error", "nmse")
+    edges, gain = [-0.15, -0.10], {"value": -0.123, "ci95": [-0.150, -0.100]}
+    figures = dict.fromkeys(names, -0.12) | {"ci95": dict.fromkeys(names, edges)}
+    baseline = figures | {"difference": dict.fromkeys(names, gain)}
+    found = {"n": 20_000, "n_patients": 200, "model": figures}
+    found["baselines"] = dict.fromkeys(METHODS[1:], baseline)
+    content = {"checkpoint": f"{LONG}.pt", "checkpoint_step": 100_000, "pooling": "time_mean"}
+    content |= {"split": "test", "split_hash": None, "simulated": True, "patient_disjoint": True}
+    content |= {"mask_channels": 0.1, "exclude_own_night": True, "typical_queries": True}
+    content |= {"n_neighbours": 5, "max_epochs": 60, "bootstrap_draws": 200, "show_all": False}
+    content |= {"prevalence": {name: {"n": 20_000, "share": 0.123} for name in CLASSES}}
+    content |= {"outliers": {"n_reference": 20_000}}
+    return write_page(
+        folder / "generation_report.html",
+        content=content,
+        cautions=[LONG],
+        rows=[(f"{name}  (all effort hidden)", {"all": found}) for name in CHANNEL_NAMES],
+        method_names=METHOD_NAMES,
+        baselines=METHODS[1:],
+        classes=CLASSES,
+        means=[],
+        queries=[],
+        targets={},
+    )
+
+
+def write_page(path: Path, **values) -> Path:
+    """A template's page without pictures."""
+    template = page.page_template(f"{path.name}.j2")
+    text = template.render(headlines=[LONG], pictures={}, counted=page.counted, **values)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 # ------------------------------------------------------------------ measured by a browser
 @pytest.fixture(scope="module")
 def browser() -> str:
@@ -175,7 +242,7 @@ def hidden_parts(browser: str, text: str, width_px: int, folder: Path) -> list[s
     return measured["hidden"]
 
 
-@pytest.mark.parametrize("script", ["script 1", "script 3", "script 4"])
+@pytest.mark.parametrize("script", [f"script {number}" for number in (1, 3, 4, 5, 6)])
 def test_no_table_is_cut_at_1200_pixels_or_on_paper(browser, pages, script, tmp_path):
     text = pages[script].read_text(encoding="utf-8")
     assert hidden_parts(browser, text, SCREEN_PX, tmp_path) == []
@@ -238,6 +305,11 @@ def test_tables_of_script_3_with_intervals_have_at_most_eight_columns(pages):
         rows = re.findall(r"<tr.*?</tr>", table, re.S)
         assert {len(re.findall(r"<t[hd]\b", row)) for row in rows} == {n_columns}
         assert n_columns <= (8 if "[" in table else 10)
+
+
+def test_tables_of_script_6_with_intervals_have_at_most_eight_columns(pages):
+    tables = re.findall(r"<table>.*?</table>", pages["script 6"].read_text(encoding="utf-8"), re.S)
+    assert [len(re.findall(r"<th\b", table)) for table in tables] == [8, 5, 1 + len(CLASSES)]
 
 
 def test_every_left_out_recording_and_channel_is_in_the_page_of_script_1(pages):
