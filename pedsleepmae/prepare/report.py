@@ -18,6 +18,7 @@ from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import batch_path, map_signals
 
 N_PICTURES = 4
+N_QUALITY_ROWS = 500  # thousands would bury what follows
 
 
 def write_report(outcomes: Sequence[examples.Outcome], plan: Grouping, batches_dir: Path) -> Path:
@@ -27,6 +28,7 @@ def write_report(outcomes: Sequence[examples.Outcome], plan: Grouping, batches_d
     for outcome in usable:
         for label, codes in outcome.label_counts.items():
             label_counts.update({(label, int(code)): n for code, n in codes.items()})
+    quality = _quality_rows(usable)
     page = page_template("prepare_report.html.j2").render(
         plan=plan,
         n_examples=sum(outcome.n_examples for outcome in usable),
@@ -36,7 +38,8 @@ def write_report(outcomes: Sequence[examples.Outcome], plan: Grouping, batches_d
         unusable=[outcome for outcome in outcomes if not outcome.usable],
         channels=_channel_rows(usable),
         label_counts=label_counts,
-        quality=_quality_rows(usable),
+        quality=quality[:N_QUALITY_ROWS],
+        n_quality=len(quality),
         pictures=_pictures(plan, batches_dir),
     )
     path = batches_dir / "prepare_report.html"
@@ -84,7 +87,7 @@ def _quality_rows(usable: Sequence[examples.Outcome]) -> list[tuple[str, str, st
         if (words := quality_in_words(quality))
     ]
     worst = Counter(key for key, _, _ in rows)
-    return sorted(rows, key=lambda row: (-worst[row[0]], row[0]))[:500]
+    return sorted(rows, key=lambda row: (-worst[row[0]], row[0]))
 
 
 def _pictures(plan: Grouping, batches_dir: Path) -> list[tuple[str, str]]:

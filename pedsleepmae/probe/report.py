@@ -55,14 +55,26 @@ def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
     """
     for name, table in make_tables(results, content).items():
         disk.write_table(output_dir / "tables" / f"{name}.csv", table)
+    pictures = write_pictures(output_dir / "pictures", make_pictures(results))
+    page = make_page(content, count(results.index), results.best_table.name, pictures)
+    disk.write_text(output_dir / "report.html", page)
+    return output_dir / "report.html"
+
+
+def make_page(
+    content: Mapping, counts: Mapping[str, Mapping], read_out: str, pictures: Mapping[str, str]
+) -> str:
+    """report.html of metrics.json's ``content``, ``counts`` of each split and pictures, base64.
+
+    ``read_out`` names the features that all tasks use.
+    """
     tasks = content["tasks"]
     events = [task for task in tasks if task != "sleep"]
     ranked = [task for task in events if tasks[task]["test"]["auroc"] is not None]
     cautions = data_cautions(content, "the val and test patients")
-    counts = count(results.index)
     if content["patient_disjoint"]:
         cautions += few_patients_caution(counts["test"]["patients"], "Test")
-    page = page_template("probe_report.html.j2").render(
+    return page_template("probe_report.html.j2").render(
         content=content,
         tasks=tasks,
         events=events,
@@ -73,15 +85,13 @@ def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
         stages=STAGES,
         verdicts=lambda baseline: count_verdicts(tasks, baseline),
         cautions=cautions,
-        pictures=write_pictures(output_dir / "pictures", make_pictures(results)),
+        pictures=pictures,
         pooling_scores=content["pooling_scores_val"],
-        read_out=results.best_table.name,
+        read_out=read_out,
         quantity=quantity_in_words,
         counted=counted,
         counts=counts,
     )
-    disk.write_text(output_dir / "report.html", page)
-    return output_dir / "report.html"
 
 
 def count(index: store.ExampleIndex) -> dict[str, dict[str, int]]:
