@@ -30,8 +30,8 @@ class ScorePaths:
     """Written: a folder named after the recording with epochs.csv, summary.json, summary.csv,
     annotations.edf and report.html."""
     annotations: Path | None = None
-    """The recording's scoring (.tsv, -nsrr.xml or EDF+); none: looked for beside the recording and
-    in it."""
+    """The recording's scoring (.tsv, .csv or .txt as annotation_table says, -nsrr.xml or EDF+);
+    none: looked for beside the recording and in it."""
 
 
 @dataclass
@@ -84,9 +84,10 @@ def score_recording(scorer: Scorer, recording: Path, settings: ScoreSettings) ->
 
 def read_examples(recording: Path, settings: ScoreSettings) -> tuple[Examples, Outcome]:
     """Its examples at the scored epochs, or on a 30-s grid; RecordingError or AnnotationError."""
-    opened, paths = open_edf(recording), settings.paths
+    opened, given, scoring = open_edf(recording), settings.paths.annotations, None
     try:
-        scoring = find_scoring(recording, paths.annotations) if settings.use_annotations else None
+        if settings.use_annotations:
+            scoring = find_scoring(recording, given, settings.text_table())
         return examples_to_score(opened, scoring, settings, settings.grid_offset_s)
     except AnnotationError as error:
         remedy = "--use_annotations false passes the annotations over"
