@@ -90,13 +90,18 @@ def decode(raw: bytes) -> str:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError:
             text = raw.decode("latin-1")
-    return unicodedata.normalize("NFC", text.replace("\0", ""))  # one way to write an accent
+    return text.replace("\0", "")
 
 
 # ------------------------------------------------------------------ cells
 def plain_name(text: str) -> str:
-    """A name in lower case, without spaces at its ends and with single ones inside."""
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+    """A name in lower case, in one spelling."""
+    return one_spelling(text).lower()
+
+
+def one_spelling(text: str) -> str:
+    """A text with single spaces, none at its ends, and one way to write an accent."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def as_decimal(text: str) -> float | None:

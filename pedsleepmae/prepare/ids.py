@@ -16,7 +16,7 @@ import pandas as pd
 from pedsleepmae import disk
 from pedsleepmae.errors import SettingsError
 from pedsleepmae.foreign import LARGEST_TABLE, TableError, as_id
-from pedsleepmae.prepare.delimited import read_delimited
+from pedsleepmae.prepare.delimited import one_spelling, read_delimited
 
 COLUMNS = ("patient", "study", "patient_id", "study_id")
 
@@ -34,14 +34,18 @@ class Ids:
 
     def extend(self, named: Iterable[tuple[str, str]]) -> "Ids":
         """With the (patient, study) texts that are not numbered yet; what is numbered stays."""
-        named = list(named)
-        patients = number_texts((patient for patient, _ in named), self.patients)
-        studies = {}
-        for patient in patients:
-            known = {study: n for (who, study), n in self.studies.items() if who == patient}
-            new = (study for who, study in named if who == patient)
-            for study, number in number_texts(new, known).items():
-                studies[patient, study] = number
+        new: dict[str, list[str]] = {}
+        for patient, study in named:
+            new.setdefault(patient, []).append(study)
+        known = {patient: {} for patient in self.patients}
+        for (patient, study), number in self.studies.items():
+            known[patient][study] = number
+        patients = number_texts(new, self.patients)
+        studies = {
+            (patient, study): number
+            for patient in patients
+            for study, number in number_texts(new.get(patient, []), known.get(patient, {})).items()
+        }
         return Ids(self.path, patients, studies)
 
     @property
@@ -69,7 +73,7 @@ class Ids:
 
 def plain_id(text: str) -> str:
     """One spelling of an id: single spaces; a whole number without leading zeros."""
-    text = " ".join(text.split()).lstrip("'")  # a spreadsheet's mark of a text
+    text = one_spelling(text).lstrip("'")  # a spreadsheet's mark of a text
     number = as_id(text)
     return text if number is None else str(number)
 
@@ -110,7 +114,6 @@ def read_ids(path: Path) -> Ids:
         agree = agree and owners.setdefault((patient_id, study_id), study) == study
         if not agree:
             raise TableError(
-                f"{path.name}: line {line} gives no whole numbers, or others than a line above; "
-                "mend it, or take the file as it was"
+                f"{path.name}: line {line} gives no whole numbers, or others than a line above"
             )
     return ids

@@ -20,16 +20,13 @@ from pedsleepmae.splits import DAYS_PER_YEAR
 IDS = "ids.csv"
 REQUIRED = ("recording", "patient")
 OPTIONAL = ("study", "annotations", "age_years", "sex", "lights_off", "lights_on")
-ALSO_CALLED = {"age": "age_years", "lights off": "lights_off", "lights on": "lights_on"}
+ALSO_CALLED = {"age": "age_years"}
 SEXES = {"f": "F", "female": "F", "m": "M", "male": "M", "": ""}
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line of the table, its cells as they stand; ``n_cells`` of the line, not of the header.
-
-    ``patient`` and ``study`` are plain ids, "" where there is none.
-    """
+    """One line of the table: its cells as they stand, but patient and study in one spelling."""
 
     line: int
     recording: str
@@ -58,7 +55,8 @@ def read_recordings(
     try:
         known = read_ids(ids_path or path.with_name(IDS))  # shared by the tables of a folder
     except TableError as error:
-        raise SettingsError(f"paths.ids: {error}") from error
+        remedy = "mend it, or name another file with --paths.ids"
+        raise SettingsError(f"paths.ids: {error}; {remedy}") from error
     rows = _number_studies(rows)
     ids = known.extend((row.patient, row.study) for row in rows if row.patient)
     studies = _refuse_second([(_study(row, path, ids), row) for row in rows])
@@ -76,7 +74,7 @@ def _columns_in_words() -> str:
 def _read_rows(path: Path) -> tuple[list[str], list[TableRow]]:
     """Names of the columns and the rows; TableError when it is no table of these columns."""
     header, lines = read_delimited(path, REQUIRED, LARGEST_TABLE)
-    header = [ALSO_CALLED.get(name, name) for name in header]
+    header = [ALSO_CALLED.get(name, name.replace(" ", "_")) for name in header]
     while header and not header[-1]:  # a delimiter at the end of each line
         header.pop()
     for name in header:

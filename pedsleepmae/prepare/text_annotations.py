@@ -1,10 +1,12 @@
 """Annotations that are a table in text, with the columns and the words of any laboratory."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import SettingsError, printable
@@ -16,9 +18,15 @@ from pedsleepmae.prepare.annotations import (
     Scoring,
     scoring_from_rows,
 )
-from pedsleepmae.prepare.delimited import as_onset, is_clock, plain_name, read_delimited
+from pedsleepmae.prepare.delimited import (
+    as_onset,
+    is_clock,
+    one_spelling,
+    plain_name,
+    read_delimited,
+)
 from pedsleepmae.prepare.recordings import read_start_clock
-from pedsleepmae.prepare.stages import GRID_ROWS, LONGEST_WORD, TOLD_WORDS
+from pedsleepmae.prepare.stages import GRID_ROWS, LONGEST_WORD, TOLD_WORDS, stage_of
 from pedsleepmae.tasks import STAGES, UNSCORED
 
 STAGE_CODES = {stage: code for code, stage in enumerate(STAGES)} | {"?": UNSCORED}
@@ -44,8 +52,8 @@ class AnnotationTable:
     onset: str = "onset"
     """Column of the onsets: seconds from recording start, or times such as 22:15:00."""
     duration: str = "duration"
-    """Column of the durations, seconds. Without one a stage lasts 30 s, or to the next row if that
-    comes sooner, and an event marks the epoch of its onset."""
+    """Column of the durations, seconds. Where no stage has one, it lasts as long as it is from one
+    to the next most often, 30 s at most; an event without one marks the epoch of its onset."""
     text: str = "description"
     """Column of the stages' and events' names."""
     times: Literal["clock", "elapsed"] = "clock"
@@ -61,7 +69,7 @@ class AnnotationTable:
 
     def check(self) -> None:
         """Raise SettingsError for a word that stands for nothing, or for two things."""
-        stages = _by_plain_word(self.stage_words, STAGE_CODES, "stage_words")
+        stages = self.stages()
         events = _by_plain_word(self.event_words, EVENT_CODES, "event_words")
         if both := stages.keys() & events.keys():
             raise SettingsError(
@@ -69,13 +77,17 @@ class AnnotationTable:
                 "one of them"
             )
 
-    def scoring(self, rows: list[tuple[float, float, str] | None]) -> Scoring:
+    def scoring(self, rows: Iterable[tuple[float, float, str] | None]) -> Scoring:
         """Scoring of (onset_s, duration_s, text) rows by these words beside the common ones."""
-        return scoring_from_rows(
-            rows,
-            own_stages=_by_plain_word(self.stage_words, STAGE_CODES, "stage_words"),
-            events=self.events(),
-        )
+        return scoring_from_rows(rows, own_stages=self.stages(), events=self.events())
+
+    def names_stage(self, text: str) -> bool:
+        """True for a stage's name, of the laboratory's words or the common ones."""
+        return plain_name(text) in self.stages() or stage_of(text, strict=False) is not None
+
+    def stages(self) -> dict[str, int]:
+        """Stage by plain word of the laboratory's."""
+        return _by_plain_word(self.stage_words, STAGE_CODES, "stage_words")
 
     def events(self) -> dict[str, tuple[str, int]]:
         """(label, code) by plain word, NCH's and the laboratory's."""
@@ -102,31 +114,32 @@ def read_text_annotations(path: Path, table: AnnotationTable, recording: Path | 
     left out. Raises AnnotationError, or RecordingError where the header tells no start.
     """
     name = printable(path.name)
-    header, lines = _read_lines(path, table)
-    has_duration = plain_name(table.duration) in header
+    lines = _read_lines(path, table)
     start_s = None
     if table.times == "clock" and any(cells and is_clock(cells[0]) for cells in lines):
         if recording is None:
             raise AnnotationError(f"{name}: its onsets are times of day; give the recording, too")
         start_s = read_start_clock(recording)
     rows = [cells and _read_row(*cells, start_s) for cells in lines]
-    if not has_duration:
-        rows = [row and _with_duration(row, table) for row in rows]
-    scoring = table.scoring(rows)
-    if not (scoring.stages >= 0).any():
+    stages = [row for row in rows if row and table.names_stage(row[2])]
+    if not stages:
         raise AnnotationError(f"{name}: {_no_stage_in_words(rows)}")
-    if not has_duration:
-        scoring.remarks.append(
-            f"annotations without a column {printable(table.duration)!r}: a stage lasts "
-            f"{EPOCH_S:.0f} s at most, an event marks the epoch of its onset"
-        )
+    if any(duration_s > 0 for _, duration_s, _ in stages):
+        return table.scoring(rows)
+    epoch_s = _usual_step(onset_s for onset_s, _, _ in stages)
+    events = table.events()
+    scoring = table.scoring(
+        row and (row[0], row[1] if plain_name(row[2]) in events else epoch_s, row[2])
+        for row in rows
+    )
+    scoring.remarks.append(
+        f"no stage has a duration (column {printable(table.duration)!r}): {epoch_s:g} s are taken"
+    )
     return scoring
 
 
-def _read_lines(
-    path: Path, table: AnnotationTable
-) -> tuple[list[str], list[tuple[str, str, str] | None]]:
-    """Names of the columns; (onset, duration, text) of each row, None for one of too many cells."""
+def _read_lines(path: Path, table: AnnotationTable) -> list[tuple[str, str, str] | None]:
+    """(onset, duration, text) of each row, None for one that has more cells than the header."""
     try:
         header, rows = read_delimited(path, (table.onset, table.text), LARGEST_FILE)
         rows = [cells for _, cells in rows]
@@ -141,8 +154,8 @@ def _read_lines(
             lines.append(None)
         else:
             cells = cells[: len(header)] + [""] * (len(header) + 1 - len(cells))
-            lines.append(tuple(cells[place] for place in places))
-    return header, lines
+            lines.append(tuple(one_spelling(cells[place]) for place in places))
+    return lines
 
 
 def _read_row(
@@ -153,10 +166,10 @@ def _read_row(
     return None if onset_s is None or duration_s is None else (onset_s, duration_s, text)
 
 
-def _with_duration(row: tuple[float, float, str], table: AnnotationTable) -> tuple:
-    """A row of a file that has no durations: what is no event may be an epoch."""
-    onset_s, _, text = row
-    return onset_s, 0.0 if plain_name(text) in table.events() else EPOCH_S, text
+def _usual_step(onsets_s: Iterable[float]) -> float:
+    """Seconds from a stage to the next that are most frequent, 30 at most."""
+    steps_s = Counter(np.diff(sorted(set(onsets_s))).round(3).tolist())
+    return min([EPOCH_S, *(step_s for step_s, _ in steps_s.most_common(1))])
 
 
 def _no_stage_in_words(rows: list[tuple[float, float, str] | None]) -> str:
