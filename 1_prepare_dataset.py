@@ -21,6 +21,8 @@ from pedsleepmae.errors import SettingsError, UserError
 from pedsleepmae.prepare import inspection, layouts, report
 from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.grouping import Grouping
+from pedsleepmae.prepare.ids import Ids
+from pedsleepmae.prepare.recording_table import read_recordings
 from pedsleepmae.prepare.run import PreparePaths, PrepareSettings, prepare_dataset, refuse_foreign
 
 
@@ -39,20 +41,28 @@ def read_health(paths: PreparePaths) -> pd.DataFrame | None:
         return None
 
 
-def open_inputs(settings: PrepareSettings) -> tuple[list[layouts.Study], pd.DataFrame | None]:
-    """The recordings found and the health data; nothing of the user's may be replaced."""
-    paths = settings.paths
-    folder, remedy = paths.recordings_dir, "give the folder of the EDF files"
-    errors.require_folder(folder, "paths.recordings_dir", remedy)
-    health = read_health(paths)
-    studies = layouts.find_studies(folder, settings.layout)
+def open_inputs(
+    settings: PrepareSettings,
+) -> tuple[list[layouts.Study], pd.DataFrame | None, Ids | None]:
+    """The recordings found, the health data, the numbers of ids in a table; nothing of the user's
+    may be replaced."""
+    paths, ids = settings.paths, None
+    if settings.layout == "table":
+        errors.require_file(paths.table, "paths.table", "give the table of the recordings")
+        where, folder = "paths.table", paths.table
+        studies, health, ids = read_recordings(paths.table, paths.ids)
+    else:
+        where, folder = "paths.recordings_dir", paths.recordings_dir
+        errors.require_folder(folder, where, "give the folder of the EDF files")
+        health = read_health(paths)
+        studies = layouts.find_studies(folder, settings.layout)
     if not studies:
         raise SettingsError(
-            f"paths.recordings_dir: no recording of layout {settings.layout} in {folder}; give "
-            "another folder, or another layout"
+            f"{where}: no recording of layout {settings.layout} in {folder}; give another one, or "
+            "another layout"
         )
     refuse_foreign(studies, paths)
-    return studies, health
+    return studies, health, ids
 
 
 def print_outcomes(outcomes: Sequence[Outcome], plan: Grouping) -> None:
@@ -78,7 +88,10 @@ def main(argv: list[str]) -> int:
         )
 
     def work(inputs) -> int:
-        outcomes, plan = prepare_dataset(*inputs, settings)
+        studies, health, ids = inputs
+        if ids is not None:
+            ids.write()
+        outcomes, plan = prepare_dataset(studies, health, settings)
         batches_dir = settings.paths.batches_dir
         page = report.write_report(outcomes, plan, batches_dir)
         if not plan.studies:

@@ -1,6 +1,7 @@
 """Files of others, looked at before they are believed: what lies there, names, numbers, tables."""
 
 import contextlib
+import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,8 @@ def file_problem(path: Path, largest: int | None = None) -> str:
     try:
         found = path.stat()
     except OSError as error:
-        return "is a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        is_link = os.path.islink(path)  # no error of its own, as for a name that is too long
+        return "is a link to nothing" if is_link else f"cannot be read ({error.strerror})"
     if not stat.S_ISREG(found.st_mode):
         return f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file"
     if largest is not None and found.st_size > largest:

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import file_problem
-from pedsleepmae.prepare.stages import LONGEST_S, epochs_of_rows, stage_rows
+from pedsleepmae.prepare.stages import LONGEST_S, TOLERANCE_S, epochs_of_rows, stage_rows
 from pedsleepmae.tasks import EVENT_KINDS, NOTICE, UNSCORED
 
 # Bytes of a .tsv or .xml: NCH's and CHAT's have under 2 MB, and rows grow tenfold in memory.
@@ -175,11 +176,13 @@ def scoring_from_rows(
     *,
     stages: Mapping[str, int] | None = None,
     events: Mapping[str, tuple[str, int]] = EVENTS,
+    own_stages: Mapping[str, int] = MappingProxyType({}),
 ) -> Scoring:
     """Scoring of (onset_s, duration_s, description) rows in any order; None: cannot be read.
 
     Exact duplicates count once. ``stages``: those of a format with a vocabulary of its own;
     without, the words that :mod:`stages` knows, whose epochs_of_rows has the rule of the epochs.
+    ``own_stages``: those of a laboratory's own words, besides.
     """
     rows = list(rows)
     readable = [row for row in rows if row is not None]
@@ -204,7 +207,7 @@ def scoring_from_rows(
             found_events.append(Event(onset_s, duration_s, *events[name]))
         else:
             remarks["stage or event rows with an impossible time left out"] += 1
-    onsets_s, scored = epochs_of_rows(stage_rows(others, stages, remarks), remarks)
+    onsets_s, scored = epochs_of_rows(stage_rows(others, stages, remarks, own_stages), remarks)
     found_events.sort(key=lambda event: (event.onset_s, event.duration_s, event.kind, event.code))
     told = [f"{n} {what}" for what, n in remarks.items()]
     return Scoring(onsets_s, scored, found_events, told, lights_s[False], lights_s[True])
@@ -262,6 +265,19 @@ def grid_labels(recording_s: float, offset_s: float = 0.0) -> EpochLabels:
     onsets_s = offset_s + EPOCH_S * np.arange(recording_s // EPOCH_S + 1)
     scoring = Scoring(onsets_s, np.full(len(onsets_s), UNSCORED), [])
     return label_epochs(scoring, recording_s, keep_unscored=True)
+
+
+def within_lights(scoring: Scoring, off_s: float, on_s: float) -> Scoring:
+    """Without the epochs that do not lie whole between lights off and lights on, and with a remark.
+
+    AASM scores and counts from lights out to lights on; events outside then mark nothing.
+    """
+    starts_s, ends_s = scoring.stage_onsets_s, scoring.stage_onsets_s + EPOCH_S
+    inside = (starts_s >= off_s - TOLERANCE_S) & (ends_s <= on_s + TOLERANCE_S)
+    remarks = list(scoring.remarks)
+    if n := int((~inside & (scoring.stages >= 0)).sum()):
+        remarks.append(f"{n} scored epochs left out that do not lie between lights off and on")
+    return Scoring(starts_s[inside], scoring.stages[inside], scoring.events, remarks)
 
 
 def trim_wake(labels: EpochLabels, margin_min: float) -> EpochLabels:

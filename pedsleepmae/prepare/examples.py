@@ -31,8 +31,9 @@ from pedsleepmae.prepare.annotations import (
     grid_labels,
     label_epochs,
     trim_wake,
+    within_lights,
 )
-from pedsleepmae.prepare.layouts import Study, read_annotations
+from pedsleepmae.prepare.layouts import Study, find_scoring, read_lights
 from pedsleepmae.prepare.recordings import Recording, RecordingError, open_edf
 from pedsleepmae.prepare.signals import (
     choose_standard,
@@ -45,6 +46,7 @@ from pedsleepmae.prepare.signals import (
     robust_standard,
     standardise,
 )
+from pedsleepmae.prepare.text_annotations import AnnotationTable
 from pedsleepmae.store import Examples
 from pedsleepmae.tasks import LABELS
 
@@ -84,12 +86,18 @@ class ReadSettings:
     """Standardisation, as the encoder's training data had it (see script 1)."""
     clip: float = bounded(20.0, 0, 60_000)
     """Standardised values are clipped to +- this (0: never); arbitrary-gain channels only."""
+    annotation_table: AnnotationTable = field(default_factory=AnnotationTable)
 
     def check(self) -> None:
         try:
             check_named(self.stand_ins, self.units, self.prefer)
         except ValueError as error:
             raise SettingsError(str(error)) from error
+        self.annotation_table.check()
+
+    def text_table(self) -> AnnotationTable | None:
+        """How annotations in text read; None: nothing of it is set, and a .tsv is NCH's."""
+        return None if self.annotation_table == AnnotationTable() else self.annotation_table
 
     def prefers(self, channel: Channel) -> bool:
         """True when ``prefer`` names the channel, in any spelling."""
@@ -100,9 +108,9 @@ class ReadSettings:
 class ExampleSettings(ReadSettings):
     """Those settings of script 1 on which the examples of a recording depend."""
 
-    layout: Literal["nch", "nsrr", "sleep_edf"] = "nch"
+    layout: Literal["nch", "nsrr", "sleep_edf", "table"] = "nch"
     """nch: <patient>_<study>.edf with .tsv; nsrr: EDF with -nsrr.xml (CHAT); sleep_edf: PSG and
-    Hypnogram EDF+ pairs."""
+    Hypnogram EDF+ pairs; table: the recordings that paths.table lists, under any names."""
     min_overlap_s: float = bounded(0.0, 0, below=EPOCH_S)
     """An event marks an epoch when they share more than this, seconds."""
     keep_unscored: bool = False
@@ -112,6 +120,9 @@ class ExampleSettings(ReadSettings):
     recording for those of arbitrary gain. robust: the recording's own for EEG, EOG and EMG too, so
     that an amplifier's gain drops out. original: the authors' table for all (their checkpoints
     need it). fitted: mean and sd of the training patients."""
+
+    def text_table(self) -> AnnotationTable | None:
+        return self.annotation_table if self.layout == "table" else super().text_table()
 
 
 @dataclass(frozen=True)
@@ -173,9 +184,16 @@ def read_study(study: Study, settings: ExampleSettings) -> tuple[Recording, Epoc
     Raises RecordingError, AnnotationError or UnusableRecording with the reason.
     """
     recording = open_edf(study.edf)
+    scoring = find_scoring(study.edf, study.annotations, settings.text_table())
+    if scoring is None:
+        raise UnusableRecording("no annotations named, none beside it, and no stages in it")
+    if any(study.lights):
+        scoring = within_lights(scoring, *read_lights(study))
+        if not (scoring.stages >= 0).any():
+            raise UnusableRecording("no scored epoch between lights off and lights on")
     labels = choose_epochs(
         recording,
-        read_annotations(study.annotations),
+        scoring,
         wake_margin_min=settings.wake_margin_min,
         min_overlap_s=settings.min_overlap_s,
         keep_unscored=settings.keep_unscored,

@@ -8,7 +8,7 @@ and only integers reach an output path.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,11 +30,13 @@ from pedsleepmae.prepare.annotations import (
     Scoring,
     read_nsrr_xml,
     read_tsv,
-    scoring_from_rows,
 )
-from pedsleepmae.prepare.recordings import RecordingError, read_edf_annotations
+from pedsleepmae.prepare.delimited import as_onset, is_clock
+from pedsleepmae.prepare.recordings import RecordingError, read_edf_annotations, read_start_clock
+from pedsleepmae.prepare.text_annotations import AnnotationTable, read_text_annotations
 
 _ID = rf"[0-9]{{1,{ID_DIGITS}}}"
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 CHAT_STUDIES = {"baseline": 1, "followup": 2, "nonrandomized": 3}
 
 
@@ -81,13 +83,18 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Study:
-    """One recording and its annotation file; ``problem`` says why it cannot be used, else ""."""
+    """One recording and its annotation file; ``problem`` says why it cannot be used, else "".
+
+    ``annotations`` None: in the recording itself. ``lights``: times of lights off and on, seconds
+    from recording start or times of day, "" where they are not known.
+    """
 
     edf: Path
     annotations: Path | None
     patient_id: int | None
     study_id: int | None
     problem: str = ""
+    lights: tuple[str, str] = ("", "")
 
     @property
     def key(self) -> str:
@@ -107,7 +114,12 @@ def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
         if first != study.edf:
             same = printable(str(first.relative_to(recordings_dir)))
             studies[i] = replace(study, problem=f"same patient and study as {same}")
-    last = 1 << 62  # files without ids come last
+    return in_order(studies)
+
+
+def in_order(studies: Iterable[Study]) -> list[Study]:
+    """By patient and study; recordings without ids come last."""
+    last = 1 << 62
     return sorted(studies, key=lambda s: (s.patient_id or last, s.study_id or last, s.edf))
 
 
@@ -188,46 +200,67 @@ def walk(folder: Path) -> Iterator[Path]:
 
 # ------------------------------------------------------------------ one recording's scoring
 def find_annotations(recording: Path) -> Path | None:
-    """The annotation file beside a recording, by the names of the three layouts; else None."""
+    """The annotation file beside a recording, by the names of the layouts; else None."""
     recording = Path(recording)
     named = [recording.with_suffix(".tsv"), recording.with_name(f"{recording.stem}-nsrr.xml")]
     if recording.name.endswith("-PSG.edf"):
         beside = sorted(recording.parent.glob("*-Hypnogram.edf"))
         named += [path for path in beside if path.name.startswith(recording.name[:7])]
+    named.append(recording.with_suffix(".csv"))
     return next((path for path in named if os.path.lexists(path)), None)
 
 
-def read_annotations(path: Path) -> Scoring:
-    """Scoring of an annotation file, its format by its suffix: .tsv, .xml (NSRR) or EDF+.
+def read_annotations(
+    path: Path, table: AnnotationTable | None = None, recording: Path | None = None
+) -> Scoring:
+    """Scoring of an annotation file, its format by its suffix: .xml (NSRR), EDF+ or text.
 
-    Raises AnnotationError or RecordingError when it cannot be read.
+    ``table``: how text reads (.csv, .txt, .tsv), and whose words it and EDF+ hold; None: its
+    defaults, and a .tsv is NCH's. ``recording``: whose start times of day count from. Raises
+    AnnotationError or RecordingError when it cannot be read.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix == ".tsv":
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".tsv" and table is None:
         return read_tsv(path)
     if suffix == ".xml":
         return read_nsrr_xml(path)
-    return scoring_from_rows(read_edf_annotations(path))
+    table = table or AnnotationTable()
+    if suffix in TEXT_SUFFIXES:
+        return read_text_annotations(path, table, recording)
+    return table.scoring(read_edf_annotations(path))
 
 
-def find_scoring(recording: Path, annotations: Path | None = None) -> Scoring | None:
+def find_scoring(
+    recording: Path, annotations: Path | None = None, table: AnnotationTable | None = None
+) -> Scoring | None:
     """Scoring of one recording: from the file given, the one beside it, or its own EDF+ rows.
 
-    None when there is none. Raises AnnotationError for one that cannot be read.
+    None when there is none. ``table``: as in :func:`read_annotations`. Raises AnnotationError for
+    one that cannot be read.
     """
     annotations = annotations or find_annotations(recording)
     try:
         if annotations is not None:
-            return read_annotations(annotations)
-        scoring = own_rows(recording)
+            return read_annotations(annotations, table, recording)
+        scoring = own_rows(recording, table)
     except RecordingError as error:
         raise AnnotationError(str(error)) from error
     return scoring if (scoring.stages >= 0).any() else None
 
 
-def own_rows(recording: Path) -> Scoring:
+def own_rows(recording: Path, table: AnnotationTable | None = None) -> Scoring:
     """What a recording's own EDF+ rows say, staged or not; RecordingError where they are broken."""
-    return scoring_from_rows(read_edf_annotations(recording))
+    return (table or AnnotationTable()).scoring(read_edf_annotations(recording))
+
+
+def read_lights(study: Study) -> tuple[float, float]:
+    """Lights off and on, seconds from recording start, infinite where they are not known."""
+    start_s = read_start_clock(study.edf) if any(map(is_clock, study.lights)) else None
+    off, on = study.lights
+    off_s = as_onset(off, start_s) if off else -np.inf
+    on_s = as_onset(on, start_s) if on else np.inf
+    return off_s, on_s
 
 
 # ------------------------------------------------------------------ health data

@@ -27,6 +27,7 @@ from pedsleepmae.foreign import file_problem
 _HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError, NameError)
 # Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
 _HEADER_ENCODING = "latin-1"
+LONGEST_FOR_CLOCK_S = 23 * 3600.0  # a scorer's first rows may lie up to an hour before the start
 LONGEST_RECORDING_S = 7 * 86400.0  # beyond, the header's durations are a writing error
 MOST_SIGNALS = 512  # NCH's files have 56 at most, dense EEG 256; pairs are sought among all of them
 HIGHEST_RATE_HZ = 1e5  # no amplifier of the night is faster; resampling would take the memory
@@ -246,6 +247,25 @@ def _mended(path: Path) -> tuple[Path | memoryview, list[str]]:
     return memoryview(content), remarks
 
 
+def read_start_clock(path: Path) -> float:
+    """Time of day of a recording's first sample, seconds from midnight.
+
+    RecordingError where the header tells none, or where a time of day may mean two moments.
+    """
+    recording = open_edf(path)
+    if recording.start_clock_s is None:
+        raise RecordingError(
+            f"{recording.name}: its header tells no start time, from which times of day could be "
+            "counted; give them in seconds from recording start"
+        )
+    if recording.duration_s > LONGEST_FOR_CLOCK_S:
+        raise RecordingError(
+            f"{recording.name}: lasts {recording.duration_s / 3600:.1f} h, in which a time of day "
+            "may mean two moments; give them in seconds from recording start"
+        )
+    return recording.start_clock_s + _start_fraction_s(path, _read_header(path))
+
+
 # ------------------------------------------------------------------ rows of EDF+
 def holds_rows_alone(path: Path) -> bool:
     """True for an EDF+ file of annotations without signals; False where that cannot be told."""
@@ -271,13 +291,8 @@ def read_edf_annotations(path: Path) -> list[tuple[float, float, str] | None]:
         header = _read_header(path)
     except ValueError as error:
         raise RecordingError(f"{name}: no readable EDF+ file ({_one_line(error)})") from error
-    ends = np.cumsum(header.per_record).tolist()
-    places = [
-        (2 * (end - n), 2 * n)  # first byte in a record, and how many
-        for label, n, end in zip(header.labels, header.per_record, ends, strict=True)
-        if label == _ROWS_LABEL
-    ]
-    n_records = (path.stat().st_size - header.n_bytes) // max(2 * ends[-1], 1)
+    places, record_bytes = _places_of_rows(header)
+    n_records = (path.stat().st_size - header.n_bytes) // max(record_bytes, 1)
     n_bytes = n_records * sum(max(n, SMALLEST_READ) for _, n in places)
     if n_bytes > LARGEST_ROWS:
         raise RecordingError(
@@ -287,7 +302,7 @@ def read_edf_annotations(path: Path) -> list[tuple[float, float, str] | None]:
     rows, start_s = [], 0.0
     with open(path, "rb") as file:
         for record, (i, (first, n)) in itertools.product(range(n_records), enumerate(places)):
-            file.seek(header.n_bytes + 2 * ends[-1] * record + first)
+            file.seek(header.n_bytes + record_bytes * record + first)
             found = list(_rows_of(file.read(n)))
             if i == 0 and found:  # the first row tells when the record begins
                 clock = found.pop(0)
@@ -298,6 +313,28 @@ def read_edf_annotations(path: Path) -> list[tuple[float, float, str] | None]:
     if rows and not any(rows):
         raise RecordingError(f"{name}: no readable row among its annotations")
     return [row and (round(row[0] - start_s, 12), *row[1:]) for row in rows]
+
+
+def _places_of_rows(header: _Header) -> tuple[list[tuple[int, int]], int]:
+    """(first byte in a record, how many) of each annotation signal, and the bytes of a record."""
+    ends = np.cumsum(header.per_record).tolist()
+    places = [
+        (2 * (end - n), 2 * n)
+        for label, n, end in zip(header.labels, header.per_record, ends, strict=True)
+        if label == _ROWS_LABEL
+    ]
+    return places, 2 * ends[-1]
+
+
+def _start_fraction_s(path: Path, header: _Header) -> float:
+    """The part of a second by which an EDF+ file starts later than its header says."""
+    places, _ = _places_of_rows(header)
+    if not places:
+        return 0.0
+    with open(path, "rb") as file:
+        file.seek(header.n_bytes + places[0][0])
+        first = next(_rows_of(file.read(places[0][1])), None)
+    return first[0] if first is not None and 0 <= first[0] < 1 else 0.0
 
 
 def _rows_of(raw: bytes) -> Iterator[tuple[float, float, str] | None]:

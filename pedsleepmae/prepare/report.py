@@ -54,7 +54,8 @@ def count_reasons(outcomes: Sequence[examples.Outcome]) -> list[tuple[str, int]]
 
 def _reason_kind(reason: str) -> str:
     """A reason without the file's name and numbers, to be counted."""
-    text = reason.split(": ", 1)[1] if ".edf: " in reason or ".tsv: " in reason else reason
+    is_named = any(f".{suffix}: " in reason for suffix in ("edf", "tsv", "csv", "txt", "xml"))
+    text = reason.split(": ", 1)[1] if is_named else reason
     return text.split(" (")[0]
 
 

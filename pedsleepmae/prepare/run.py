@@ -38,7 +38,17 @@ class PreparePaths:
     """Folders."""
 
     recordings_dir: Path = Path("data/nch")
-    """Folder with the recordings (searched with its sub-folders) and their annotation files."""
+    """Folder with the recordings (searched with its sub-folders) and their annotation files; not
+    read by layout table."""
+    table: Path | None = None
+    """Layout table: a table (.csv) of the recordings with the columns recording (EDF file), patient
+    and, if you like, study, annotations (file; blank: beside the recording or in it), age_years,
+    sex, lights_off, lights_on (22:15:00, or seconds from recording start). Files are relative to
+    the table's folder; patient and study are any text."""
+    ids: Path | None = None
+    """Layout table: where the numbers of patients and studies that are no whole numbers are kept,
+    and looked up by later runs; it tells who is who, keep it to yourself. none: ids.csv beside the
+    table."""
     examples_dir: Path = Path("data/examples")
     """Written: one HDF5 file for each 30-s example, in a folder for each study."""
     batches_dir: Path = Path("data/batches")
@@ -79,11 +89,27 @@ class PrepareSettings(ExampleSettings):
 
     def check(self) -> None:
         super().check()
+        self._check_table()
         held_out = self.split.val_fraction + self.split.test_fraction
         if held_out >= 1:
             raise SettingsError(
                 f"split.val_fraction + split.test_fraction is {held_out:g}; keep it below 1 so "
                 "that patients remain for training"
+            )
+
+    def _check_table(self) -> None:
+        paths, by_table = self.paths, self.layout == "table"
+        if by_table and paths.table is None:
+            raise SettingsError("layout is table; give the table with --paths.table FILE.csv")
+        if not by_table and (paths.table or paths.ids):
+            raise SettingsError(
+                f"paths.table and paths.ids are for layout table, and layout is {self.layout}; "
+                "add --layout table, or leave them out"
+            )
+        if by_table and paths.health_dir:
+            raise SettingsError(
+                "paths.health_dir is not read by layout table; leave it out and give the table the "
+                "columns age_years and sex"
             )
 
 

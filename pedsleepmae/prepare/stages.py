@@ -8,6 +8,7 @@ Whatever the rows are, the epochs that come out last 30 s and never overlap.
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -60,22 +61,30 @@ def stage_of(description: str, *, strict: bool) -> int | None:
 
 
 def stage_rows(
-    rows: Sequence[tuple[float, float, str]], words: Mapping[str, int] | None, remarks: Counter
+    rows: Sequence[tuple[float, float, str]],
+    words: Mapping[str, int] | None,
+    remarks: Counter,
+    own_words: Mapping[str, int] = MappingProxyType({}),
 ) -> list[tuple[float, float, int]]:
     """(onset_s, duration_s, stage) of the (onset_s, duration_s, description) rows that are stages.
 
     ``words``: stages by description, lower-case, of a format with a vocabulary of its own. Without,
     bare words count only where no row says "Sleep stage", and only with a duration, which notes
-    do not have. ``remarks`` gets what is left out.
+    do not have. ``own_words``: stages by the words of a laboratory, lower-case; these always count.
+    ``remarks`` gets what is left out.
     """
     texts = {text for _, _, text in rows}
+    own = {text: own_words.get(" ".join(text.lower().split())) for text in texts}
+    own = {text: stage for text, stage in own.items() if stage is not None}
     if words is not None:
         known = {text: words.get(" ".join(text.lower().split())) for text in texts}
     else:
         known = {text: stage_of(text, strict=True) for text in texts}
         if not any(stage is not None and stage >= 0 for stage in known.values()):
             known = {text: stage_of(text, strict=False) for text in texts}
-            rows = [row for row in rows if row[1] > 0 or known[row[2]] is None]
+            notes = {text for text in texts if known[text] is not None and text not in own}
+            rows = [row for row in rows if row[1] > 0 or row[2] not in notes]
+    known |= own
     found, unknown = [], Counter()
     for onset_s, duration_s, text in rows:
         if known[text] is None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from pedsleepmae import disk, hdf5, store
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, Absent, Source, resolve_channels
-from pedsleepmae.errors import where_it_failed
+from pedsleepmae.errors import as_plain_dict, where_it_failed
 from pedsleepmae.machine import holder, keep_freed_memory
 from pedsleepmae.prepare.annotations import AnnotationError
 from pedsleepmae.prepare.examples import (
@@ -215,10 +215,14 @@ def fingerprint(study: Study, settings: ExampleSettings, fitted: Standards | Non
     for path in filter(None, (study.edf, study.annotations)):
         stat = path.stat()
         files.append((path.name, stat.st_size, stat.st_mtime_ns))
-    values = {item.name: getattr(settings, item.name) for item in fields(ExampleSettings)}
+    values = as_plain_dict(settings)
+    values = {item.name: values[item.name] for item in fields(ExampleSettings)}
     if not settings.prefer:  # a later setting counts once it is used: what is finished stays so
         del values["prefer"]
+    if settings.text_table() is None:
+        del values["annotation_table"]
     depends = [PREPARE_VERSION, values | {"fitted": fitted or {}}, study.problem, files]
+    depends += [study.lights] if any(study.lights) else []
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -41,8 +41,8 @@ class ScorePaths:
     annotations.edf, hypnogram.json (YASA), <recording>_events.tsv (BIDS) and report.html; of
     several recordings nights.csv, a row each."""
     annotations: Path | None = None
-    """The scoring of one recording (.tsv, -nsrr.xml or EDF+); none: looked for beside each
-    recording and in it."""
+    """The scoring of one recording (.tsv, .csv or .txt as annotation_table says, -nsrr.xml or
+    EDF+); none: looked for beside each recording and in it."""
 
 
 @dataclass
@@ -148,8 +148,9 @@ def read_examples(recording: Path, settings: ScoreSettings) -> tuple[Examples, O
     scoring = rows = None
     try:
         if settings.use_annotations:
-            scoring = find_scoring(recording, paths.annotations)
-            rows = scoring or own_rows(recording)  # which may tell the lights and no stage
+            table = settings.text_table()
+            scoring = find_scoring(recording, paths.annotations, table)
+            rows = scoring or own_rows(recording, table)  # which may tell the lights and no stage
     except AnnotationError as error:
         remedy = "--use_annotations false passes the annotations over"
         raise AnnotationError(f"{error}; {remedy}") from error

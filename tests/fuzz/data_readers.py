@@ -16,12 +16,13 @@ import yaml
 from pedsleepmae import data, store
 from pedsleepmae.channels import EPOCH_S, EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.explore import diagnoses
-from pedsleepmae.prepare import grouping, layouts
+from pedsleepmae.prepare import grouping, layouts, recording_table
 from pedsleepmae.prepare import studies as prepare
 from pedsleepmae.prepare.examples import ExampleSettings, Outcome
 from pedsleepmae.prepare.grouping import SplitSettings
 from pedsleepmae.prepare.inspection import inspect_recording, settings_file
 from pedsleepmae.prepare.layouts import Study
+from pedsleepmae.prepare.text_annotations import AnnotationTable
 from pedsleepmae.probe import embeddings, nights
 from pedsleepmae.probe.tables import open_tables
 from pedsleepmae.tasks import EVENT_KINDS, LABELS
@@ -113,6 +114,49 @@ def build_xml(folder: Path) -> None:
     (folder / "chat-baseline-1-nsrr.xml").write_text(
         f"{text}{lines}</ScoredEvents></PSGAnnotation>\n", encoding="utf-8"
     )
+
+
+def build_text(folder: Path) -> None:
+    """Times of day, decimal commas, own words."""
+    edf_files.nch_file(seconds=80, rate_hz=4, labels=["C3-M2"]).write(folder / "1_2.edf")
+    clocks = [f"20:{3 + i // 2:02d}:{7 + 30 * (i % 2):02d}" for i in range(60)]
+    rows = [f"{clock};30,0;{'Wach' if i < 20 else 'N2'}" for i, clock in enumerate(clocks)]
+    rows += ["20:10:00,5;12,25;Apnoe", '20:12:00;3;"note; quoted"', "20:20:00;;Hypopnea"]
+    text = "\r\n".join(["Lab export", "Onset;Duration;Description", *rows])
+    (folder / "1_2.csv").write_text(text, encoding="utf-16")
+
+
+def read_text(folder: Path, _rng: np.random.Generator) -> None:
+    table = AnnotationTable(
+        stage_words={"wach": "W"}, event_words={"apnoe": "central_apnea"}, times="clock"
+    )
+    check_scoring(layouts.read_annotations(folder / "1_2.csv", table, folder / "1_2.edf"))
+
+
+def build_recordings(folder: Path) -> None:
+    """A table of three recordings that are there, and one that is not, with the ids' file."""
+    for name in "abc":
+        (folder / f"{name}.edf").write_bytes(b"0")
+        (folder / f"{name}.tsv").write_bytes(b"0")
+    (folder / "recordings.csv").write_text(
+        "recording,patient,study,age_years,sex,lights_off,lights_on\na.edf,Zo\u00eb,1,7.5,F,22:15,\n"
+        "b.edf,P-2,,12,M,,30000\nc.edf,7,night 2,,,,\nd.edf,7,,,,,\n"
+    )
+    (folder / "ids.csv").write_text("patient,study,patient_id,study_id\nP-2,1,41,1\n")
+
+
+def read_recordings(folder: Path, _rng: np.random.Generator) -> None:
+    """As script 1 lists them, and the ids that it keeps and reads again."""
+    studies, _, ids = recording_table.read_recordings(folder / "recordings.csv")
+    for study in studies:
+        require_printable(study.problem, "the problem of a row")
+        numbers = (study.patient_id, study.study_id)
+        require(bool(study.problem) or None not in numbers, "a usable row has no numbers")
+    keys = [study.key for study in studies if not study.problem]
+    require(len(set(keys)) == len(keys), "two usable rows have one key")
+    ids.write()
+    again, _, _ = recording_table.read_recordings(folder / "recordings.csv")
+    require(again == studies, "numbers of ids changed from one run to the next")
 
 
 def read_annotations(folder: Path, _rng: np.random.Generator) -> None:

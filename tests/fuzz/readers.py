@@ -41,6 +41,8 @@ READERS = (
     Reader("hypnogram", data.build_hypnogram, ("*",), HYPNOGRAM, data.read_annotations, 2.0),
     Reader("tsv", data.build_tsv, ("*",), TSV_FILE, data.read_annotations, 2.0),
     Reader("xml", data.build_xml, ("*",), XML_FILE, data.read_annotations, 2.0),
+    Reader("text", data.build_text, ("*.csv",), TEXT_FILE, data.read_text),
+    Reader("recordings", data.build_recordings, ("*.csv",), TEXT_FILE, data.read_recordings),
     Reader("health", data.build_health, ("*.csv",), TEXT_FILE, data.read_health),
     Reader("diagnoses", data.build_diagnoses, ("*.csv",), TEXT_FILE, data.read_diagnoses),
     Reader("splits", data.build_splits, ("*.csv",), TEXT_FILE, data.read_splits),

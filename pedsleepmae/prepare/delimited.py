@@ -1,0 +1,140 @@
+"""Tables in text that any program may have written: encoding, delimiter, decimal comma, times.
+
+A spreadsheet in Germany writes ``;`` and ``30,5``, one in the USA ``,`` and ``30.5``; exports of
+sleep software come in UTF-16, with lines above the header. What a file is follows from the columns
+that it must have.
+"""
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from pedsleepmae.errors import printable
+from pedsleepmae.foreign import TableError, file_problem
+
+DELIMITERS = ("\t", ";", ",", "|")
+HEADER_LINES = 50  # within which the header stands, below what a program says of itself
+DAY_S = 86400.0
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
+# 22:15, 22:15:00, 22:15:00.5, 10:15:00 pm, and behind a date, which does not count.
+_CLOCK = re.compile(
+    r"([\w./-]{1,20}[ T]{1,3})?"
+    r"(?P<h>\d{1,2}):(?P<min>[0-5]\d)(:(?P<s>[0-5]\d([.,]\d*)?))?( ?(?P<half>[ap])\.?m\.?)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+Row = tuple[int, list[str]]  # the line of the file in which it ends, and its cells
+
+
+# ------------------------------------------------------------------ files
+def read_delimited(
+    path: Path, columns: Collection[str], largest: int
+) -> tuple[list[str], Iterator[Row]]:
+    """Names of the columns, as :func:`plain_name` has them, and the rows below that are not blank.
+
+    The header is the first line that holds all of ``columns`` (in any case) between tabs,
+    semicolons, commas or bars. TableError, also while rows are taken, when the file is no such
+    table of up to ``largest`` bytes; what its cells hold is not quoted.
+    """
+    name, wanted = printable(path.name), {plain_name(column) for column in columns}
+    if problem := file_problem(path, largest):
+        raise TableError(f"{name}: {problem}")
+    lines = list(io.StringIO(decode(path.read_bytes()), newline=None))
+    for number, line in enumerate(lines[:HEADER_LINES], 1):
+        for delimiter in DELIMITERS:
+            header = [plain_name(cell) for cell in _first_row(line, delimiter)]
+            if wanted <= set(header):
+                return header, _rows(name, lines, number, delimiter)
+    raise TableError(
+        f"{name}: no line with the columns {', '.join(columns)} among its first {HEADER_LINES}, "
+        "between tabs, semicolons, commas or bars"
+    )
+
+
+def _first_row(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # a cell longer than any name
+        return []
+
+
+def _rows(name: str, lines: list[str], first: int, delimiter: str) -> Iterator[Row]:
+    """The rows after the ``first`` lines; tabs stand between cells that need no quotes."""
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines[first:], delimiter=delimiter, quoting=quoting, strict=True)
+    try:
+        for cells in reader:
+            cells = [cell.strip(' \n"' if delimiter == "\t" else None) for cell in cells]
+            if any(cells):
+                yield first + reader.line_num, cells
+    except csv.Error as error:
+        raise TableError(
+            f"{name}: line {first + reader.line_num} cannot be taken apart ({printable(error)}); "
+            "close its quotes"
+        ) from error
+
+
+def decode(raw: bytes) -> str:
+    """Text of UTF-16 or UTF-8, with a mark or without, else of Latin-1, which decodes all bytes."""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = raw.decode("utf-16", "replace")
+    elif raw[1:2] == b"\0" != raw[:1]:
+        text = raw.decode("utf-16-le", "replace")
+    elif raw[:1] == b"\0" != raw[1:2]:
+        text = raw.decode("utf-16-be", "replace")
+    else:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+    return text.replace("\0", "")
+
+
+# ------------------------------------------------------------------ cells
+def plain_name(text: str) -> str:
+    """A name in lower case, in one spelling."""
+    return one_spelling(text).lower()
+
+
+def one_spelling(text: str) -> str:
+    """A text with single spaces, none at its ends, and one way to write an accent."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def as_decimal(text: str) -> float | None:
+    """A number with a point or a comma before its decimals; None for any other text."""
+    text = text.strip()
+    return float(text.replace(",", ".")) if _NUMBER.fullmatch(text) else None
+
+
+def as_clock(text: str) -> float | None:
+    """Seconds of hours:minutes[:seconds], with am or pm or without; None for any other text."""
+    match = _CLOCK.fullmatch(text.strip())
+    if match is None:
+        return None
+    hours = int(match["h"])
+    if match["half"]:
+        hours = hours % 12 + (12 if match["half"].lower() == "p" else 0)
+    return 3600 * hours + 60 * int(match["min"]) + float((match["s"] or "0").replace(",", "."))
+
+
+def as_onset(text: str, start_s: float | None) -> float | None:
+    """Seconds from recording start: a number, or a time; None for any other text.
+
+    ``start_s``: time of day of the start, seconds from midnight; a time of day then lies from an
+    hour before it to 23 hours after. None: a time counts from the start, too.
+    """
+    seconds = as_decimal(text)
+    if seconds is not None:
+        return seconds
+    seconds = as_clock(text)
+    if seconds is None or start_s is None:
+        return seconds
+    return (seconds - start_s + 3600) % DAY_S - 3600 if seconds < DAY_S else None
+
+
+def is_clock(text: str) -> bool:
+    return as_decimal(text) is None and as_clock(text) is not None
