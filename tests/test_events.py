@@ -1,8 +1,11 @@
 """Single events: features of seconds, fitting, rules chosen on val, figures, script 3's files."""
 
 import numpy as np
+import pandas as pd
 import pytest
+import small_probes
 import torch
+from edf_files import nch_study, stage_rows, write_tsv
 
 from pedsleepmae import metrics
 from pedsleepmae.channels import CHANNEL_NAMES, N_CHANNELS
@@ -92,6 +95,30 @@ def test_events_csv_becomes_spans_by_task(tmp_path):
     assert truth[1, 2]["apnea_hypopnea"].tolist() == [[5.5, 15.5], [50, 60]]
     assert truth[1, 2]["apnea"].tolist() == [[5.5, 15.5]]
     assert truth[1, 2]["desaturation"].shape == (0, 2)
+
+
+def test_scripts_0_and_1_write_every_scored_event_of_the_nights_they_use(tmp_path):
+    _, tsv = nch_study(tmp_path, "5_6", "W23R")  # epochs from 10.25 to 130.25 s
+    rows = [*stage_rows(10.25, "W23R"), (1.5, 4.0, "EEG Arousal"), (50.25, 12.5, "Mixed Apnea")]
+    rows += [(60.0, 0.0, "Oxygen Desaturation"), (500.0, 9.0, "Hypopnea"), (5.0, 5.0, "apnea")]
+    write_tsv(tsv, rows)
+    nch_study(tmp_path, "7_8", "W")[1].write_text("no row\n")  # not used: its events neither
+    paths = ("--paths.recordings_dir", tmp_path, "--paths.examples_dir", tmp_path / "examples")
+    batches = ("--paths.batches_dir", tmp_path / "batches", "--n_workers", "1")
+    for _ in range(2):  # the second run reads the state
+        assert small_probes.run_script("1_prepare_dataset.py", *paths, *batches) == 0
+        assert (tmp_path / "batches" / "events.csv").read_text() == (
+            "patient_id,study_id,kind,onset_s,duration_s\n"
+            "5,6,arousal,1.5,4.0\n5,6,mixed_apnea,50.25,12.5\n"
+            "5,6,desaturation,60.0,0.0\n5,6,hypopnea,500.0,9.0\n"
+        )
+    simulated = ("--output_dir", tmp_path / "new", "--batches_dir", tmp_path / "new" / "batches")
+    cohort = ("--n_patients", "3", "--n_repeat_studies", "0", "--hours", "0.2")
+    assert small_probes.run_script("0_simulate_cohort.py", *simulated, *cohort) == 0
+    studies = pd.read_csv(tmp_path / "new" / "batches" / "studies.csv")
+    events = pd.read_csv(tmp_path / "new" / "batches" / "events.csv")
+    assert set(events.study_id) <= set(studies.study_id)
+    assert list(events.columns) == ["patient_id", "study_id", "kind", "onset_s", "duration_s"]
 
 
 @pytest.mark.parametrize("row", ["x,2,arousal,1,3", "1,2,snore,1,3", "1,2,arousal,nan,3", "1"])
