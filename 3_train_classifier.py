@@ -27,6 +27,7 @@ from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.montages import judge_montages
 from pedsleepmae.probe.nights import read_studies
 from pedsleepmae.splits import SPLITS
+from pedsleepmae.tasks import EVENTS_FILE
 
 
 def open_index(settings: ProbeSettings) -> store.ExampleIndex:
@@ -52,6 +53,9 @@ def open_inputs(
     if paths.compare_with is not None:
         require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
         encoders["compared"] = checkpoints.read_checkpoint(paths.compare_with)
+    if settings.events:
+        remedy = "run script 1 (or 0) again: single events are fitted on it"
+        require_file(paths.batches_dir / EVENTS_FILE, "events", remedy)
     index = open_index(settings)
     seen = []  # patients of all encoders' pretraining; None where one of them is unknown
     for encoder in encoders.values():
@@ -84,7 +88,10 @@ def main(argv: list[str]) -> int:
         if settings.montage_epochs and results.fitted:
             folder = settings.paths.output_dir / "embeddings"
             montages = judge_montages(settings, index, encoder, results, folder, compute, fitting)
-        place = run.write_results(settings, encoder, results, content, montages)
+        single = None
+        if settings.events and results.fitted:
+            single = run.judge_events(settings, index, encoder, results, compute)
+        place = run.write_results(settings, encoder, results, content, montages, single)
         print(report.text_table(content))
         print(f"report: {place}")
         if settings.paths.publish_to is not None:

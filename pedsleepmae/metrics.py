@@ -387,3 +387,21 @@ def bland_altman(predicted_n: np.ndarray, scored_n: np.ndarray) -> dict[str, flo
         spread = 1.96 * float(gap.std(ddof=1))
         figures |= {"lower": bias - spread, "upper": bias + spread}
     return figures
+
+
+def absolute_agreement(pairs_N2: np.ndarray) -> float | None:
+    """Intraclass correlation of two raters in absolute agreement, ICC(A,1) of McGraw & Wong 1996.
+
+    From the mean squares of a two-way analysis of variance; None for fewer than two nights, or
+    where nothing varies.
+    """
+    n = len(pairs_N2)
+    if n < 2:
+        return None
+    mean = pairs_N2.mean()
+    between_N = 2 * ((pairs_N2.mean(1) - mean) ** 2).sum() / (n - 1)
+    between_raters = n * ((pairs_N2.mean(0) - mean) ** 2).sum()
+    rest = ((pairs_N2 - pairs_N2.mean(1, keepdims=True) - pairs_N2.mean(0) + mean) ** 2).sum()
+    rest /= n - 1
+    whole = between_N + rest + 2 / n * (between_raters - rest)
+    return float((between_N - rest) / whole) if whole > 0 else None

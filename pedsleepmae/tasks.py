@@ -22,6 +22,18 @@ EVENT_COUNTS = {  # label of an event -> column of studies.csv: those that begin
     "eeg": "n_arousals",
 }
 EVENT_KINDS = tuple(EVENT_COUNTS)
+EVENT_NAMES = {  # label and its code -> kind of a scored event in events.csv
+    ("apnea", 1): "central_apnea",
+    ("apnea", 2): "obstructive_apnea",
+    ("apnea", 3): "mixed_apnea",
+    ("hypop", 1): "obstructive_hypopnea",
+    ("hypop", 2): "hypopnea",
+    ("desat", 1): "desaturation",
+    ("eeg", 1): "arousal",
+}
+
+EVENTS_FILE = "events.csv"  # beside the batch files: every scored event, in sleep or not
+EVENT_COLUMNS = ("patient_id", "study_id", "kind", "onset_s", "duration_s")
 
 TASKS = {  # what probes are fitted for, in words
     "sleep": "sleep stage",
@@ -41,6 +53,16 @@ EVENT_TEXTS = {  # EDF+'s standard texts (edfplus.info) where it has one; NCH's 
 }
 EVENTS = ("apnea", "hypopnea", "desaturation", "arousal")  # tasks that do not contain each other
 CLASSES = ("all", *STAGES, *EVENTS)  # groups of epochs that script 6 tells apart
+
+APNEAS = ("central_apnea", "obstructive_apnea", "mixed_apnea")
+HYPOPNEAS = ("obstructive_hypopnea", "hypopnea")
+SCORED_KINDS = {  # task -> kinds of scored events (EVENT_NAMES) that belong to it
+    "apnea": APNEAS,
+    "hypopnea": HYPOPNEAS,
+    "apnea_hypopnea": APNEAS + HYPOPNEAS,
+    "desaturation": ("desaturation",),
+    "arousal": ("arousal",),
+}
 
 # Stands in every file that script 4 writes, so that its predictions are never taken for a scoring.
 NOTICE = "Research software, no medical device: not for diagnosis or treatment."

@@ -95,8 +95,16 @@ def put_table(folder: Path) -> Path:
     return path
 
 
+def put_events(folder: Path) -> Path:
+    path = folder / "batches" / "events.csv"
+    path.parent.mkdir()
+    path.write_text("onset,duration,trial_type\n1,2,good\n")
+    return path
+
+
 @pytest.mark.parametrize(
-    "put", [put_note, put_original_example, put_link, put_batch_file, put_no_hdf5, put_table]
+    "put",
+    [put_events, put_note, put_original_example, put_link, put_batch_file, put_no_hdf5, put_table],
 )
 def test_what_stands_in_the_way_is_named_and_left_alone(folder, put):
     path = put(folder)

@@ -30,6 +30,8 @@ NAMES = {
     "compared": "compared checkpoint",
     "untrained": "untrained encoder",
     "prevalence": "prevalence alone",
+    "epoch_labels": "true 30-s labels",
+    "chance": "the truth, moved on",
 }
 STAGE_COLOURS = ("#d9a441", "#8ecae6", "#4a90c2", "#1d4e79", "#c8553d")
 EVENT_NAMES = ("none", "arousal", "desaturation", "hypopnea", "apnea")

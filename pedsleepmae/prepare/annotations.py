@@ -20,7 +20,7 @@ from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import file_problem
 from pedsleepmae.prepare.stages import LONGEST_S, TOLERANCE_S, epochs_of_rows, stage_rows
-from pedsleepmae.tasks import EVENT_KINDS, NOTICE, UNSCORED
+from pedsleepmae.tasks import EVENT_KINDS, EVENT_NAMES, NOTICE, UNSCORED
 
 # Bytes of a .tsv or .xml: NCH's and CHAT's have under 2 MB, and rows grow tenfold in memory.
 LARGEST_FILE = 32_000_000
@@ -88,13 +88,14 @@ class EpochLabels:
     """Labels of the kept epochs: ``onsets_s`` (N,), ``sleep`` (N,), codes by kind of event (N,).
 
     ``n_events``: by kind, the scored events that begin in a kept epoch of sleep, which is what the
-    indices of a night (AHI, ODI, arousal index) count.
+    indices of a night (AHI, ODI, arousal index) count. ``scored``: all events as they stand.
     """
 
     onsets_s: np.ndarray
     sleep: np.ndarray
     events: dict[str, np.ndarray]
     n_events: dict[str, int]
+    scored: list[Event]
 
 
 # ------------------------------------------------------------------ readers
@@ -213,6 +214,11 @@ def scoring_from_rows(
     return Scoring(onsets_s, scored, found_events, told, lights_s[False], lights_s[True])
 
 
+def named_events(events: Iterable[Event]) -> list[tuple[str, float, float]]:
+    """Scored events as events.csv has them: (kind of EVENT_NAMES, onset_s, duration_s)."""
+    return [(EVENT_NAMES[e.kind, e.code], e.onset_s, e.duration_s) for e in events]
+
+
 # ------------------------------------------------------------------ labels
 def label_epochs(
     scoring: Scoring,
@@ -247,7 +253,7 @@ def label_epochs(
         codes[event.kind][here][marks] = event.code
     begun = count_onsets(scoring.events, onsets_s)
     n_events = {kind: int(begun[kind][stages > 0].sum()) for kind in EVENT_KINDS}
-    return EpochLabels(onsets_s, stages, codes, n_events)
+    return EpochLabels(onsets_s, stages, codes, n_events, scoring.events)
 
 
 def count_onsets(events: Iterable[Event], onsets_s: np.ndarray) -> dict[str, np.ndarray]:
@@ -295,4 +301,5 @@ def trim_wake(labels: EpochLabels, margin_min: float) -> EpochLabels:
         labels.sleep[kept],
         {kind: codes[kept] for kind, codes in labels.events.items()},
         labels.n_events,  # the wake that goes holds none of them
+        labels.scored,
     )

@@ -24,7 +24,7 @@ from pedsleepmae.channels import (
     unit_in_volts,
 )
 from pedsleepmae.errors import SettingsError, bounded, printable
-from pedsleepmae.prepare import readings
+from pedsleepmae.prepare import annotations, readings
 from pedsleepmae.prepare.annotations import (
     EpochLabels,
     Scoring,
@@ -132,6 +132,7 @@ class Outcome:
     ``channels``: for each of the 16, where it comes from ("" when absent) and why it is absent.
     ``quality``: by channel, the shares of signals.ChannelQuality. ``label_counts``: by label, the
     number of epochs of each code. ``event_counts``: by kind, the scored events that begin in sleep.
+    ``events``: all scored ones as they stand: (kind of EVENT_NAMES, onset_s, duration_s).
     """
 
     patient_id: int | None
@@ -147,6 +148,7 @@ class Outcome:
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     event_counts: dict[str, int] = field(default_factory=dict)
+    events: list[tuple[str, float, float]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     simulated: bool = False
 
@@ -436,6 +438,7 @@ def make_examples(
         quality=quality,
         label_counts={k: dict(Counter(map(str, sorted(codes[k].tolist())))) for k in LABELS},
         event_counts=labels.n_events,
+        events=annotations.named_events(labels.scored),
         remarks=recording.remarks,
         simulated=recording.simulated,
     )

@@ -143,8 +143,7 @@ def foreign_file(batches_dir: Path) -> Path | None:
 
     Batch files are ours by the state of the folder or, where it does not know them, by content.
     """
-    table = batches_dir / tables.STUDIES
-    if table.exists() and not tables.is_ours(table):
+    if table := tables.foreign_table(batches_dir):
         return table
     n_files = store.read_grouping_state(batches_dir).get("n_files", {})
     for split in SPLITS:
@@ -219,9 +218,10 @@ def write_tables(
     health: pd.DataFrame | None,
     batches_dir: Path,
 ) -> None:
-    """Write studies.csv, and splits.csv where patients are split.
+    """Write studies.csv and events.csv, and splits.csv where patients are split.
 
-    studies.csv has one row for every recording found, the unusable ones with their reason.
+    studies.csv has one row for every recording found, the unusable ones with their reason;
+    events.csv the scored events of those that are used.
     """
     ages = {}
     if health is not None:
@@ -251,5 +251,7 @@ def write_tables(
             }
         )
     write_studies(batches_dir, rows)
+    used = (outcome for outcome in outcomes if outcome.usable)
+    tables.write_events(batches_dir, ((o.patient_id, o.study_id, o.events) for o in used))
     if by == "patient":
         write_splits(batches_dir, assignment)

@@ -1,7 +1,7 @@
-"""The tables beside batch files: studies.csv, a row a recording; splits.csv, a row a patient."""
+"""The tables beside batch files: a row a recording, an event, a patient."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pedsleepmae.disk import write_table
 from pedsleepmae.foreign import TableError, as_id, read_table
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.store import StoreError
-from pedsleepmae.tasks import EVENT_COUNTS
+from pedsleepmae.tasks import EVENT_COLUMNS, EVENT_COUNTS, EVENTS_FILE
 
 STUDIES = "studies.csv"
 _WHOLE_NUMBERS = ("patient_id", "study_id", "age_days", *EVENT_COUNTS.values())
@@ -23,12 +23,31 @@ def write_studies(batches_dir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_table(batches_dir / STUDIES, table)
 
 
-def is_ours(path: Path) -> bool:
-    """True when a studies.csv has the columns of ours."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.readline(200).startswith(b"patient_id,study_id,split,status,reason")
+def write_events(
+    batches_dir: Path, studies: Iterable[tuple[int, int, Iterable[tuple[str, float, float]]]]
+) -> None:
+    """Write events.csv of (patient, study, its events: kind, onset and duration in s)."""
+    rows = [(patient, study, *event) for patient, study, events in studies for event in events]
+    table = pd.DataFrame(rows, columns=EVENT_COLUMNS)
+    write_table(batches_dir / EVENTS_FILE, table)
+
+
+def foreign_table(batches_dir: Path) -> Path | None:
+    """A studies.csv or events.csv that lacks the columns of ours; None: there is none."""
+    begins = {
+        STUDIES: "patient_id,study_id,split,status,reason",
+        EVENTS_FILE: "patient_id,study_id,kind",
+    }
+    for name, columns in begins.items():
+        path = batches_dir / name
+        if not path.exists():
+            continue
+        if not path.is_file():
+            return path
+        with open(path, "rb") as file:
+            if not file.readline(200).startswith(columns.encode()):
+                return path
+    return None
 
 
 def write_splits(batches_dir: Path, assignment: Mapping[int, str]) -> None:

@@ -91,11 +91,17 @@ def open_features(
     """
     encoder, model = "pretrained", checkpoint.build_model()
     if untrained_seed is not None:
-        encoder = f"untrained{untrained_seed}"
-        model.cpu().reset_parameters(torch.Generator().manual_seed(untrained_seed))
+        encoder, model = f"untrained{untrained_seed}", untrained_twin(checkpoint, untrained_seed)
     key = embedding_key(checkpoint.sha256, encoder, index.split_hash, compute.precision)
     embed_files(index, model, Path(folder) / key, poolings, compute, title, world)
     return open_tables(index, Path(folder) / key, poolings)
+
+
+def untrained_twin(checkpoint: Checkpoint, seed: int) -> nn.Module:
+    """The same encoder with fresh weights, drawn by this seed, on the CPU."""
+    model = checkpoint.build_model().cpu()
+    model.reset_parameters(torch.Generator().manual_seed(seed))
+    return model
 
 
 def embed_files(

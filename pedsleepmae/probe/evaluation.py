@@ -71,6 +71,11 @@ class ProbeSettings:
     normalise: Literal["none", "night", "best"] = "best"
     """night: each feature over its mean and standard deviation within the night, so that an
     amplifier's gain and a child's own level drop out; best: whichever is better on validation."""
+    events: bool = False
+    """Also find single events, second by second, from the encoder's tokens: onset, duration, and
+    how many of the scored ones are found; script 4 then counts events. Needs events.csv."""
+    event_nights: int = bounded(200, 1)
+    """Nights of train, and of val, that single events are fitted and chosen on at most."""
     montage_epochs: int = bounded(0, 0)
     """Also try fewer channels, montage by montage, on about so many examples of each split, which
     are embedded anew; script 4 then scores by the probes of a recording's own montage. 0: not."""

@@ -13,10 +13,12 @@ import numpy as np
 from pedsleepmae import disk
 from pedsleepmae.checkpoints import check_archive, check_sum, forget_sum, list_sums
 from pedsleepmae.errors import ProbeError, printable
-from pedsleepmae.probe.fitted import LinearProbe, TaskProbe, TrainingDensity
-from pedsleepmae.tasks import N_CLASSES
+from pedsleepmae.probe.fitted import LinearProbe, StepProbe, TaskProbe, TrainingDensity
+from pedsleepmae.probe.spans import SpanRule
+from pedsleepmae.tasks import EVENT_TEXTS, N_CLASSES
 
 PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
+STEPS = "events"  # … and those of probes of single events
 MONTAGE = "montage"  # what the arrays of probes for fewer channels begin with
 LINEAR_ARRAYS = ("classes", "mean", "scale", "weight", "bias")  # LinearProbe's fields, in order
 
@@ -41,10 +43,11 @@ def save_probes(
     probes: Mapping[str, TaskProbe],
     basis: Basis,
     montages: Mapping[str, Mapping[str, TaskProbe]] | None = None,
+    step_probes: Mapping[str, StepProbe] | None = None,
 ) -> None:
     """Write probes as plain arrays (.npz, no pickle), so that a recording can be scored later.
 
-    ``montages``: by name, the probes fitted for fewer channels.
+    ``montages``: by name, the probes fitted for fewer channels. ``step_probes``: of single events.
     """
     arrays = {
         "version": np.array(PROBE_FILE_VERSION),
@@ -57,6 +60,10 @@ def save_probes(
     for montage, its_probes in (montages or {}).items():
         for task, probe in its_probes.items():
             arrays |= _arrays_of(probe, f"{MONTAGE}/{montage}/{task}")
+    for kind, probe in (step_probes or {}).items():
+        own = {"weight": probe.weight_F, "bias": probe.bias, "strength": probe.strength}
+        own["rule"] = list(vars(probe.rule).values())
+        arrays |= {f"{STEPS}/{kind}/{name}": np.array(value) for name, value in own.items()}
     with disk.write_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
@@ -104,6 +111,26 @@ def load_montages(path: Path) -> dict[str, dict[str, TaskProbe]]:
                 own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
                 found.setdefault(montage, {})[task] = _read_probe(own, task)
     return found
+
+
+def load_step_probes(path: Path) -> dict[str, StepProbe]:
+    """Probes of single events, by kind; {} where script 3 was not asked for them."""
+    arrays = _read_arrays(path)
+    with _reading(path):
+        kinds = [kind for kind in EVENT_TEXTS if f"{STEPS}/{kind}/weight" in arrays]
+        return {kind: _read_step_probe(arrays, f"{STEPS}/{kind}") for kind in kinds}
+
+
+def _read_step_probe(arrays: Mapping[str, np.ndarray], prefix: str) -> StepProbe:
+    high, low, gap_s, least_s = _numbers(arrays, f"{prefix}/rule", (4,)).tolist()
+    if not (0 < low <= high <= 1 and gap_s >= 0 and least_s >= 0):
+        raise ValueError(f"{prefix}/rule is none")
+    return StepProbe(
+        _numbers(arrays, f"{prefix}/weight", (None,)).astype(np.float32),
+        float(_numbers(arrays, f"{prefix}/bias", ())),
+        float(_numbers(arrays, f"{prefix}/strength", ())),
+        SpanRule(high, low, gap_s, least_s),
+    )
 
 
 def _read_probe(arrays: Mapping[str, np.ndarray], task: str) -> TaskProbe:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import expit
 
 from pedsleepmae import metrics
+from pedsleepmae.probe.spans import SpanRule
 from pedsleepmae.tasks import N_CLASSES
 
 
@@ -119,3 +121,17 @@ class TrainingDensity:
         """Distance that the given share of the val epochs exceeded."""
         places = np.linspace(0, 1, len(self.quantile_Q))
         return float(np.interp(1 - share, places, self.quantile_Q))
+
+
+@dataclass(frozen=True)
+class StepProbe:
+    """A kind of event: logistic regression on steps, and how its probabilities become events."""
+
+    weight_F: np.ndarray
+    bias: float
+    strength: float
+    rule: SpanRule
+
+    def probabilities(self, x_SF: np.ndarray) -> np.ndarray:
+        """Of each step that it lies in such an event, (S,)."""
+        return expit(x_SF @ self.weight_F + self.bias)

@@ -28,6 +28,7 @@ from pedsleepmae.probe.evaluation import (
     auroc_name,
     prevalence,
 )
+from pedsleepmae.probe.events import IOUS, EventResults
 from pedsleepmae.probe.files import Basis
 from pedsleepmae.probe.pictures import (
     draw_agreement,
@@ -48,12 +49,14 @@ N_FAILURES = 2  # of each kind: called although absent, missed although scored
 
 
 # ------------------------------------------------------------------ the page
-def write_report(output_dir: Path, results: Results, content: Mapping) -> Path:
+def write_report(
+    output_dir: Path, results: Results, content: Mapping, single: EventResults | None = None
+) -> Path:
     """Write tables/*.csv, pictures/*.png and report.html, which holds both; its path.
 
     ``content`` is metrics.json. All pictures are inside the page, nothing is fetched.
     """
-    for name, table in make_tables(results, content).items():
+    for name, table in (make_tables(results, content) | event_tables(single)).items():
         disk.write_table(output_dir / "tables" / f"{name}.csv", table)
     pictures = write_pictures(output_dir / "pictures", make_pictures(results))
     page = make_page(content, count(results.index), results.best_table.name, pictures)
@@ -139,7 +142,24 @@ def text_table(content: Mapping) -> str:
     table = pd.DataFrame(rows).to_string(index=False, justify="left")
     layer = f" of block {content['layer']}" if content["layer"] else ""
     by_night = ", standardised within the night" * (content["normalise"] == "night")
-    return f"{title}, pooling {content['pooling']}{layer}{by_night}\n{table}"
+    text = f"{title}, pooling {content['pooling']}{layer}{by_night}\n{table}"
+    return text + event_text(content)
+
+
+def event_text(content: Mapping) -> str:
+    """Single events in lines for a terminal; "" where they were not looked for."""
+    if not content.get("events"):
+        return ""
+    rows = []
+    for kind, entry in content["events"]["kinds"].items():
+        at = {source: own[f"iou_{IOUS[0]:g}"] for source, own in entry["sources"].items()}
+        f1 = at["encoder"]["f1"], at["encoder"]["ci95"]["f1"]
+        row = {"single events": TASKS[kind], "scored": f"{entry['n_true']:,}"}
+        row[f"F1 at {IOUS[0]:g}"] = f"{in_digits(f1[0], 2)} {interval_in_words(f1[1], 2)}"
+        row |= {NAMES[source]: in_digits(own["f1"], 2) for source, own in at.items()}
+        del row[NAMES["encoder"]]
+        rows.append(row)
+    return "\n\n" + pd.DataFrame(rows).to_string(index=False, justify="left")
 
 
 # ------------------------------------------------------------------ pictures and tables
@@ -239,6 +259,21 @@ def make_tables(results: Results, content: Mapping) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def event_tables(single: EventResults | None) -> dict[str, pd.DataFrame]:
+    """Single events for a spreadsheet: figures by kind and source, indices by night."""
+    if single is None:
+        return {}
+    rows = []
+    for kind, entry in single.figures["kinds"].items():
+        for source, own in entry["sources"].items():
+            for iou in IOUS:
+                values = own[f"iou_{iou:g}"]
+                for name, ci95 in values["ci95"].items():
+                    row = {"kind": kind, "source": source, "least_iou": iou, "figure": name}
+                    rows.append(row | {"value": values[name]} | _edges(ci95))
+    return {"events": pd.DataFrame(rows), "event_nights": single.nights}
+
+
 def _edges(ci95: list[float] | None) -> dict[str, float | None]:
     low, high = ci95 or (None, None)
     return {"ci95_low": low, "ci95_high": high}
@@ -268,6 +303,7 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
             "val": tasks[task]["val"],
             "test": {name: tasks[task]["test"][name] for name in names},
         }
+    facts["events"] = content.get("events")
     # As the encoder gives them: within a night standardised, no night would lie far away.
     density = fit_density(read_out.table, index.rows("train"), index.rows("val"), seed)
     return Basis(facts, density)

@@ -9,11 +9,14 @@ from pedsleepmae.channels import ALL_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.model import check_poolings
-from pedsleepmae.probe import embeddings, files, report
+from pedsleepmae.probe import embeddings, events, files, report
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
+from pedsleepmae.probe.events import EventResults
 from pedsleepmae.probe.handmade import FEATURES_VERSION
 from pedsleepmae.probe.montages import Montage
-from pedsleepmae.probe.tables import FeatureTable, open_tables
+from pedsleepmae.probe.tables import FeatureTable, open_tables, split_layer
+from pedsleepmae.probe.truth import read_events
+from pedsleepmae.tasks import task_labels
 
 
 def compute_tables(
@@ -70,6 +73,37 @@ def read_outs(settings: ProbeSettings, checkpoint: Checkpoint) -> list[str]:
     ]
 
 
+def judge_events(
+    settings: ProbeSettings,
+    index: store.ExampleIndex,
+    encoder: Checkpoint,
+    results: Results,
+    compute: machine.Compute,
+) -> EventResults:
+    """Single events from the block that the probes of epochs read, and from the baselines."""
+    (read_out,) = results.best_table.read_outs
+    layer = split_layer(read_out.table.name)[1]
+    sources = {"encoder": events.encoder_steps(index, encoder.build_model(), layer, compute)}
+    if "untrained" in settings.baselines:
+        twin = embeddings.untrained_twin(encoder, settings.seed)
+        sources["untrained"] = events.encoder_steps(index, twin, layer, compute)
+    if "handmade" in settings.baselines:
+        sources["handmade"] = events.handmade_reader(index)
+    stages = task_labels(index.labels, "sleep")
+    if "sleep" in results.fitted:
+        stages[results.test] = results.fitted["sleep"].decided_N
+    return events.compare_events(
+        index,
+        sources,
+        read_events(settings.paths.batches_dir),
+        stages,
+        most_nights=settings.event_nights,
+        memory_gb=settings.memory_gb,
+        n_draws=settings.bootstrap_draws,
+        seed=settings.seed,
+    )
+
+
 def describe(
     settings: ProbeSettings,
     encoders: Mapping[str, Checkpoint],
@@ -100,9 +134,11 @@ def write_results(
     results: Results,
     content: dict,
     found: Mapping[str, Montage],
+    single: EventResults | None = None,
 ) -> Path:
     """Write metrics.json (``content``), probes.npz, tables, pictures and report.html; its path."""
     content["montages"] = [row for montage in found.values() for row in montage.rows]
+    content["events"] = single and single.figures
     folder = settings.paths.output_dir
     encoder_sha256 = checkpoints.hash_encoder(encoder.build_model())
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
@@ -113,7 +149,14 @@ def write_results(
         # Of runs that were killed.
         disk.remove_partial(folder, ".*.partial", "tables/.*.partial", "pictures/.*.partial")
         disk.write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False))
-        files.save_probes(folder / "probes.npz", read_out.table.name, probes, basis, fewer)
+        files.save_probes(
+            folder / "probes.npz",
+            read_out.table.name,
+            probes,
+            basis,
+            fewer,
+            single and single.probes,
+        )
         if settings.paths.publish_to is not None:
             files.publish(folder / "probes.npz", settings.paths.publish_to)
-        return report.write_report(folder, results, content)
+        return report.write_report(folder, results, content, single)

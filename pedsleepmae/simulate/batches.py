@@ -49,8 +49,8 @@ def simulate_examples(
 
 def visit_examples(
     visit: Visit, settings: SimulateSettings
-) -> tuple[store.Examples, dict[str, int]]:
-    """Standardised examples of a visit, simulated straight at 128 Hz; its events by kind."""
+) -> tuple[store.Examples, annotations.EpochLabels]:
+    """Standardised examples of a visit, simulated straight at 128 Hz, and their labels."""
     present_C = np.array([name not in visit.absent for name in CHANNEL_NAMES])
     grid_s = round(visit.first_onset_s * RATE_HZ) / RATE_HZ
     night = visit_night(replace(visit, first_onset_s=grid_s), settings)
@@ -69,7 +69,7 @@ def visit_examples(
         center=center_NC,
         scale=scale_NC,
     )
-    return examples, labels.n_events
+    return examples, labels
 
 
 def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[int]:
@@ -98,13 +98,15 @@ def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[i
 
     rng = np.random.default_rng((settings.seed, 3))
     waiting: dict[str, list[store.Examples]] = {name: [] for name in SPLITS}
-    n_files, studies = dict.fromkeys(SPLITS, 0), []
+    n_files, studies, events = dict.fromkeys(SPLITS, 0), [], []
     in_parallel = joblib.Parallel(n_jobs=settings.n_workers, return_as="generator")
     made = in_parallel(joblib.delayed(visit_examples)(visit, settings) for visit in visits)
-    for number, (visit, (examples, n_events)) in enumerate(zip(visits, made, strict=True), start=1):
+    for number, (visit, (examples, labels)) in enumerate(zip(visits, made, strict=True), start=1):
         split, is_last = assignment[visit.patient_id], number == len(visits)
         waiting[split].append(examples)
-        studies.append(_study_row(visit, split, len(examples), n_events))
+        studies.append(_study_row(visit, split, len(examples), labels.n_events))
+        named = annotations.named_events(labels.scored)
+        events.append((visit.patient_id, visit.study_id, named))
         if number % VISITS_IN_MEMORY == 0 or is_last:
             for name, parts in waiting.items():
                 waiting[name] = []
@@ -118,6 +120,7 @@ def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[i
                     n_files[name] += 1
         yield len(examples)
     write_studies(batches_dir, studies)
+    tables.write_events(batches_dir, events)
     store.write_grouping_state(batches_dir, fingerprint, complete=True)
 
 

@@ -16,16 +16,17 @@ import yaml
 from pedsleepmae import data, store
 from pedsleepmae.channels import EPOCH_S, EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.explore import diagnoses
-from pedsleepmae.prepare import grouping, layouts, recording_table
+from pedsleepmae.prepare import grouping, layouts, recording_table, tables
 from pedsleepmae.prepare import studies as prepare
 from pedsleepmae.prepare.examples import ExampleSettings, Outcome
 from pedsleepmae.prepare.grouping import SplitSettings
 from pedsleepmae.prepare.inspection import inspect_recording, settings_file
 from pedsleepmae.prepare.layouts import Study
 from pedsleepmae.prepare.text_annotations import AnnotationTable
-from pedsleepmae.probe import embeddings, nights
+from pedsleepmae.probe import embeddings, nights, truth
+from pedsleepmae.probe.detection import count_matches
 from pedsleepmae.probe.tables import open_tables
-from pedsleepmae.tasks import EVENT_KINDS, LABELS
+from pedsleepmae.tasks import EVENT_KINDS, EVENT_NAMES, LABELS
 
 from .pool import Refused, Unforeseen
 from .sense import SECRET, check_examples, check_labels, check_scoring, require, require_printable
@@ -234,6 +235,18 @@ def read_studies(folder: Path, _rng: np.random.Generator) -> None:
     if studies is not None:
         np.asarray(studies.drop(columns="sex"), float)  # what all users of the table do with it
         require(studies.index.is_unique, "a night twice")
+
+
+def build_events(folder: Path) -> None:
+    spans = [(kind, 30.0 * i, 10.25) for i, kind in enumerate(EVENT_NAMES.values())]
+    tables.write_events(folder, [(1, 11, spans), (2, 12, spans[:2])])
+
+
+def read_events(folder: Path, _rng: np.random.Generator) -> None:
+    for spans_of in truth.read_events(folder).values():
+        for kind, spans in spans_of.items():
+            require((np.diff(spans) >= 0).all(), f"{kind}: an event ends before it begins")
+            count_matches(spans, spans, 0.2)
 
 
 # ------------------------------------------------------------------ examples and batches

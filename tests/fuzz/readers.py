@@ -47,6 +47,7 @@ READERS = (
     Reader("diagnoses", data.build_diagnoses, ("*.csv",), TEXT_FILE, data.read_diagnoses),
     Reader("splits", data.build_splits, ("*.csv",), TEXT_FILE, data.read_splits),
     Reader("studies", data.build_studies, ("*.csv",), TEXT_FILE, data.read_studies),
+    Reader("events", data.build_events, ("*.csv",), TEXT_FILE, data.read_events),
     Reader("examples", data.build_examples, ("*.hdf5",), HDF5_FILE, data.read_examples, 2.0),
     Reader("batches", data.build_batches, ("*/*.hdf5",), HDF5_FILE, data.read_batches, 3.0),
     Reader("original batches", data.build_original, ("*.hdf5",), HDF5_FILE, data.read_batches),
