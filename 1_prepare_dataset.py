@@ -44,8 +44,7 @@ def read_health(paths: PreparePaths) -> pd.DataFrame | None:
 def open_inputs(
     settings: PrepareSettings,
 ) -> tuple[list[layouts.Study], pd.DataFrame | None, Ids | None]:
-    """The recordings found, the health data, the numbers of ids in a table; nothing of the user's
-    may be replaced."""
+    """Recordings, health data, numbers of a table's ids; nothing of the user's may be replaced."""
     paths, ids = settings.paths, None
     if settings.layout == "table":
         errors.require_file(paths.table, "paths.table", "give the table of the recordings")

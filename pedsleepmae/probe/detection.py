@@ -15,11 +15,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from pedsleepmae.probe.fitted import StepProbe
-from pedsleepmae.probe.spans import NO_SPANS, SpanRule, find_spans, match_spans
-from pedsleepmae.probe.steps import STEP_S
-from pedsleepmae.tasks import EVENT_TEXTS
+from pedsleepmae.probe.spans import NO_SPANS, STEP_S, SpanRule, find_spans, match_spans
+from pedsleepmae.probe.truth import KINDS
 
-KINDS = tuple(EVENT_TEXTS)  # the tasks whose single events are looked for
 # Shortest event, s, that val may choose. AASM: an arousal lasts 3 s, an apnea or hypopnea two
 # missed breaths (or 10 s); a desaturation has no least duration, a fall of 3 % takes some seconds.
 LEAST_S = {"arousal": (2.0, 3.0), "desaturation": (3.0, 6.0, 10.0)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+STEP_S = 1.0  # events are found second by second
 NO_SPANS = np.zeros((0, 2))
 
 

@@ -16,8 +16,8 @@ from pedsleepmae.errors import ProbeError
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe import handmade
 from pedsleepmae.probe.readout import standardise_night
+from pedsleepmae.probe.spans import STEP_S
 
-STEP_S = 1.0
 N_STEPS = round(EPOCH_S / STEP_S)
 # What a step sees, in steps from itself, first and last: itself, its neighbourhood, what came
 # before and what comes after. An apnea lasts two breaths or 10 s, the desaturation follows it by

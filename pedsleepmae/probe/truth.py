@@ -7,8 +7,9 @@ import numpy as np
 
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.foreign import TableError, as_id, as_number, read_pieces
-from pedsleepmae.probe.detection import KINDS
-from pedsleepmae.tasks import EVENT_COLUMNS, EVENTS_FILE, SCORED_KINDS
+from pedsleepmae.tasks import EVENT_COLUMNS, EVENT_TEXTS, EVENTS_FILE, SCORED_KINDS
+
+KINDS = tuple(EVENT_TEXTS)  # the tasks whose single events are looked for
 
 LARGEST_EVENTS = 2_000_000_000  # bytes; NCH's 3,984 nights have some 100 MB
 LONGEST_S = 7 * 86400.0  # of a recording; an onset beyond is a writing error

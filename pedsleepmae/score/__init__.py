@@ -1,1 +1,3 @@
-"""Script 4: a recording scored by the probes."""
+"""Script 4: recordings scored by the probes."""
+
+NIGHTS, UNITS = TABLES = ("nights.csv", "nights_units.csv")  # beside the recordings' folders

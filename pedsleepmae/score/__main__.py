@@ -19,8 +19,8 @@ from pedsleepmae.checkpoints import other_scaling
 from pedsleepmae.config import load_settings
 from pedsleepmae.errors import SettingsError, UserError, require_file
 from pedsleepmae.pages.page import in_digits
-from pedsleepmae.score import night
-from pedsleepmae.score.nights import NIGHTS, find_recordings
+from pedsleepmae.score import NIGHTS, night
+from pedsleepmae.score.nights import find_recordings
 from pedsleepmae.score.report import quantity_name
 from pedsleepmae.score.run import ScoreSettings, score_alone, score_nights
 from pedsleepmae.shipped import find_file

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae import disk
+from pedsleepmae.score import TABLES
 from pedsleepmae.score.exports import write_exports
 from pedsleepmae.score.night import Night, annotation_rows
-from pedsleepmae.score.nights import TABLES
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
 

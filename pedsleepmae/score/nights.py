@@ -11,9 +11,9 @@ from pedsleepmae import disk
 from pedsleepmae.errors import SettingsError, printable, warn
 from pedsleepmae.prepare.layouts import walk
 from pedsleepmae.prepare.recordings import holds_rows_alone
+from pedsleepmae.score import NIGHTS, UNITS
 from pedsleepmae.tasks import NOTICE
 
-NIGHTS, UNITS = TABLES = ("nights.csv", "nights_units.csv")
 FIRST = ["recording", "file", "status", "reason", "hours", "epochs", "montage", "n_channels"]
 FIRST += ["n_cautions", "far_share", "kappa"]  # columns, before those of the quantities
 COUNTS = dict.fromkeys(("epochs", "n_channels", "n_cautions"), "Int64")  # blank where it failed
