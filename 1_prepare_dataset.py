@@ -19,9 +19,9 @@ from pedsleepmae import errors
 from pedsleepmae.config import load_settings
 from pedsleepmae.errors import SettingsError, UserError
 from pedsleepmae.prepare import inspection, layouts, report
-from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.grouping import Grouping
 from pedsleepmae.prepare.ids import Ids
+from pedsleepmae.prepare.outcome import Outcome
 from pedsleepmae.prepare.recording_table import read_recordings
 from pedsleepmae.prepare.run import PreparePaths, PrepareSettings, prepare_dataset, refuse_foreign
 

@@ -19,8 +19,8 @@ from pedsleepmae.generate.imputation import METHODS
 from pedsleepmae.generate.pictures import METHOD_NAMES
 from pedsleepmae.metrics import figure_names
 from pedsleepmae.pages import page
-from pedsleepmae.prepare.examples import Outcome
 from pedsleepmae.prepare.grouping import Grouping, SplitSettings
+from pedsleepmae.prepare.outcome import Outcome
 from pedsleepmae.prepare.report import write_report
 from pedsleepmae.probe.report import make_page
 from pedsleepmae.tasks import CLASSES, N_CLASSES, STAGES, TASKS

@@ -19,7 +19,7 @@ from pedsleepmae import disk, hdf5, splits, store
 from pedsleepmae.errors import bounded
 from pedsleepmae.machine import holder
 from pedsleepmae.prepare import tables
-from pedsleepmae.prepare.examples import Outcome
+from pedsleepmae.prepare.outcome import Outcome
 from pedsleepmae.prepare.tables import write_splits, write_studies
 from pedsleepmae.prepare.workers import Workers
 from pedsleepmae.splits import SPLITS

@@ -18,7 +18,6 @@ import pandas as pd
 
 from pedsleepmae import disk
 from pedsleepmae.score import TABLES
-from pedsleepmae.score.exports import write_exports
 from pedsleepmae.score.night import Night, annotation_rows
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
@@ -59,13 +58,12 @@ def name_folders(recordings: Iterable[Path]) -> dict[Path, str]:
 
 
 def write_night(folder: Path, night: Night, summary: Mapping) -> None:
-    """Write all files but the page, each whole or not at all."""
+    """Write our own files but the page, each whole or not at all."""
     disk.write_table(folder / "epochs.csv", epoch_table(night))
     disk.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
     disk.write_table(folder / "summary.csv", summary_table(summary))
     with disk.write_whole(folder / "annotations.edf") as temporary:
         write_edf_annotations(temporary, night)
-    write_exports(folder, night)
 
 
 def epoch_table(night: Night) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from pedsleepmae.prepare.annotations import AnnotationError, count_onsets
 from pedsleepmae.prepare.examples import UNFORESEEN, Outcome, ReadSettings, examples_to_score
 from pedsleepmae.prepare.layouts import find_annotations, find_scoring, own_rows
 from pedsleepmae.prepare.recordings import RecordingError, open_edf
-from pedsleepmae.score import files, nights, report
+from pedsleepmae.score import exports, files, nights, report
 from pedsleepmae.score.lights import check_lights, find_lights
 from pedsleepmae.score.night import Scorer, score_examples
 from pedsleepmae.score.summary import summarise
@@ -131,6 +131,7 @@ def score_recording(
         (folder / TRACEBACK).unlink(missing_ok=True)
         disk.remove_partial(folder, ".*.partial")  # of a run that was killed
         files.write_night(folder, night, summary)
+        exports.write_exports(folder, night)
         page = report.write_report(folder, night, summary, examples)
         written = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
         state = {"fingerprint": mark, "files": written, "summary": summary}

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
 from pedsleepmae.channels import ALL_CHANNELS, CHANNEL_NAMES, EPOCH_S
-from pedsleepmae.prepare.examples import Outcome
+from pedsleepmae.prepare.outcome import Outcome
 from pedsleepmae.probe.nights import EPOCH_MINUTES, INDICES, count_index_events
 from pedsleepmae.score.laboratory import (
     MEANINGS,
