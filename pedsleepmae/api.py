@@ -78,7 +78,7 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 "counts, as not recorded; fill or drop these examples"
             )
         model, compute = self._load_encoder()
-        return embed_arrays(model, x_NCT, present_NC, self.pooling, compute)
+        return embed_arrays(model, x_NCT, present_NC, [self.pooling], compute)[self.pooling]
 
     def _check_examples(self, X) -> np.ndarray:
         """X as (n, 16, 3840); ValueError names a wrong shape or infinite values."""

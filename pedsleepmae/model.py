@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_S, EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.errors import ProbeError, SettingsError, bounded, check_bounds
 
 PATCHES_PER_TOKEN = N_CHANNELS  # a token is 16 patch embeddings wide in every layout
@@ -591,10 +591,19 @@ POOLINGS = {
     "time_min": lambda class_BCE, z_BCSE: _windows(z_BCSE).amin(dim=2),
     "class": lambda class_BCE, z_BCSE: class_BCE,
 }
+SECONDS = "seconds"  # for single events: of each second mean and spread, see seconds_of
+
+
+def seconds_of(z_BCSE: Tensor) -> Tensor:
+    """Of each channel and second the mean and spread over its patches, (B, C, 30, 2E)."""
+    z_BCMPE = z_BCSE.unflatten(2, (round(EPOCH_S), -1))
+    return torch.cat([z_BCMPE.mean(3), z_BCMPE.std(3, unbiased=False)], dim=3)
 
 
 def pool(class_BCE: Tensor, z_BCSE: Tensor, pooling: str) -> Tensor:
     """Features (B, F) from class tokens and patch features, by POOLINGS, several joined by +."""
+    if pooling == SECONDS:
+        return seconds_of(z_BCSE).flatten(1)
     parts = pooling.split("+")
     if unknown := set(parts) - set(POOLINGS):
         known = f"known: {', '.join(POOLINGS)}, joined by +"

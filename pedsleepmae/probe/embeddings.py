@@ -168,11 +168,11 @@ def embed_arrays(
     model: nn.Module,
     signals_NCT: np.ndarray,
     present_NC: np.ndarray,
-    pooling: str,
+    poolings: Sequence[str],
     compute: machine.Compute,
     title: str | None = None,
-) -> np.ndarray:
-    """Features of examples in memory, (N, F) float32; with a ``title`` under a progress bar."""
+) -> dict[str, np.ndarray]:
+    """Features of examples in memory by pooling, (N, F) float32; ``title``: of a progress bar."""
     model, pieces = model.to(compute.device).eval(), []
     with tqdm(total=len(signals_NCT), desc=title, unit="epoch", disable=title is None) as bar:
         for start in range(0, len(signals_NCT), compute.batch_size):
@@ -180,9 +180,9 @@ def embed_arrays(
             x_BCT = np.array(signals_NCT[rows], np.float32)
             _, empty_BC = fill_gaps(x_BCT)
             x_BCT, present_BC = map(torch.from_numpy, (x_BCT, present_NC[rows] & ~empty_BC))
-            pieces.append(embed_batch(model, x_BCT, present_BC, [pooling], compute)[pooling])
+            pieces.append(embed_batch(model, x_BCT, present_BC, poolings, compute))
             bar.update(len(x_BCT))
-    return np.concatenate(pieces)
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in poolings}
 
 
 def compute_handmade(index: store.ExampleIndex, folder: Path, n_workers: int) -> int:

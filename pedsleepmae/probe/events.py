@@ -32,6 +32,7 @@ from pedsleepmae.probe.detection import (
     steps_in,
     touching,
 )
+from pedsleepmae.probe.embeddings import embed_batch
 from pedsleepmae.probe.fitted import StepProbe
 from pedsleepmae.probe.nights import INDICES, MIN_SLEEP_HOURS, NIGHT, night_agreement
 from pedsleepmae.probe.spans import epochs_as_spans, match_spans, shift_spans
@@ -55,24 +56,17 @@ def encoder_steps(
 ) -> Read:
     """Reads the token features of examples at these positions of the index."""
     steps.check_patches(model.n_patches)
-    model = model.to(compute.device).eval()
+    model, name = model.to(compute.device).eval(), steps.pooling_of(layer)
 
     def read(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts, present = [], []
         for x_BCT, present_BC in sample_batches(index, positions, compute.batch_size):
-            parts.append(embed_steps(model, x_BCT, present_BC, layer, compute))
+            parts.append(embed_batch(model, x_BCT, present_BC, [name], compute)[name])
             present.append(present_BC.numpy())
-        return np.concatenate(parts), steps.present_features(np.concatenate(present), parts[0])
+        x_NMF = steps.token_steps(np.concatenate(parts))
+        return x_NMF, steps.present_features(np.concatenate(present), x_NMF)
 
     return read
-
-
-def embed_steps(model, x_BCT, present_BC, layer: int | None, compute: Compute) -> np.ndarray:
-    """Token features of a batch, (B, M, F) float32, as the probes read them (of half precision)."""
-    x_BCT, present_BC = x_BCT.to(compute.device).float(), present_BC.to(compute.device)
-    with compute.autocast():
-        x_BMF = steps.token_steps(model, x_BCT, present_BC, layer)
-    return x_BMF.half().float().cpu().numpy()
 
 
 def handmade_reader(index: store.ExampleIndex) -> Read:

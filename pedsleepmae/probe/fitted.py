@@ -13,6 +13,28 @@ from pedsleepmae import metrics
 from pedsleepmae.probe.spans import SpanRule
 from pedsleepmae.tasks import N_CLASSES
 
+# A feature that varies less within a night, relative to its mean, varies by float16's rounding.
+LEAST_SPREAD = float(np.finfo(np.float16).eps) / 2
+
+
+# ------------------------------------------------------------------ within a night
+def spread_in_night(sd: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Standard deviations to divide by, 1 where a feature is constant through the night."""
+    return np.where(sd > LEAST_SPREAD * np.abs(mean), sd, 1)
+
+
+def standardise_night(x_NF: np.ndarray) -> np.ndarray:
+    """One night's features over their own mean and standard deviation; NaN stays.
+
+    Of n epochs no value can lie farther than the root of n - 1 from 0.
+    """
+    known_NF = np.isfinite(x_NF)
+    n_F = np.maximum(known_NF.sum(0), 1)
+    mean_F = np.where(known_NF, x_NF, 0).sum(0, dtype=np.float64) / n_F
+    squares_F = np.where(known_NF, x_NF - mean_F, 0) ** 2
+    sd_F = np.sqrt(squares_F.sum(0) / n_F)
+    return ((x_NF - mean_F) / spread_in_night(sd_F, mean_F)).astype(np.float32)
+
 
 # ------------------------------------------------------------------ one linear probe
 @dataclass(frozen=True)
@@ -123,6 +145,7 @@ class TrainingDensity:
         return float(np.interp(1 - share, places, self.quantile_Q))
 
 
+# ------------------------------------------------------------------ single events
 @dataclass(frozen=True)
 class StepProbe:
     """A kind of event: logistic regression on steps, and how its probabilities become events."""

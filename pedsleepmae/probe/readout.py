@@ -13,12 +13,11 @@ from scipy.sparse import csr_array
 
 from pedsleepmae.channels import N_CHANNELS
 from pedsleepmae.machine import in_advance
+from pedsleepmae.probe.fitted import spread_in_night, standardise_night
 from pedsleepmae.probe.tables import FeatureTable, neighbours
 from pedsleepmae.store import ExampleIndex
 
 ROWS = 2048  # read at a time for the nights' moments
-# A feature that varies less within a night, relative to its mean, varies by float16's rounding.
-LEAST_SPREAD = float(np.finfo(np.float16).eps) / 2
 
 
 @dataclass(frozen=True)
@@ -42,24 +41,6 @@ def channel_of_features(part_lengths: Sequence[int]) -> np.ndarray:
 def hide_absent(x_NF: np.ndarray, channel_F: np.ndarray, present_NC: np.ndarray) -> np.ndarray:
     """Features, NaN where their channel was not recorded: to a probe, the mean of training."""
     return np.where(present_NC[:, channel_F], x_NF, np.nan).astype(np.float32, copy=False)
-
-
-def spread_in_night(sd: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Standard deviations to divide by, 1 where a feature is constant through the night."""
-    return np.where(sd > LEAST_SPREAD * np.abs(mean), sd, 1)
-
-
-def standardise_night(x_NF: np.ndarray) -> np.ndarray:
-    """One night's features over their own mean and standard deviation; NaN stays.
-
-    Of n epochs no value can lie farther than the root of n - 1 from 0.
-    """
-    known_NF = np.isfinite(x_NF)
-    n_F = np.maximum(known_NF.sum(0), 1)
-    mean_F = np.where(known_NF, x_NF, 0).sum(0, dtype=np.float64) / n_F
-    squares_F = np.where(known_NF, x_NF - mean_F, 0) ** 2
-    sd_F = np.sqrt(squares_F.sum(0) / n_F)
-    return ((x_NF - mean_F) / spread_in_night(sd_F, mean_F)).astype(np.float32)
 
 
 def night_rows(

@@ -7,15 +7,13 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from scipy.ndimage import uniform_filter1d
-from torch import Tensor
 
 from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_S, N_CHANNELS, RATE_HZ
 from pedsleepmae.errors import ProbeError
-from pedsleepmae.model import MaskedAutoencoder
+from pedsleepmae.model import SECONDS
 from pedsleepmae.probe import handmade
-from pedsleepmae.probe.readout import standardise_night
+from pedsleepmae.probe.fitted import standardise_night
 from pedsleepmae.probe.spans import STEP_S
 
 N_STEPS = round(EPOCH_S / STEP_S)
@@ -35,18 +33,19 @@ def check_patches(n_patches: int) -> None:
         )
 
 
-@torch.inference_mode()
-def token_steps(
-    model: MaskedAutoencoder, x_BCT: Tensor, present_BC: Tensor, layer: int | None
-) -> Tensor:
-    """Of each second and channel, mean and spread of the patches' embeddings: (B, M, F) float32.
+def pooling_of(layer: int | None) -> str:
+    """Name of the pooling behind token_steps, of this block."""
+    return SECONDS if layer is None else f"{SECONDS}@{layer}"
 
-    Features stand channel by channel; F is 16 x twice the width of a patch's embedding.
+
+def token_steps(seconds_NF: np.ndarray) -> np.ndarray:
+    """Features of the pooling "seconds" by step, (N, M, F), rounded as they are kept: float16.
+
+    They stand channel by channel; F is 16 x twice the width of a patch's embedding.
     """
-    _, z_BCKE = model.encode(x_BCT, present_BC, layer=layer)
-    z_BCMPE = z_BCKE.unflatten(2, (N_STEPS, -1))
-    moments = z_BCMPE.mean(3), z_BCMPE.std(3, unbiased=False)
-    return torch.cat(moments, dim=3).transpose(1, 2).flatten(2)
+    x_NCMF = seconds_NF.reshape(len(seconds_NF), N_CHANNELS, N_STEPS, -1)
+    x_NMF = x_NCMF.transpose(0, 2, 1, 3).reshape(len(seconds_NF), N_STEPS, -1)
+    return x_NMF.astype(np.float16).astype(np.float32)
 
 
 def present_features(present_NC: np.ndarray, x_NMF: np.ndarray) -> np.ndarray:

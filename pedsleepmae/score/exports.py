@@ -12,7 +12,7 @@ import pandas as pd
 
 from pedsleepmae import disk
 from pedsleepmae.channels import EPOCH_S
-from pedsleepmae.score.night import FAR_TEXT, Night, annotation_rows
+from pedsleepmae.score.night import FAR_TEXT, Night, annotation_rows, event_rows
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS
 
 YASA_STAGES = ("WAKE", "N1", "N2", "N3", "REM")  # YASA's words, in the order of STAGES
@@ -34,7 +34,7 @@ def write_exports(folder: Path, night: Night) -> None:
     disk.write_text(folder / "hypnogram.json", json.dumps(hypnogram(night), allow_nan=False))
     stem = f"{folder.name.removesuffix('_eeg')}_events"
     disk.write_table(folder / f"{stem}.tsv", events(night), separator="\t", missing="n/a")
-    disk.write_text(folder / f"{stem}.json", json.dumps(describe_events(), indent=1))
+    disk.write_text(folder / f"{stem}.json", json.dumps(describe_events(night), indent=1))
 
 
 def hypnogram(night: Night) -> dict:
@@ -73,30 +73,33 @@ def events(night: Night) -> pd.DataFrame:
     """The rows of annotations.edf as BIDS has them in ``_events.tsv``, in order of time.
 
     ``trial_type``: the notice, by which script 1 and 4 know that this is no scorer's work, a stage
-    each epoch, runs of epochs with an event and of flagged epochs. ``probability``: of the trial
-    type, mean over the row's epochs; NaN for the notice and for flags, which have none.
+    each epoch, events (single ones, or runs of epochs with one) and runs of flagged epochs.
+    ``probability``: of the trial type, mean over the row; NaN for the notice and for flags, which
+    have none.
     """
-    prob_of = {
-        text: night.prob[task][:, 1] for task, text in EVENT_TEXTS.items() if task in night.prob
-    }
+    prob_of = {}
     if "sleep" in night.prob:
-        prob_of |= dict(zip(stage_texts(), night.prob["sleep"].T, strict=True))
-    middle_N = night.onsets_s + EPOCH_S / 2
-    rows = []
+        prob_of = dict(zip(stage_texts(), night.prob["sleep"].T, strict=True))
+    events = [(on, span, EVENT_TEXTS[task], p) for on, span, task, p in event_rows(night)]
+    middle_N, rows = night.onsets_s + EPOCH_S / 2, []
     for onset_s, duration_s, text in annotation_rows(night):
+        if text in EVENT_TEXTS.values():
+            continue
         in_row_N = (middle_N > onset_s) & (middle_N < onset_s + duration_s)
         probability = prob_of[text][in_row_N].mean() if text in prob_of else np.nan
         rows.append((onset_s, duration_s, text, probability))
+    rows = sorted(rows + events, key=lambda row: row[0])
     return pd.DataFrame(rows, columns=["onset", "duration", "trial_type", "probability"])
 
 
-def describe_events() -> dict:
+def describe_events(night: Night) -> dict:
     """What the columns of :func:`events` mean, as BIDS has it in ``_events.json``."""
     levels = {NOTICE: "holds for all rows; no event"}
     for text, words in zip(stage_texts(), STAGE_WORDS, strict=True):
         levels[text] = f"a {EPOCH_S:g}-s epoch called {words} (AASM)"
     for task, text in EVENT_TEXTS.items():
-        levels[text] = f"adjoining {EPOCH_S:g}-s epochs called with {TASKS[task]}; no single event"
+        epochs = f"adjoining {EPOCH_S:g}-s epochs called with {TASKS[task]}; no single event"
+        levels[text] = f"a single event: {TASKS[task]}" if task in night.found else epochs
     levels[FAR_TEXT] = "adjoining epochs unlike the probes' training data: do not rely on them"
     return {
         "onset": {"Description": "start, from the start of the recording", "Units": "s"},

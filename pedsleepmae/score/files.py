@@ -18,7 +18,7 @@ import pandas as pd
 
 from pedsleepmae import disk
 from pedsleepmae.score import TABLES
-from pedsleepmae.score.night import Night, annotation_rows
+from pedsleepmae.score.night import Night, annotation_rows, event_rows
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
 
@@ -60,6 +60,7 @@ def name_folders(recordings: Iterable[Path]) -> dict[Path, str]:
 def write_night(folder: Path, night: Night, summary: Mapping) -> None:
     """Write our own files but the page, each whole or not at all."""
     disk.write_table(folder / "epochs.csv", epoch_table(night))
+    disk.write_table(folder / "events.csv", event_table(night))
     disk.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
     disk.write_table(folder / "summary.csv", summary_table(summary))
     with disk.write_whole(folder / "annotations.edf") as temporary:
@@ -86,6 +87,16 @@ def epoch_table(night: Night) -> pd.DataFrame:
         for task in EVENT_TEXTS:
             table[f"scored_{task}"] = night.scored[task]
     return pd.DataFrame(table).assign(notice=NOTICE)
+
+
+def event_table(night: Night) -> pd.DataFrame:
+    """A row for each event; ``found_by``: seconds (a single event) or epochs (a run of them)."""
+    table = pd.DataFrame(
+        event_rows(night), columns=["onset_s", "duration_s", "kind", "probability"]
+    )
+    table["found_by"] = ["seconds" if kind in night.found else "epochs" for kind in table["kind"]]
+    columns = ["kind", "onset_s", "duration_s", "probability", "found_by"]
+    return table[columns].assign(notice=NOTICE)
 
 
 def summary_table(summary: Mapping) -> pd.DataFrame:

@@ -14,11 +14,18 @@ from pedsleepmae.channels import ALL_CHANNELS, EPOCH_S, MONTAGES, N_CHANNELS
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.errors import ProbeError, printable
 from pedsleepmae.machine import Compute
-from pedsleepmae.model import MaskedAutoencoder, check_poolings
-from pedsleepmae.probe import embeddings
-from pedsleepmae.probe.files import Basis, load_basis, load_montages, load_probes
-from pedsleepmae.probe.fitted import TaskProbe, predict_features
+from pedsleepmae.model import SECONDS, MaskedAutoencoder, check_poolings
+from pedsleepmae.probe import embeddings, steps
+from pedsleepmae.probe.files import (
+    Basis,
+    load_basis,
+    load_montages,
+    load_probes,
+    load_step_probes,
+)
+from pedsleepmae.probe.fitted import StepProbe, TaskProbe, predict_features
 from pedsleepmae.probe.readout import night_rows
+from pedsleepmae.probe.spans import STEP_S, find_spans
 from pedsleepmae.probe.tables import split_layer
 from pedsleepmae.score.lights import NOT_KNOWN, Lights
 from pedsleepmae.shipped import find_file
@@ -61,6 +68,7 @@ class Scorer:
     compute: Compute
     far_share: float = 0.01
     montages: Mapping[str, Mapping[str, TaskProbe]] = field(default_factory=dict)
+    step_probes: Mapping[str, StepProbe] = field(default_factory=dict)
 
     @property
     def normalise(self) -> str | None:
@@ -130,7 +138,16 @@ def load_scorer(
                 f"{probe_file}: the probe of {task} reads {n_read} numbers, but pooling {pooling} "
                 f"of this encoder gives {n_features}; run script 3 again"
             )
-    own = content.path, content.scaling, compute, far_share, montages
+    step_probes = load_step_probes(probe_file)
+    if step_probes:
+        steps.check_patches(model.n_patches)
+        n_features = len(steps.WINDOWS) * model.n_features(SECONDS) // steps.N_STEPS
+        if {len(probe.weight_F) for probe in step_probes.values()} != {n_features}:
+            raise ProbeError(
+                f"{probe_file}: its probes of single events do not read this encoder's "
+                f"{n_features} numbers a second; run script 3 again"
+            )
+    own = content.path, content.scaling, compute, far_share, montages, step_probes
     return Scorer(model, pooling, probes, basis, *own)
 
 
@@ -154,7 +171,8 @@ class Night:
     ``distance_N``: how far the embedding lies from the training data, 1 at the threshold; ``far_N``
     above it. ``scored`` holds a scorer's classes (N,), -1 where not scored; None: nobody scored.
     ``montage``: the channels for which the probes were fitted. ``begun``: by kind of event how many
-    scored ones begin in each epoch (N,); None: single events are not known.
+    scored ones begin in each epoch (N,); None: single events are not known. ``found``: by task the
+    single events found, (n, 3): onset and end in s, mean probability; {} without such probes.
     """
 
     onsets_s: np.ndarray
@@ -165,6 +183,7 @@ class Night:
     montage: str = ALL_CHANNELS
     lights: Lights = NOT_KNOWN
     begun: Mapping[str, np.ndarray] | None = None
+    found: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def far_N(self) -> np.ndarray:
@@ -199,10 +218,17 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
     montage = nearest_montage(examples.present.any(0), scorer.montages)
     probes = scorer.montages.get(montage, scorer.probes)
     present_NC = examples.present & np.isin(np.arange(N_CHANNELS), MONTAGES[montage])
-    x_NF = embeddings.embed_arrays(
-        scorer.model, examples.signals, present_NC, scorer.pooling, scorer.compute, title
+    seconds = steps.pooling_of(split_layer(scorer.pooling)[1])
+    poolings = [scorer.pooling, *[seconds] * bool(scorer.step_probes)]
+    features = embeddings.embed_arrays(
+        scorer.model, examples.signals, present_NC, poolings, scorer.compute, title
     )
-    x_NF = embeddings.as_float16(x_NF).astype(np.float32)
+    found = {}
+    if scorer.step_probes:
+        found = find_events(
+            scorer.step_probes, features.pop(seconds), present_NC, examples.onsets_s
+        )
+    x_NF = embeddings.as_float16(features[scorer.pooling]).astype(np.float32)
     density = scorer.basis.density
     distance_N = density.distance(x_NF) / density.threshold(scorer.far_share)
     if scorer.normalise is not None:
@@ -218,18 +244,54 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
     called = {task: probe.decide(prob[task]) for task, probe in probes.items()}
     scored = {task: task_labels(examples.labels, task) for task in TASKS}
     scored = scored if (scored["sleep"] >= 0).any() else None
-    return Night(examples.onsets_s, prob, called, distance_N, scored, montage)
+    return Night(examples.onsets_s, prob, called, distance_N, scored, montage, found=found)
+
+
+def find_events(
+    step_probes: Mapping[str, StepProbe],
+    seconds_NF: np.ndarray,
+    present_NC: np.ndarray,
+    onsets_s: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Single events by task, (n, 3): onset and end in s, mean probability of their steps.
+
+    ``seconds_NF``: features of the pooling "seconds".
+    """
+    x_NMF = steps.token_steps(seconds_NF)
+    x_SF = steps.night_steps(x_NMF, steps.present_features(present_NC, x_NMF), onsets_s)
+    onset_S, found = steps.step_onsets(onsets_s), {}
+    for task, probe in step_probes.items():
+        prob_S = probe.probabilities(x_SF)
+        spans = find_spans(prob_S, onset_S, STEP_S, probe.rule)
+        means = [prob_S[(onset_S >= on_s) & (onset_S < end_s)].mean() for on_s, end_s in spans]
+        found[task] = np.column_stack([spans, np.array(means)])
+    return found
+
+
+# ------------------------------------------------------------------ its rows
+def event_rows(night: Night) -> list[tuple[float, float, str, float]]:
+    """(onset_s, duration_s, task, probability) of its events, in order of time.
+
+    Single ones where the probes find these; else runs of epochs that were called.
+    """
+    rows = []
+    for task in EVENT_TEXTS:
+        if task in night.found:
+            rows += [(on, end - on, task, p) for on, end, p in night.found[task].tolist()]
+        elif task in night.called:
+            for on_s, duration_s, _ in find_runs(night.onsets_s, night.called[task] == 1, task):
+                inside_N = (night.onsets_s >= on_s) & (night.onsets_s < on_s + duration_s)
+                rows.append((on_s, duration_s, task, float(night.prob[task][inside_N, 1].mean())))
+    return sorted(rows)
 
 
 def annotation_rows(night: Night) -> list[tuple[float, float, str]]:
-    """(onset_s, duration_s, text): the notice, a stage each epoch, runs of events and of flags."""
+    """(onset_s, duration_s, text): the notice, a stage each epoch, events, runs of flags."""
     rows = [(0.0, 0.0, NOTICE)]
     if "sleep" in night.called:
         for onset_s, stage in zip(night.onsets_s, night.called["sleep"], strict=True):
             rows.append((float(onset_s), EPOCH_S, f"Sleep stage {STAGES[stage]}"))
-    for task, text in EVENT_TEXTS.items():
-        if task in night.called:
-            rows += find_runs(night.onsets_s, night.called[task] == 1, text)
+    rows += [(on, duration, EVENT_TEXTS[task]) for on, duration, task, _ in event_rows(night)]
     rows += find_runs(night.onsets_s, night.far_N, FAR_TEXT)
     return sorted(rows, key=lambda row: row[0])
 

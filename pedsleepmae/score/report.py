@@ -1,6 +1,6 @@
 """report.html of one scored night: the night in one picture, its figures, what they rest on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,24 +9,30 @@ from matplotlib.figure import Figure
 from scipy.signal import welch
 
 from pedsleepmae import disk, store
-from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_S, RATE_HZ
+from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_S, RATE_HZ
 from pedsleepmae.pages import plots
 from pedsleepmae.pages.page import counted, page_template, to_base64
 from pedsleepmae.prepare.signals import undo_standard
 from pedsleepmae.score.laboratory import MEANINGS, RATES
 from pedsleepmae.score.night import Night
-from pedsleepmae.tasks import EVENT_TEXTS
+from pedsleepmae.tasks import EVENT_TEXTS, EVENTS
 
 SPECTRUM_S, SPECTRUM_HZ = 4.0, (0.5, 30.0)  # Welch's pieces, half overlapping; what is shown
 SHOWN_EEG = (4, 0, 5, 6, 1, 2, 3)  # C4-M1 first, as sleep is scored, then what there is
 SPO2 = CHANNEL_NAMES.index("SPO2")
+N_EVENTS, STRETCH_S = 2, 90.0  # of each kind, shown in stretches of this length
+_BREATHING = (*CHANNEL_GROUPS["flow"], *CHANNEL_GROUPS["effort"], SPO2)
+LOOKED_AT = dict.fromkeys(EVENTS, _BREATHING) | {"arousal": (4, 0, *CHANNEL_GROUPS["EMG"])}
 
 
 def write_report(folder: Path, night: Night, summary: Mapping, examples: store.Examples) -> Path:
     """Write report.html, which stands alone; its path."""
+    events = events_to_look_at(night)
     page = page_template("night_report.html.j2").render(
         summary=summary,
         picture=to_base64(draw_night(night, examples, summary["channels"])),
+        events_picture=events and to_base64(draw_events(night, examples, events)),
+        has_eeg=bool(examples.present[:, list(CHANNEL_GROUPS["EEG"])].any()),
         name_of=quantity_name,
         rates=list(RATES),
         time_of=time_in_words,
@@ -139,13 +145,15 @@ def _draw_spo2(ax: Axes, onsets_s: np.ndarray, examples: store.Examples) -> None
 
 
 def _draw_events(ax: Axes, hours: np.ndarray, night: Night, events: list[str]) -> None:
-    """A row for each kind of event: called epochs as blocks, scored ones as a line below."""
+    """A row for each kind: events (or called epochs) as blocks, scored epochs as a line below."""
     width = EPOCH_S / 3600
     colours = dict(zip(plots.EVENT_NAMES, plots.EVENT_COLOURS, strict=True))
     for row, task in enumerate(events):
         colour = colours.get(task, plots.INK)
-        called = hours[night.called[task] == 1]
-        ax.broken_barh([(h, width) for h in called], (-row - 0.3, 0.5), color=colour, lw=0)
+        called = [(h, width) for h in hours[night.called[task] == 1]]
+        if task in night.found:
+            called = [(on / 3600, (end - on) / 3600) for on, end, _ in night.found[task]]
+        ax.broken_barh(called, (-row - 0.3, 0.5), color=colour, lw=0)
         if night.scored:
             scored = hours[night.scored[task] == 1]
             ax.broken_barh([(h, width) for h in scored], (-row - 0.46, 0.1), color=plots.INK, lw=0)
@@ -167,6 +175,59 @@ def _draw_distance(ax: Axes, hours: np.ndarray, night: Night) -> None:
     ax.axhline(1, color=plots.INK, lw=0.8, ls="--")
     ax.set_ylim(0, top)
     ax.set_ylabel("distance\n(1: flag)", fontsize=8)
+
+
+# ------------------------------------------------------------------ single events
+def events_to_look_at(night: Night) -> list[tuple[str, float, float]]:
+    """(task, onset_s, end_s) of the most probable single events of each kind, in order of time."""
+    shown = []
+    for task in EVENTS:
+        spans = night.found.get(task, np.zeros((0, 3)))
+        best = spans[np.argsort(-spans[:, 2], kind="stable")[:N_EVENTS]]
+        shown += [(task, on_s, end_s) for on_s, end_s, _ in best.tolist()]
+    return sorted(shown, key=lambda event: event[1])
+
+
+def draw_events(
+    night: Night, examples: store.Examples, events: Sequence[tuple[str, float, float]]
+) -> Figure:
+    """A stretch of signals around each event, two beside each other, the event coloured."""
+    n_rows = -(-len(events) // 2)
+    figure = Figure(figsize=(11, 2.1 * n_rows), layout="constrained")
+    axes = plots.clean_axes(figure, n_rows, 2)
+    for ax, event in zip(axes.ravel(), events, strict=False):
+        _draw_stretch(ax, night, examples, event)
+    for ax in axes.ravel()[len(events) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _draw_stretch(
+    ax: Axes, night: Night, examples: store.Examples, event: tuple[str, float, float]
+) -> None:
+    task, on_s, end_s = event
+    first_s = (on_s + end_s - STRETCH_S) / 2
+    here = np.flatnonzero(
+        (night.onsets_s + EPOCH_S > first_s) & (night.onsets_s < first_s + STRETCH_S)
+    )
+    times_s = (night.onsets_s[here][:, None] + np.arange(0, EPOCH_S, 1 / RATE_HZ)).ravel()
+    inside = (times_s >= first_s) & (times_s <= first_s + STRETCH_S)
+    channels = [c for c in LOOKED_AT[task] if examples.present[here, c].all()]
+    for row, c in enumerate(channels):
+        x = examples.signals[here, c].astype(np.float32).ravel()[inside]
+        low, high = np.nanpercentile(x, (0.5, 99.5)) if np.isfinite(x).any() else (0, 1)
+        y = np.clip((x - low) / max(high - low, 1e-3), -0.1, 1.1) * 0.85 - row
+        ax.plot(times_s[inside] - first_s, y, color=plots.INK, lw=0.5)
+    colours = dict(zip(plots.EVENT_NAMES, plots.EVENT_COLOURS, strict=True))
+    for other_s, other_end_s, _ in night.found[task]:
+        is_it = other_s == on_s
+        colour, strength = (colours[task], 0.35) if is_it else (plots.SOFT, 0.2)
+        ax.axvspan(other_s - first_s, other_end_s - first_s, color=colour, alpha=strength, lw=0)
+    names = [CHANNEL_NAMES[c] for c in channels]
+    ax.set_yticks([0.4 - row for row in range(len(names))], names, fontsize=7)
+    ax.set_xlim(0, STRETCH_S)
+    ax.set_ylim(-len(channels) + 0.85, 1)
+    ax.set_title(f"{EVENT_TEXTS[task]} at {on_s:,.0f} s", fontsize=9, loc="left")
 
 
 def _physical(examples: store.Examples, rows: np.ndarray, c: int) -> np.ndarray:

@@ -117,7 +117,8 @@ def night_quantities(scorer: Scorer, night: Night) -> list[dict]:
 def count_night(night: Night, facts: Mapping) -> dict[str, Count]:
     """By way (value, called, scored) what each epoch in bed counts; events where they are known.
 
-    The probes see epochs: those with an event count as many events as one such epoch of sleep had
+    Single events count where they begin. Without probes of these, epochs with an event count as
+    many as one such epoch of sleep had
     among the val patients; where that is not known all ways count epochs.
     """
     bed, per_epoch = night.in_bed_N, facts["nights"]["events_per_epoch"]
@@ -127,6 +128,9 @@ def count_night(night: Night, facts: Mapping) -> dict[str, Count]:
         ratio = {name: per_epoch.get(name, 1.0) for name in seen}
         expected = {name: night.prob[task][bed, 1] * ratio[name] for name, task in seen.items()}
         called = {name: night.called[task][bed] * ratio[name] for name, task in seen.items()}
+        for name, task in INDICES.items():
+            if task in night.found:
+                called[name] = onsets_in_epochs(night.found[task][:, 0], night.onsets_s)[bed]
         counts["value"] = Count(night.prob["sleep"][bed], expected)
         counts["called"] = Count(one_stage(night.called["sleep"][bed]), called)
     if night.scored:
@@ -134,12 +138,18 @@ def count_night(night: Night, facts: Mapping) -> dict[str, Count]:
         for name, task in INDICES.items():
             if not any((night.scored[t] == 1).any() for t in EVENT_TEXTS):
                 continue  # stages alone were scored
-            if name not in per_epoch:
+            if name not in per_epoch and INDICES[name] not in night.found:
                 events_N[name] = (night.scored[task][bed] == 1).astype(float)
             elif night.begun is not None:
                 events_N[name] = count_index_events(name, night.begun)[bed].astype(float)
         counts["scored"] = Count(one_stage(night.scored["sleep"][bed]), events_N)
     return counts
+
+
+def onsets_in_epochs(onset_s: np.ndarray, onsets_s: np.ndarray) -> np.ndarray:
+    """How many events begin in each epoch, (N,); those before it and in gaps in the next one."""
+    place = np.searchsorted(onsets_s + EPOCH_S, onset_s + 1e-6, side="right")
+    return np.bincount(np.minimum(place, len(onsets_s) - 1), minlength=len(onsets_s)).astype(float)
 
 
 def _hypnogram_rows(facts: Mapping, night: Night) -> list[dict]:
@@ -173,13 +183,21 @@ def _rate(facts: Mapping, night: Night, counts: Mapping[str, Count], rate: str) 
     """
     index = RATES[rate][0]
     task, per_epoch = INDICES[index], facts["nights"]["events_per_epoch"].get(index)
-    what = "epochs with an event" if per_epoch is None else "events"
+    single = task in night.found
+    what = "epochs with an event" if per_epoch is None and not single else "events"
+    if single and "called" in counts:  # an event has one stage, as script 3 counts it
+        counts = {**counts, "value": counts["called"]}
     found = {way: events_per_hour(c, rate) for way, c in counts.items() if index in c.events_N}
     per_hour = {way: figure for way, (_, figure) in found.items()}
     row = _quantity(facts, task, rate, f"{what} per hour of {RATES[rate][2]}", per_hour)
     row["counted"] = {way: n_events for way, (n_events, _) in found.items()}
     if "sleep" not in night.prob and task in night.prob:
         row["reason"] = "the probe file holds no probe for sleep, so no time of sleep is known"
+    elif single:
+        row["found_by"] = "seconds"
+        if row["rests_on"] is not None and facts.get("events"):
+            error = facts["events"]["indices"].get(rate)
+            row["rests_on"] |= {"error_on_test_nights": error}
     elif per_epoch is not None:
         row["events_per_epoch"] = per_epoch
     elif row["value"] is not None:
