@@ -35,6 +35,9 @@ SCRIPT = re.compile(r"(?:^|\s)(\d_\w+\.py)(?:\s|$)")
 RUN = ("python 4_score_recording.py", "python 1_prepare_dataset.py --inspect")
 WALKED = "on data that are not here; test_end_to_end.py runs the script on a small cohort"
 NOT_RUN = {  # how a command begins -> why it is not run here
+    "pip install .": "test_package.py builds the wheel and installs it",
+    "pedsleepmae-score": "test_package.py runs it from an installed package",
+    "python -m pedsleepmae.score": "as the line above",
     "make": "the suite is a part of it; what it would run is parsed here",
     "python -m venv": "what make does before anything else",
     "srun": "there is no SLURM in CI",
@@ -93,7 +96,7 @@ def test_commands_are_read_as_they_are_printed():
 
 # ------------------------------------------------------------------ every command, parsed
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_parsed_as_printed(command, capsys):
+def test_every_command_is_parsed_as_printed(command, exit_codes, folder, capsys):
     assert command.startswith((*RUN, *NOT_RUN)), "in no list of tests/test_readme.py: add it to one"
     lines = [command]
     if command.startswith("make"):
@@ -106,7 +109,7 @@ def test_every_command_is_parsed_as_printed(command, capsys):
         lines = dry.stdout.splitlines()
     for line in lines:
         if script := SCRIPT.search(line):
-            with contextlib.chdir(ROOT), pytest.raises(SystemExit) as stopped:
+            with contextlib.chdir(folder), pytest.raises(SystemExit) as stopped:
                 run_script(script[1], *shlex.split(line[script.end() :]), "--print_config")
             assert stopped.value.code in (None, 0), capsys.readouterr().err
         elif path := re.search(r"benchmarks/\w+\.py", line):
@@ -132,7 +135,8 @@ def folder(tmp_path_factory) -> Path:
     argv = ["--output_dir", folder / "cohort", "--n_patients", "1", "--hours", "0.25"]
     assert run_script("0_simulate_cohort.py", *argv) == 0
     recording = next((folder / "cohort").rglob("*.edf"))
-    for name in ("RECORDING.edf", "FILE.edf", "FOLDER/SC4001E0-PSG.edf"):
+    names = ("RECORDING.edf", "FILE.edf", "MORE.edf", "FOLDER/SC4001E0-PSG.edf", "study1/x_1.edf")
+    for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         os.symlink(recording, folder / name)
     for name, shipped in (
