@@ -225,6 +225,9 @@ def _mended(path: Path) -> tuple[Path | memoryview, list[str]]:
 
 
 # ------------------------------------------------------------------ rows of EDF+
+# Neither by edfio (0.4.18) nor by MNE (1.13): over one byte of a note that is not UTF-8 both refuse
+# the whole file, rows whose onset lacks its sign or is no number they pass over without a word, and
+# neither bounds what it reads. Here such a note is read, such a row is read or counted.
 def read_edf_annotations(path: Path) -> list[tuple[float, float, str] | None]:
     """(onset_s, duration_s, text) rows of an EDF+ file such as Sleep-EDF's hypnogram.
 

@@ -1,4 +1,4 @@
-"""What script 4 leaves of one night: tables, summary, annotations.edf and files for other tools.
+"""What script 4 leaves: epochs.csv, summary.json, summary.csv and annotations.edf of one night.
 
 Nothing of the recording's header but its signals' labels gets into them: no name, no patient
 field, no date. Every file says that it comes from no medical device.
@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from pedsleepmae import disk
-from pedsleepmae.score.exports import write_exports
 from pedsleepmae.score.night import Night, annotation_rows
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES
 
@@ -32,13 +31,12 @@ def safe_name(stem: str) -> str:
 
 
 def write_night(folder: Path, night: Night, summary: Mapping) -> None:
-    """Write all files but the page, each whole or not at all."""
+    """Write the four files, each whole or not at all."""
     disk.write_table(folder / "epochs.csv", epoch_table(night))
     disk.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
     disk.write_table(folder / "summary.csv", summary_table(summary))
     with disk.write_whole(folder / "annotations.edf") as temporary:
         write_edf_annotations(temporary, night)
-    write_exports(folder, night)
 
 
 def epoch_table(night: Night) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pedsleepmae.prepare.annotations import AnnotationError
 from pedsleepmae.prepare.examples import UNFORESEEN, Outcome, ReadSettings, examples_to_score
 from pedsleepmae.prepare.layouts import find_scoring
 from pedsleepmae.prepare.recordings import open_edf
-from pedsleepmae.score import files, report
+from pedsleepmae.score import exports, files, report
 from pedsleepmae.score.night import Scorer, score_examples
 from pedsleepmae.score.summary import summarise
 from pedsleepmae.store import Examples
@@ -73,6 +73,7 @@ def score_recording(scorer: Scorer, recording: Path, settings: ScoreSettings) ->
         with only_run_in(folder, "paths.output_dir"):
             disk.remove_partial(folder, ".*.partial")  # of a run that was killed
             files.write_night(folder, night, summary)
+            exports.write_exports(folder, night)
             return summary, report.write_report(folder, night, summary, examples)
     except (UserError, OSError):
         raise
