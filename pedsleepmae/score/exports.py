@@ -20,7 +20,7 @@ YASA_UNSCORED = "UNS"
 SCORER = "PedSleepMAE"
 # The release whose rules for `_events.tsv` are followed. It has no file of its own for sleep: the
 # draft "Sleep Data and Annotations" (bids-specification, pull request 2208, without a BEP number)
-# proposes a `_hypnogram.tsv`, and was neither merged nor settled in 2026.
+# proposes a `_hypnogram.tsv`, which is not in this release.
 BIDS_VERSION = "1.11.2"
 STAGE_WORDS = ("wakefulness", "NREM 1", "NREM 2", "NREM 3", "REM sleep")
 

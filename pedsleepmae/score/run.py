@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pedsleepmae import disk, errors
-from pedsleepmae.errors import SettingsError, UserError, bounded
+from pedsleepmae.errors import SettingsError, UserError, as_plain_dict, bounded
 from pedsleepmae.machine import only_run_in
 from pedsleepmae.prepare.annotations import AnnotationError, count_onsets
 from pedsleepmae.prepare.examples import UNFORESEEN, Outcome, ReadSettings, examples_to_score
@@ -220,8 +220,9 @@ def fingerprint(scorer: Scorer, recording: Path, settings: ScoreSettings) -> str
         annotations = settings.paths.annotations or find_annotations(recording)
     used = filter(None, (recording, annotations, settings.paths.probes))
     rules = [item.name for item in fields(ReadSettings)]
-    rules += ["use_annotations", "grid_offset_s", "far_share"]
-    values = {name: getattr(settings, name) for name in rules}
+    rules += ["use_annotations", "grid_offset_s", "far_share", "lights_off", "lights_on"]
+    values = as_plain_dict(settings)
+    values = {name: values[name] for name in rules}
     encoder = [scorer.checkpoint.name, scorer.basis.facts["encoder_sha256"]]
     encoder.append(scorer.compute.precision)
     depends = [SCORE_VERSION, values, encoder, [_version(path) for path in used]]
