@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import h5py
+import mne
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,7 +50,7 @@ def walked(tmp_path_factory):
     printed = run(
         "3_train_classifier.py", "--paths.batches_dir", "batches", "--paths.checkpoint",
         "run/checkpoint_best.pt", "--paths.output_dir", "results", "--pooling", "mean",
-        "--bootstrap_draws", "200", cwd=folder,
+        "--bootstrap_draws", "200", "--events", "true", cwd=folder,
     )  # fmt: skip
     return folder, printed
 
@@ -121,6 +122,43 @@ def test_the_report_stands_alone(walked):
     assert "data:image/png;base64," in page
     for loaded in ('src="http', 'href="http', "<script src", "@import"):
         assert loaded not in page
+
+
+def test_single_events_of_script_3_are_those_of_script_4(walked):
+    folder, printed = walked
+    metrics = json.loads((folder / "results" / "metrics.json").read_text())
+    events = pd.read_csv(folder / "batches" / "events.csv")
+    assert set(events["study_id"]) <= set(load_index(folder / "batches").study_ids)
+    assert "single events" in printed
+    for kind, entry in metrics["events"]["kinds"].items():
+        sources = entry["sources"]
+        assert {"encoder", "untrained", "handmade", "epoch_labels", "chance"} <= set(sources), kind
+        assert sources["encoder"]["iou_0.5"]["f1"] <= sources["encoder"]["iou_0.2"]["f1"]
+    table = pd.read_csv(folder / "results" / "tables" / "event_nights.csv")
+    night = table.iloc[0]
+    name = f"{night.patient_id:.0f}_{night.study_id:.0f}"
+    run(
+        "4_score_recording.py", next((folder / "recordings").rglob(f"{name}.edf")),
+        "--paths.checkpoint", "run/checkpoint_best.pt", "--paths.probes", "results/probes.npz",
+        cwd=folder,
+    )  # fmt: skip
+    scored = folder / "results" / "scored" / name
+    summary = json.loads((scored / "summary.json").read_text())
+    rows = {row["name"]: row for row in summary["quantities"]}
+    for index in ("apnea_hypopnea_index", "desaturation_index", "arousal_index"):
+        assert rows[index]["found_by"] == "seconds"
+        assert rows[index]["value"] == pytest.approx(night[f"{index}_predicted"])
+        assert rows[index]["scored"] == pytest.approx(night[f"{index}_scored"])
+    by_stage = [rows[rate]["counted"]["scored"] for rate in ("ahi_rem", "ahi_nrem")]
+    assert sum(by_stage) == rows["apnea_hypopnea_index"]["counted"]["scored"]
+    found = pd.read_csv(scored / "events.csv")
+    assert list(found.columns[:4]) == ["kind", "onset_s", "duration_s", "probability"]
+    assert (found["found_by"] == "seconds").all()
+    assert found["probability"].between(0, 1).all()
+    rows = mne.read_annotations(scored / "annotations.edf")
+    in_file = [row for row in rows if row["description"] == "EEG arousal"]
+    assert len(in_file) == (found["kind"] == "arousal").sum()
+    assert "Single events over the signals" in (scored / "report.html").read_text()
 
 
 def test_no_file_left_by_the_scripts_is_half_written(walked):

@@ -297,7 +297,7 @@ def test_the_traceback_of_what_nobody_foresaw_is_kept_beside_the_state(tmp_path,
 
 
 def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
-    # Values of PREPARE_VERSION 4: were they others, all that is prepared would be made anew.
+    # Values of PREPARE_VERSION 5: were they others, all that is prepared would be made anew.
     for name, size in (("5_6.edf", 300), ("5_6.tsv", 20)):
         (tmp_path / name).write_bytes(b"x" * size)
         os.utime(tmp_path / name, ns=(10**18, 10**18))
