@@ -1,10 +1,12 @@
 """Events as spans: seconds to events, one-to-one matching, chance, stages."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pedsleepmae.prepare.annotations import label_epochs, named_events, read_tsv
 from pedsleepmae.probe.events import count_by_stage
 from pedsleepmae.probe.spans import (
     SpanRule,
@@ -15,6 +17,10 @@ from pedsleepmae.probe.spans import (
     merge_spans,
     shift_spans,
 )
+from pedsleepmae.tasks import SCORED_KINDS
+
+UCDDB = Path(__file__).resolve().parents[2] / "shared" / "psg" / "ucddb_tsv"
+BREATHING = SCORED_KINDS["apnea_hypopnea"]
 
 
 def spans(*pairs) -> np.ndarray:
@@ -117,3 +123,26 @@ def test_events_of_all_stages_add_up():
     counts = count_by_stage(true, onsets, stages)
     assert counts == {"wake": 2, "nrem": 1, "rem": 1, "unscored": 2}
     assert sum(counts.values()) == len(true)
+
+
+@pytest.mark.skipif(not UCDDB.exists(), reason="no ../shared/psg: 25 nights of real scoring absent")
+def test_on_25_real_scorings_truth_finds_itself_and_chance_little():
+    found_by_chance, n_true = 0, 0
+    for path in sorted(UCDDB.glob("*.tsv")):
+        scoring = read_tsv(path)
+        labels = label_epochs(scoring, 1e6)
+        named = named_events(labels.scored)
+        true = np.array([(on, on + s) for kind, on, s in named if kind in BREATHING])
+        true = true.reshape(-1, 2)
+        assert len(match_spans(true, true, 0.999)) == len(true)
+        counts = count_by_stage(true, labels.onsets_s, labels.sleep)
+        assert sum(counts.values()) == len(true)
+        in_sleep = labels.n_events["apnea"] + labels.n_events["hypop"]
+        begins_in_epoch = counts["rem"] + counts["nrem"]
+        assert begins_in_epoch >= in_sleep  # and those that reach into sleep from a gap before
+        last_s = labels.onsets_s[-1] + 30
+        moved = shift_spans(true, last_s / 2, 0, last_s)
+        found_by_chance += len(match_spans(true, moved, 0.2))
+        n_true += len(true)
+    assert n_true > 2000
+    assert found_by_chance / n_true < 0.25
