@@ -3,8 +3,8 @@
     python benchmarks/publish_events.py results/m15p8_events/probes.npz checkpoint/probes.npz
 
 Both must rest on the same encoder, block, scaling and precision. So the events of
-configs/m15p8_simulated/events.yaml, judged on children of their own, join the probes of epochs and of
-montages of configs/m15p8_simulated/probe.yaml.
+configs/m15p8_simulated/events.yaml, judged on children of their own, join the probes of epochs and
+of montages of configs/m15p8_simulated/probe.yaml.
 """
 
 import sys
