@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pedsleepmae import metrics, store
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.data import sample_batches
-from pedsleepmae.errors import ProbeError
+from pedsleepmae.errors import warn
 from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe import steps
@@ -133,17 +133,20 @@ def compare_events(
     memory_gb: float,
     n_draws: int,
     seed: int,
-) -> EventResults:
+) -> EventResults | None:
     """Fit on train, choose on val, judge on test, for each source ("encoder" the first of them).
 
     ``stages`` (N,): of each example of the index the called stage, or the scored one where no
-    probe calls stages. Of train and val ``most_nights`` nights are used each. ProbeError where the
-    train nights show no event.
+    probe calls stages. Of train and val ``most_nights`` nights are used each. None, with a warning,
+    where the train nights show no event.
     """
     parts = {split: nights_of(index, split, most_nights, seed) for split in ("train", "val")}
     test, found, probes, chosen_f1 = nights_of(index, "test"), {}, {}, {}
     n_steps = sum(map(len, parts["train"])) * steps.N_STEPS
     event_share = share_in_events(index, parts["train"], truth)
+    if not event_share:
+        warn("events: no train night has a scored event, so single events cannot be fitted")
+        return None
     for source, read in sources.items():
         nights = partial(stream_nights, index, truth=truth, read=read)
         n_features = read(test[0][:1])[0].shape[2] * len(steps.WINDOWS)
@@ -152,8 +155,6 @@ def compare_events(
         train_nights = nights(parts["train"], title=titles["train"])
         kept = keep_rows(train_nights, n_rows, n_steps, event_share, seed)
         fitted = fit_steps(*kept, STRENGTHS)
-        if not fitted:
-            raise ProbeError("events: the train nights show no event; nothing can be fitted")
         chosen = choose_rules(fitted, nights(parts["val"], title=titles["val"]))
         probes[source] = {kind: probe for kind, (probe, _) in chosen.items()}
         chosen_f1[source] = {kind: f1 for kind, (_, f1) in chosen.items()}

@@ -79,7 +79,7 @@ def judge_events(
     encoder: Checkpoint,
     results: Results,
     compute: machine.Compute,
-) -> EventResults:
+) -> EventResults | None:
     """Single events from the block that the probes of epochs read, and from the baselines."""
     (read_out,) = results.best_table.read_outs
     layer = split_layer(read_out.table.name)[1]
