@@ -26,8 +26,9 @@ from pedsleepmae.probe.evaluation import ProbeSettings
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.montages import judge_montages
 from pedsleepmae.probe.nights import read_studies
+from pedsleepmae.probe.steps import check_patches
+from pedsleepmae.probe.truth import read_events
 from pedsleepmae.splits import SPLITS
-from pedsleepmae.tasks import EVENTS_FILE
 
 
 def open_index(settings: ProbeSettings) -> store.ExampleIndex:
@@ -53,10 +54,10 @@ def open_inputs(
     if paths.compare_with is not None:
         require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
         encoders["compared"] = checkpoints.read_checkpoint(paths.compare_with)
-    if settings.events:
-        remedy = "run script 1 (or 0) again: single events are fitted on it"
-        require_file(paths.batches_dir / EVENTS_FILE, "events", remedy)
     index = open_index(settings)
+    if settings.events:  # said now, not after the hours before they are needed
+        check_patches(encoders["encoder"].build_model().n_patches)
+        read_events(paths.batches_dir)
     seen = []  # patients of all encoders' pretraining; None where one of them is unknown
     for encoder in encoders.values():
         encoder.build_model()  # says now what does not fit

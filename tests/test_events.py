@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import small_batches
 import small_probes
 import torch
 from edf_files import nch_study, stage_rows, write_tsv
@@ -114,7 +115,7 @@ def test_scripts_0_and_1_write_every_scored_event_of_the_nights_they_use(tmp_pat
             "5,6,desaturation,60.0,0.0\n5,6,hypopnea,500.0,9.0\n"
         )
     simulated = ("--output_dir", tmp_path / "new", "--batches_dir", tmp_path / "new" / "batches")
-    cohort = ("--n_patients", "3", "--n_repeat_studies", "0", "--hours", "0.2")
+    cohort = ("--n_patients", "3", "--n_repeat_studies", "0", "--hours", "0.25")
     assert small_probes.run_script("0_simulate_cohort.py", *simulated, *cohort) == 0
     studies = pd.read_csv(tmp_path / "new" / "batches" / "studies.csv")
     events = pd.read_csv(tmp_path / "new" / "batches" / "events.csv")
@@ -198,3 +199,21 @@ def test_absolute_agreement_by_hand():
     assert metrics.absolute_agreement(np.array([[1, 1], [2, 2], [5, 5.0]])) == pytest.approx(1)
     assert metrics.absolute_agreement(np.ones((3, 2))) is None
     assert metrics.absolute_agreement(np.ones((1, 2))) is None
+
+
+# ------------------------------------------------------------------ script 3
+def test_script_3_refuses_at_once_what_single_events_lack(tmp_path, capsys, monkeypatch):
+    batches, checkpoint = tmp_path / "batches", tmp_path / "checkpoint.pt"
+    small_batches.write_folder(batches, train=[4], val=[2], test=[2])
+    small_probes.save_model(checkpoint, [])
+    argv = (*small_probes.paths(tmp_path, batches, checkpoint), "--events", "true")
+    assert small_probes.script_3(*argv) == 2
+    assert "32 patches" in capsys.readouterr().err
+    monkeypatch.setitem(small_probes.MODEL, "patch_size", 16)
+    small_probes.save_model(checkpoint, [])
+    assert small_probes.script_3(*argv) == 2
+    assert "events.csv, so single events cannot be fitted" in capsys.readouterr().err
+    (batches / "events.csv").write_text("patient_id,study_id\n1,2\n")
+    assert small_probes.script_3(*argv) == 2
+    assert "has no column kind" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
