@@ -252,7 +252,8 @@ def test_a_staged_recording_is_scored_at_its_epochs_beside_the_scorer(scored):
     quantities = {row["name"]: row for row in summary["quantities"]}
     assert quantities["sleep_min"]["scored"] == 22.0  # 44 epochs
     assert quantities["sleep_efficiency"]["scored"] == pytest.approx(100 * 44 / 46)
-    assert quantities["apnea_hypopnea_index"]["scored"] == pytest.approx(2 / (22 / 60))
+    # Of the two epochs with the apnea the first is wake.
+    assert quantities["apnea_hypopnea_index"]["scored"] == pytest.approx(1 / (22 / 60))
     matching = (epochs["stage"] == epochs["scored_stage"]).mean()
     assert summary["agreement"]["accuracy"] == pytest.approx(matching)
 
@@ -606,7 +607,7 @@ def test_indices_count_events_where_the_probes_know_events_for_an_epoch(scorer):
 def test_a_figure_that_cannot_be_had_says_why(scorer):
     no_sleep = make_night([0] * 40, apnea_hypopnea=[0.5] * 40)
     rows = {row["name"]: row for row in night_quantities(scorer, no_sleep)}
-    assert rows["apnea_hypopnea_index"]["reason"] == "less than 15 minutes of sleep"
+    assert rows["apnea_hypopnea_index"]["reason"] == "no sleep"
     assert rows["desaturation_index"]["reason"] == "the probe file holds no probe for it"
     events = {"apnea_hypopnea": no_sleep.prob["apnea_hypopnea"]}
     called = {"apnea_hypopnea": no_sleep.called["apnea_hypopnea"]}
