@@ -100,7 +100,7 @@ def test_yasa_reads_the_file_and_finds_our_stages_and_minutes(tmp_path):
     wanted = {"TIB": 60, "TST": 40, "WAKE": 15, "N1": 5, "N2": 20, "N3": 10, "REM": 5, "UNS": 5}
     wanted |= {"SOL": 10, "Lat_REM": 50, "WASO": 0, "SPT": 45}
     assert {name: figures[name] for name in wanted} == wanted
-    called = {q["name"]: q["called"] for q in night_quantities(scorer, night, {})}
+    called = {q["name"]: q["called"] for q in night_quantities(scorer, night)}
     assert called["sleep_min"] == figures["TST"]
     for stage, word in zip(STAGES, ("WAKE", "N1", "N2", "N3", "REM"), strict=True):
         assert called[f"{stage}_min"] == figures[word]
@@ -146,7 +146,7 @@ def test_every_text_that_a_night_can_hold_is_described():
     tasks = ("apnea", "hypopnea", "apnea_hypopnea", "desaturation", "arousal")
     night = make_night(30 * np.arange(5), range(5), **{task: [0.9] * 5 for task in tasks})
     rows = annotation_rows(replace(night, distance_N=np.full(5, 2.0)))
-    assert {text for *_, text in rows} == set(describe_events()["trial_type"]["Levels"])
+    assert {text for *_, text in rows} == set(describe_events(night)["trial_type"]["Levels"])
 
 
 def test_predictions_in_the_form_of_bids_are_refused_as_a_scorers(tmp_path):

@@ -80,15 +80,15 @@ def events(night: Night) -> pd.DataFrame:
     prob_of = {}
     if "sleep" in night.prob:
         prob_of = dict(zip(stage_texts(), night.prob["sleep"].T, strict=True))
-    events = [(on, span, EVENT_TEXTS[task], p) for on, span, task, p in event_rows(night)]
+    of_event = {(on, span, EVENT_TEXTS[task]): p for on, span, task, p in event_rows(night)}
     middle_N, rows = night.onsets_s + EPOCH_S / 2, []
-    for onset_s, duration_s, text in annotation_rows(night):
-        if text in EVENT_TEXTS.values():
-            continue
-        in_row_N = (middle_N > onset_s) & (middle_N < onset_s + duration_s)
-        probability = prob_of[text][in_row_N].mean() if text in prob_of else np.nan
-        rows.append((onset_s, duration_s, text, probability))
-    rows = sorted(rows + events, key=lambda row: row[0])
+    for row in annotation_rows(night):
+        onset_s, duration_s, text = row
+        probability = of_event.get(row, np.nan)
+        if text in prob_of:
+            in_row_N = (middle_N > onset_s) & (middle_N < onset_s + duration_s)
+            probability = prob_of[text][in_row_N].mean()
+        rows.append((*row, probability))
     return pd.DataFrame(rows, columns=["onset", "duration", "trial_type", "probability"])
 
 
