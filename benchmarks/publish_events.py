@@ -2,7 +2,7 @@
 
     python benchmarks/publish_events.py results/m15p8_events/probes.npz checkpoint/probes.npz
 
-Both must rest on the same encoder, block, scaling and precision. So the events of
+Both must rest on the same encoder, block and scaling. So the events of
 configs/m15p8_simulated/events.yaml, judged on children of their own, join the probes of epochs and
 of montages of configs/m15p8_simulated/probe.yaml.
 """
@@ -24,7 +24,7 @@ from pedsleepmae.probe.files import (
 )
 from pedsleepmae.probe.tables import split_layer
 
-SAME = ("encoder_sha256", "scaling", "precision")
+SAME = ("encoder_sha256", "scaling")
 
 
 def main(source: Path, target: Path) -> None:

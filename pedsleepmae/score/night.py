@@ -94,7 +94,8 @@ def load_scorer(
     """The encoder of a checkpoint and its probes; ProbeError when these belong to another.
 
     Where there are no such files, those that ship under these names. ``precision`` "auto": that in
-    which the probes' own embeddings were computed. CheckpointError and MachineError come through.
+    which the probes' own embeddings were computed, but float32 where the machine has no bfloat16
+    in hardware (emulated it is five times slower). CheckpointError and MachineError come through.
     """
     probe_file = find_file(probe_file)
     pooling, probes = load_probes(probe_file)
@@ -108,8 +109,9 @@ def load_scorer(
             f"{probe_file}: does not say what its probes rest on ({lacking} is missing or of "
             "another type); run script 3 again"
         )
-    precision = facts["precision"] if precision == "auto" else precision
     compute = Compute.choose(device, precision, batch_size)
+    if precision == "auto" and compute.precision == "bfloat16":
+        compute = Compute.choose(device, facts["precision"], batch_size)
     content = read_checkpoint(checkpoint, compute.device)
     model = content.build_model()
     if not probes:
