@@ -526,6 +526,14 @@ def test_lights_on_before_lights_off_is_a_reason(tmp_path):
         read_study(study, SETTINGS)
 
 
+def test_a_bdf_file_is_refused_and_not_read_as_edf(tmp_path):
+    write_tsv(tmp_path / "a.tsv", stage_rows(0.0, "W"))
+    nch_file(seconds=60, rate_hz=4, header={"version": b"\xffBIOSEMI"}).write(tmp_path / "a.bdf")
+    (study,) = studies_of(tmp_path, "recording,patient\na.bdf,1\n")
+    with pytest.raises(RecordingError, match="a BDF file; convert it to EDF"):
+        read_study(study, SETTINGS)
+
+
 def test_an_ids_file_elsewhere_is_used_and_one_that_cannot_be_written_is_told(tmp_path):
     scored(tmp_path, "a")
     write(tmp_path / "keys" / "k.csv", "patient,study,patient_id,study_id\nA,1,41,7\n")

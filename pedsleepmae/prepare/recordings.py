@@ -195,6 +195,8 @@ def _read_header(path: Path) -> _Header:
     """Raises ValueError, in words that quote nothing of what the header says of a patient."""
     with open(path, "rb") as file:
         main = file.read(256)
+        if main[:8] == b"\xffBIOSEMI":  # of 24 bits: read as EDF it would be noise
+            raise ValueError("it is a BDF file; convert it to EDF")
         record_s = _number(main[244:252], "the duration of its records", float)
         n = _number(main[252:256], "the number of its signals")
         if not 1 <= n <= MOST_SIGNALS:
