@@ -196,7 +196,7 @@ def test_the_inspection_says_which_sensor_was_taken_and_why_not_another(tmp_path
     command = [sys.executable, ROOT / "1_prepare_dataset.py", "--inspect", study.edf]
     command += ["--config", ROOT / "configs" / "prepare_airflow.yaml"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (row,) = [line for line in told.splitlines() if line.startswith("C-FLOW ")]
+    row = next(line for line in told.splitlines() if line.startswith("C-FLOW "))
     assert "preferred Resp Airflow" in row
     assert "Resp PTAF: too little breathing" in told
 

@@ -39,7 +39,7 @@ from pedsleepmae.score.summary import cautions, night_quantities, stage_agreemen
 from pedsleepmae.tasks import NOTICE
 
 OUTPUTS = ["epochs.csv", "summary.json", "summary.csv", "annotations.edf", "report.html"]
-OUTPUTS += ["hypnogram.json", "9_8_events.tsv", "9_8_events.json"]
+OUTPUTS += ["events.csv", "hypnogram.json", "9_8_events.tsv", "9_8_events.json"]
 
 
 @pytest.fixture(scope="module")
