@@ -447,7 +447,9 @@ def test_a_signal_during_validation_puts_it_off_to_the_resumed_run(
     assert whole == resumed
 
 
-def test_a_second_interrupt_acts_as_usual_but_a_second_termination_does_not():
+def test_a_second_interrupt_acts_as_usual_but_a_second_termination_does_not(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with stop_on_signal() as wanted:
         assert not wanted()
         signal.raise_signal(signal.SIGTERM)

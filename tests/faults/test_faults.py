@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-N_RUNS = 6
+N_RUNS = 4
 
 
 def test_a_disk_that_fails_at_any_moment_costs_nothing_but_time(tmp_path):

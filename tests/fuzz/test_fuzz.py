@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-N_INPUTS = 420
+N_INPUTS = 280
 LARGEST_BYTES = 2.5e9
 
 
