@@ -1,4 +1,4 @@
-"""Events as spans of time: seconds to events, events matched one to one, events by stage.
+"""Events as spans of time: seconds to events, events matched one to one, chance.
 
 A span is (onset_s, end_s); spans of a night are (n, 2) float64, sorted by onset. Axes: **S** steps
 of a night.
