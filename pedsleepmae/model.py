@@ -580,13 +580,18 @@ def _windows(z_BCSE: Tensor) -> Tensor:
     return by_time.transpose(1, 2).unflatten(0, z_BCSE.shape[:2])
 
 
+def _spread(z: Tensor, dim: int) -> Tensor:
+    """Standard deviation over ``dim``; torch's own takes five times as long on a CPU."""
+    return (z - z.mean(dim, keepdim=True)).square_().mean(dim).sqrt_()
+
+
 # By name: features of each channel, (B, C, F / 16), from class tokens and patch features.
 POOLINGS = {
     "mean": lambda class_BCE, z_BCSE: z_BCSE.mean(dim=3),
     "max": lambda class_BCE, z_BCSE: z_BCSE.amax(dim=3),
     "time_mean": lambda class_BCE, z_BCSE: z_BCSE.mean(dim=2),
     "time_abs": lambda class_BCE, z_BCSE: z_BCSE.abs().mean(dim=2),
-    "time_std": lambda class_BCE, z_BCSE: z_BCSE.std(dim=2, correction=0),
+    "time_std": lambda class_BCE, z_BCSE: _spread(z_BCSE, 2),
     "time_max": lambda class_BCE, z_BCSE: _windows(z_BCSE).amax(dim=2),
     "time_min": lambda class_BCE, z_BCSE: _windows(z_BCSE).amin(dim=2),
     "class": lambda class_BCE, z_BCSE: class_BCE,
@@ -597,7 +602,7 @@ SECONDS = "seconds"  # for single events: of each second mean and spread, see se
 def seconds_of(z_BCSE: Tensor) -> Tensor:
     """Of each channel and second the mean and spread over its patches, (B, C, 30, 2E)."""
     z_BCMPE = z_BCSE.unflatten(2, (round(EPOCH_S), -1))
-    return torch.cat([z_BCMPE.mean(3), z_BCMPE.std(3, unbiased=False)], dim=3)
+    return torch.cat([z_BCMPE.mean(3), _spread(z_BCMPE, 3)], dim=3)
 
 
 def pool(class_BCE: Tensor, z_BCSE: Tensor, pooling: str) -> Tensor:

@@ -171,7 +171,7 @@ def _draw_distance(ax: Axes, hours: np.ndarray, night: Night) -> None:
     shown = np.minimum(night.distance_N, top)
     for far, colour in ((False, plots.SOFT), (True, "#b3261e")):
         here = night.far_N == far
-        ax.bar(hours[here], shown[here], EPOCH_S / 3600, align="edge", color=colour, lw=0)
+        plots.draw_bars(ax, hours[here], np.zeros(here.sum()), shown[here], colour)
     ax.axhline(1, color=plots.INK, lw=0.8, ls="--")
     ax.set_ylim(0, top)
     ax.set_ylabel("distance\n(1: flag)", fontsize=8)
