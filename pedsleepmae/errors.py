@@ -5,6 +5,7 @@ what to do. All else is a defect of ours and keeps its traceback.
 """
 
 import dataclasses
+import errno
 import signal
 import sys
 import traceback
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_SETTINGS, EXIT_SKIPPED = 0, 1, 2, 3
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)  # what a place refuses for good
 LARGEST = 2**63  # no number in a setting is as large
 Inputs = TypeVar("Inputs")
 
@@ -64,6 +66,8 @@ def run_script(
         return tell(error, EXIT_FAILED)
     except OSError as error:
         what = f"{error.strerror or error} ({error.filename or 'while reading or writing'})"
+        if error.errno in NOT_ALLOWED:
+            return tell(f"{what}; give a place that you may write to", EXIT_BAD_SETTINGS)
         remedy = f"make room or mend the disk and run it again: {again}"
         return tell(f"{what}; {remedy}", EXIT_FAILED)
     except (KeyboardInterrupt, Stopped):

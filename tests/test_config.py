@@ -268,6 +268,17 @@ def test_an_odd_value_on_the_command_line_is_one_short_sentence(capsys, text):
     assert len(sentence) < 300
 
 
+@pytest.mark.parametrize("refused", [PermissionError(13, "no", "x"), OSError(30, "ro", "x")])
+def test_a_place_that_may_not_be_written_is_a_bad_setting(monkeypatch, capsys, refused):
+    monkeypatch.setattr(errors.signal, "signal", lambda *_: None)
+
+    def work(_inputs):
+        raise refused
+
+    assert errors.run_script(lambda: None, work) == errors.EXIT_BAD_SETTINGS
+    assert "(x); give a place that you may write to" in capsys.readouterr().err
+
+
 def test_a_print_in_work_does_not_fail_for_want_of_a_letter(tmp_path):
     program = "from pedsleepmae.errors import run_script, warn\n"
     program += "run_script(lambda: warn('5 \\u2013 6'), lambda _: print('3 \\u00b5V \\udcff'))"

@@ -224,6 +224,23 @@ def test_a_run_whose_only_task_cannot_be_fitted_still_ends_with_a_report(finishe
     assert "No probe for oxygen desaturation: the train patients show only class 0" in page
 
 
+def test_what_a_killed_run_left_is_removed_by_the_next(finished, tmp_path):
+    folder, _ = finished
+    published = tmp_path / "published" / "probes.npz"
+    argv = paths(tmp_path, folder / "batches", folder / "model.pt")
+    argv += ["--tasks", "[arousal]", "--poolings", "[time_abs]", "--baselines", "[prevalence]"]
+    assert script_3(*argv) == 0
+    (features,) = (tmp_path / "results" / "embeddings").glob("*/train_combined_0.hdf5")
+    published.parent.mkdir()
+    left = [features.with_name(".train_combined_0.hdf5.0123abcd.partial")]
+    left += [published.with_name(".probes.npz.0123abcd.partial")]
+    for path in left:
+        path.write_bytes(b"half")
+    assert script_3(*argv, "--paths.publish_to", str(published)) == 0
+    assert published.exists()
+    assert not [path for path in left if path.exists()]
+
+
 def test_two_checkpoints_are_compared_on_the_same_patients(finished, tmp_path, capsys):
     folder, _ = finished
     other = save_model(tmp_path / "other.pt", [1, 2], seed=5)

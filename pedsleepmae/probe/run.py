@@ -147,7 +147,8 @@ def write_results(
     fewer = {name: montage.probes for name, montage in found.items() if name != ALL_CHANNELS}
     with machine.only_run_in(folder, "paths.output_dir"):
         # Of runs that were killed.
-        disk.remove_partial(folder, ".*.partial", "tables/.*.partial", "pictures/.*.partial")
+        below = ("", "tables/", "pictures/", "embeddings/*/")
+        disk.remove_partial(folder, *(f"{place}.*.partial" for place in below))
         disk.write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False))
         files.save_probes(
             folder / "probes.npz",
@@ -157,6 +158,7 @@ def write_results(
             fewer,
             single and single.probes,
         )
-        if settings.paths.publish_to is not None:
-            files.publish(folder / "probes.npz", settings.paths.publish_to)
+        if (published := settings.paths.publish_to) is not None:
+            disk.remove_partial(published.parent, f".{published.name}.*.partial")
+            files.publish(folder / "probes.npz", published)
         return report.write_report(folder, results, content, single)
