@@ -12,10 +12,11 @@ from numpy.random import Generator
 
 from pedsleepmae import store
 from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
-from pedsleepmae.prepare import annotations, tables
+from pedsleepmae.prepare import annotations, readings, tables
 from pedsleepmae.prepare.signals import standardise_epochs
 from pedsleepmae.prepare.tables import write_splits, write_studies
-from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
+from pedsleepmae.simulate.chain import AS_IT_IS, Chain
+from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_chain, visit_night
 from pedsleepmae.simulate.events import scored_rows
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.signals import simulate_signals
@@ -26,25 +27,35 @@ VISITS_IN_MEMORY = 16  # nights whose examples are mixed at a time when batch fi
 
 
 def simulate_examples(
-    night: Night, present_C: np.ndarray, rng: Generator
+    night: Night, present_C: np.ndarray, rng: Generator, chain: Chain = AS_IT_IS
 ) -> tuple[np.ndarray, annotations.EpochLabels, np.ndarray]:
     """(x_NCT, labels, present_NC): the scored epochs of a night, straight at 128 Hz.
+
+    An oximeter's gaps are held or missing, as script 1 has them.
 
     ``x_NCT`` (N, 16, 3840) float32 in each channel's physical unit (volts, % for SPO2, the
     sensor's own unit for the rest), as script 1 has it before standardising; absent channels are
     0. ``present_C`` (16,) says which channels the recording has.
     """
-    signals = simulate_signals(night, int(RATE_HZ), rng)
+    signals = simulate_signals(night, int(RATE_HZ), rng, chain=chain)
     scoring = annotations.scoring_from_rows(scored_rows(night))
     labels = annotations.label_epochs(scoring, night.duration_s)
     first_N = np.round(labels.onsets_s * RATE_HZ).astype(np.int64)
     x_NCT = np.zeros((len(first_N), N_CHANNELS, EPOCH_SAMPLES), np.float32)
+    present_NC = np.broadcast_to(present_C, (len(first_N), N_CHANNELS)).copy()
     for c, channel in enumerate(CHANNELS):
-        if present_C[c]:
-            windows = np.lib.stride_tricks.sliding_window_view(signals[channel.name], EPOCH_SAMPLES)
-            volts_per_uv = 1e-6 if channel.kind == "voltage" else 1.0
-            x_NCT[:, c] = windows[first_N] * np.float32(volts_per_uv)
-    return x_NCT, labels, np.broadcast_to(present_C, (len(first_N), N_CHANNELS)).copy()
+        if not present_C[c]:
+            continue
+        x = signals[channel.name]
+        if channel.kind == "percent":
+            is_reading = readings.is_reading(x, RATE_HZ)
+            x, missing = readings.hold_short_gaps(x, is_reading, RATE_HZ)
+            x[missing] = np.nan
+        windows = np.lib.stride_tricks.sliding_window_view(x, EPOCH_SAMPLES)
+        volts_per_uv = 1e-6 if channel.kind == "voltage" else 1.0
+        x_NCT[:, c] = windows[first_N] * np.float32(volts_per_uv)
+        present_NC[:, c] = np.isnan(x_NCT[:, c]).mean(axis=1) <= readings.MOST_MISSING
+    return x_NCT, labels, present_NC
 
 
 def visit_examples(
@@ -55,7 +66,8 @@ def visit_examples(
     grid_s = round(visit.first_onset_s * RATE_HZ) / RATE_HZ
     night = visit_night(replace(visit, first_onset_s=grid_s), settings)
     rng = np.random.default_rng((*visit.stream, 2))
-    x_NCT, labels, present_NC = simulate_examples(night, present_C, rng)
+    chain = visit_chain(visit, settings)
+    x_NCT, labels, present_NC = simulate_examples(night, present_C, rng, chain)
     signals_NCT, center_NC, scale_NC = standardise_epochs(
         x_NCT, present_NC, scaling=settings.scaling
     )
@@ -87,7 +99,9 @@ def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[i
         seed=settings.seed,
         keep=tables.read_splits(batches_dir),
     )
-    streams = json.dumps([(visit.key, visit.stream) for visit in visits] + [settings.scaling])
+    streams = json.dumps(
+        [(visit.key, visit.stream) for visit in visits] + [settings.scaling, settings.variation]
+    )
     fingerprint = f"simulated-{hashlib.sha256(streams.encode()).hexdigest()[:16]}"
     for name in SPLITS:
         shutil.rmtree(batches_dir / name, ignore_errors=True)

@@ -16,6 +16,7 @@ from numpy.random import Generator
 from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_S
 from pedsleepmae.errors import SettingsError, UserError, bounded
 from pedsleepmae.prepare.annotations import Scoring, read_tsv
+from pedsleepmae.simulate.chain import Chain, Variation, draw_chain
 from pedsleepmae.simulate.events import EventRates, draw_night, night_from_scoring
 from pedsleepmae.simulate.night import Child, Night, draw_ages, draw_child, with_prader_willi
 from pedsleepmae.tasks import UNSCORED
@@ -53,6 +54,9 @@ class SimulateSettings:
     apneas, rather central ones in the young, deeper desaturations, low muscle tone."""
     event_dir: Path | None = None
     """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
+    variation: Variation = "none"
+    """How recordings differ beside the children: amplifier, filters, mains, muscle, sweat, sensors
+    that fall off; none: one ideal laboratory; wide: more than laboratories do, to pretrain on."""
     first_id: int = bounded(900_001, 1)
     """Number of the first patient and of the first study, above NCH's (patients to 20,830, studies
     to 26,278). Cohorts that meet in one evaluation need ranges of their own."""
@@ -215,6 +219,11 @@ def visit_night(visit: Visit, settings: SimulateSettings) -> Night:
     end_s = scoring.stage_onsets_s[-1] + EPOCH_S
     duration_s = min(visit.duration_s, float(4 * np.ceil(end_s / 4)))
     return night_from_scoring(visit.child, scoring, duration_s, settings.events, rng)
+
+
+def visit_chain(visit: Visit, settings: SimulateSettings) -> Chain:
+    """What the recording of a visit makes of the night."""
+    return draw_chain(settings.variation, np.random.default_rng((*visit.stream, 5)))
 
 
 def excerpt(scoring: Scoring, duration_s: float, first_onset_s: float, rng: Generator) -> Scoring:

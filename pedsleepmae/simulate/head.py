@@ -10,11 +10,11 @@ import numpy as np
 from numpy.random import Generator
 
 from pedsleepmae.simulate import norms
+from pedsleepmae.simulate.chain import REFERENCES, Chain
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.norms import N1, N3, REM, WAKE
 from pedsleepmae.simulate.waves import State, band_noise, scatter, slow_noise
 
-MAINS_HZ = 60.0
 ELECTRODES = ("F3", "F4", "C3", "C4", "CZ", "O1", "O2", "M1", "M2", "E1", "E2")
 _SCALP = ("C3-M2", "O1-M2", "O2-M1", "CZ-O1", "C4-M1", "F4-M1", "F3-M2")
 BIPOLAR = {f"EEG {pair}": tuple(pair.split("-")) for pair in _SCALP}
@@ -234,41 +234,68 @@ def chin_emg(night: Night, state: State, rng: Generator) -> np.ndarray:
 
 # ------------------------------------------------------------------ electrodes as recorded
 def recorded_electrodes(
-    night: Night, state: State, heart_n: np.ndarray, rng: Generator
+    night: Night, state: State, heart_n: np.ndarray, chain: Chain, rng: Generator
 ) -> dict[str, np.ndarray]:
     """What each electrode picks up, (n,) uV: brain, eyes, heart, movement, mains, poor contact."""
-    streams = rng.spawn(3)
+    streams = rng.spawn(4)
     x = brain_electrodes(night, state, streams[0])
+    x *= np.float32(chain.background)
     eye, blink = eye_movements(night, state, streams[1])
-    _add_noise(x, eye, on_map("eyeballs"))
-    _add_noise(x, blink, on_map("lids"))
+    _add_noise(x, eye, on_map("eyeballs", chain.eyes))
+    _add_noise(x, blink, on_map("lids", chain.eyes))
 
     # What all electrodes see, each with a weight of its own.
     rng = streams[2]
     seconds = np.arange(state.n) / state.rate_hz
-    mains = np.sin(2 * np.pi * (MAINS_HZ * seconds % 1)).astype(np.float32)
-    sway = state.spread(state.movement) * state.noise(rng, (0.3, 3.0), 1.0)
+    mains = np.float32(chain.mains) * _mains(seconds, state.rate_hz, chain)
+    sway = state.spread(chain.movement * state.movement) * state.noise(rng, (0.3, 3.0), 1.0)
     muscle = state.noise(rng, (15.0, 90.0), 0.3)
-    muscle *= state.spread(0.6 + 1.5 * state.stage[WAKE] + 14 * state.movement)
-    beat = rng.uniform(0, 7)
+    tone = state.by_stage(chain.muscle_uv) + 14 * chain.movement * state.movement
+    if chain.muscle_wander:
+        tone *= np.exp(chain.muscle_wander * slow_noise(streams[3], state.n_knots, 60.0))
+    muscle *= state.spread(tone)
+    beat = chain.heart * rng.uniform(0, 7)
     for row, name in zip(x, ELECTRODES, strict=True):
         row += np.float32(rng.uniform(20, 90) * rng.choice((-1, 1))) * sway
         row += np.float32(rng.uniform(0.15, 0.6)) * muscle
         row += np.float32(rng.gamma(1.2, 0.5)) * mains
-        hiss_uv = np.float32(1.2 * np.exp(0.3 * rng.standard_normal()))
+        hiss_uv = np.float32(1.2 * chain.hiss * np.exp(0.3 * rng.standard_normal()))
         row += hiss_uv * rng.standard_normal(state.n, np.float32)
         if name in ("M1", "M2"):
             row += np.float32(beat * rng.uniform(0.5, 1.5)) * heart_n
         row *= np.float32(np.exp(0.08 * rng.standard_normal()))
-    _spoil_electrodes(x, night, state, mains, rng)
-    return dict(zip(ELECTRODES, x, strict=True))
+        if chain.sweat_uv:
+            row += state.spread(_sweat_uv(state, chain, streams[3]))
+    _spoil_electrodes(x, night, state, mains, chain, rng)
+    electrodes = dict(zip(ELECTRODES, x, strict=True))
+    joined = {
+        name: sum(electrodes[part] for part in parts) / len(parts)
+        for name, parts in REFERENCES[chain.reference].items()
+    }
+    return electrodes | joined
 
 
-def _spoil_electrodes(x, night, state, mains, rng) -> None:
-    """Electrode pops (two an hour in the whole head) and, in some nights, one bad contact."""
+def _mains(seconds: np.ndarray, rate_hz: int, chain: Chain) -> np.ndarray:
+    """The mains' wave of unit amplitude and its third harmonic where the rate can hold them."""
+    x = np.sin(2 * np.pi * (chain.mains_hz * seconds % 1))
+    if chain.third_harmonic and 6 * chain.mains_hz < rate_hz:
+        x += chain.third_harmonic * np.sin(2 * np.pi * (3 * chain.mains_hz * seconds % 1))
+    return x.astype(np.float32)
+
+
+def _sweat_uv(state: State, chain: Chain, rng: Generator) -> np.ndarray:
+    """Sweat at an electrode: sway of 0.05 to 0.25 Hz (AASM) that comes and goes, (K,)."""
+    comes = np.clip(slow_noise(rng, state.n_knots, 900.0), 0, None)
+    return chain.sweat_uv * comes * slow_noise(rng, state.n_knots, 4.0)
+
+
+def _spoil_electrodes(x, night, state, mains, chain, rng) -> None:
+    """Electrode pops (by the chain, in the whole head) and, in some nights, one bad contact."""
     t = state.times(4)
     decay = np.exp(-t / 0.6).astype(np.float32)
-    for time_s in rng.uniform(0, night.duration_s, rng.poisson(night.duration_s / 1800)):
+    for time_s in rng.uniform(
+        0, night.duration_s, rng.poisson(chain.pops_per_hour * night.duration_s / 3600)
+    ):
         weights = np.zeros(len(x), np.float32)
         weights[rng.integers(len(x))] = rng.choice((-1, 1)) * rng.uniform(100, 700)
         state.add_wave(x, time_s, decay, weights)
