@@ -45,15 +45,15 @@ def announcement(trainer: Trainer) -> list[str]:
     """What is trained on what, line by line."""
     settings, net, facts = trainer.settings, trainer.model, trainer.data_facts
     n_weights = sum(parameter.numel() for parameter in net.parameters())
-    gflop = model.flops_per_example(net) / 1e9
     lines = [
         f"{facts['n_examples']:,} training examples of {facts['n_patients']:,} patient(s)"
         f"{simulated_in_words(trainer)}, {len(trainer.val_positions):,} for validation",
         f"{n_weights:,} parameters, token layout {settings.model.token_layout}, {net.n_keep} of "
-        f"{net.n_patches} patches a channel visible ({1 - net.n_keep / net.n_patches:.1%} masked)",
+        f"{net.n_patches} patches a channel visible ({1 - net.n_keep / net.n_patches:.1%} masked), "
+        f"by {settings.model.mask_unit}; target {settings.model.target}",
         f"{machine.describe(trainer.device)}, {trainer.world.size} process(es), "
         f"{trainer.compute.precision}: {trainer.matmul_rate / 1e12:.3g} TFLOP/s in matrix "
-        f"products alone, {gflop:.4g} GFLOP an example",
+        f"products alone, {model.flops_per_example(net) / 1e9:.4g} GFLOP an example",
     ]
     if not trainer.index.patient_disjoint:
         lines.append("The split is not by patient: validation losses are flattered.")

@@ -1,262 +1,345 @@
-"""Token layouts, losses and masks at equal arithmetic, on simulated children and a real night.
+"""What each step of the pretraining objective brings, at equal operations, by probes of script 3.
 
-    python 0_simulate_cohort.py --config configs/compare/simulate.yaml
-    python benchmarks/compare_objectives.py             # an hour and a half on 2 cores; goes on
-    python benchmarks/compare_objectives.py --table     # what is there so far
+    python benchmarks/compare_objectives.py --batches_dir data/compare/batches \\
+        --judge_dir data/compare/judge --wide_dir data/compare/wide
+    python benchmarks/compare_objectives.py --only today --seeds 0    # a part of it
+    python benchmarks/compare_objectives.py --table                   # what is there so far
 
-Every objective trains the same small model three times (three seeds: weights, masks, order) on the
-train patients until it has spent the same number of operations. Judged on the val patients: error
-on masked patches, and linear probes of the six tasks for each pooling, on the train patients'
-embeddings, with 95 % intervals by bootstrap over the val patients (seeds averaged draw by draw).
-The real night is one adult, Sleep-EDF SC4001 (configs/sleep_edf/prepare.yaml): stages learnt on the
-train blocks of the night and scored on its val blocks, by encoders that never saw it.
+Every variant trains the same small model on the train patients of batches_dir (those that begin
+with "wide" of wide_dir, the same children with more variation) until it has spent as many
+operations as `--steps` steps of today's objective: what sees fewer tokens gets more steps. Then
+its embeddings go through what script 3 does by default: read-out and regularisation chosen on the
+val patients of judge_dir, its test patients read once.
+
+A run that is finished is not run again, one that was stopped goes on. Each process computes in one
+thread and leaves alone what another is at, so that the same command can be started once a core.
+
+The primary figure is the mean test AUROC of the six tasks (of sleep weighted over the stages),
+with the standard deviation over seeds; differences are paired by patient, the mean over seeds, with
+95 % intervals by bootstrap over patients. A gain counts when it is above two standard deviations
+over seeds (of the two variants, pooled) and its interval above 0.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import shutil
 import sys
-import tempfile
-import warnings
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-os.environ["TQDM_DISABLE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy: a process is a core
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pedsleepmae import data, metrics
-from pedsleepmae.checkpoints import load_model
-from pedsleepmae.disk import write_whole
-from pedsleepmae.model import (
-    POOLINGS,
-    MaskedAutoencoder,
-    ModelSettings,
-    flops_per_example,
-    hidden_patches,
-    masked_mse,
-    random_mask,
-)
+from pedsleepmae import checkpoints, disk, metrics
+from pedsleepmae.machine import Compute, MachineError, only_run_in
+from pedsleepmae.model import MaskedAutoencoder, ModelSettings, flops_per_example
 from pedsleepmae.pretrain import monitor, trainer
 from pedsleepmae.pretrain.run import open_trainer, pretrain
+from pedsleepmae.probe import evaluation, run
+from pedsleepmae.probe.evaluation import ProbeSettings, auroc_name
+from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.store import ExampleIndex, load_index
-from pedsleepmae.tasks import N_CLASSES, task_labels
+from pedsleepmae.tasks import TASKS
 
-SECOND = 8  # patches of 16 samples
-SMALL = {"patch_size": 16, "emb_dim": 8, "num_layer": 2, "num_head": 4, "decoder_num_layer": 1}
-OBJECTIVES = {  # name -> what differs in model.* and optim.*
-    **{
-        f"{layout}, loss on {loss}": {"token_layout": layout, "loss_on": loss}
-        for layout in ("reference", "moment", "channel")
-        for loss in ("masked", "all")
-    },
-    "channel, 1-s spans, 50 %": {"mask_span": SECOND},
-    "channel, 1-s spans, 80 %": {"mask_span": SECOND, "mask_ratio": 0.8},
-    "channel, lean": {"mask_ratio": 0.75, "decoder_emb_dim": 4},
-    "channel, whole channels hidden": {"mask_channels": 0.3},
-    "channel, plain squared error": {"optim.balance_channels": False},
+TODAY, UNTRAINED = "today's objective", "untrained"
+ALIGNED = {"mask_unit": "token", "mask_ratio": 0.7}  # 5 of 15 tokens of 2 s visible
+BANDS = ALIGNED | {"target": "both", "class_weight": 0.0}
+CLASS = ALIGNED | {"target": "both"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An objective (what differs in model.*), its data, and the variant a step before it."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    before: str = TODAY
+    wide: bool = False
+
+
+VARIANTS = {
+    UNTRAINED: Variant(),
+    TODAY: Variant(before=UNTRAINED),
+    "aligned masks": Variant(ALIGNED),
+    "aligned + bands": Variant(BANDS, "aligned masks"),
+    "aligned + bands + class": Variant(CLASS, "aligned + bands"),
+    "aligned, bands and class alone": Variant(
+        CLASS | {"target": "bands"}, "aligned + bands + class"
+    ),
+    "wide, today's objective": Variant(wide=True),
+    "wide, aligned + bands + class": Variant(CLASS, "aligned + bands + class", wide=True),
 }
-SEEDS = (0, 1, 2)
-STEPS = 400  # of the objective that the budget is counted in
-BATCH = 32
-PROBE_EXAMPLES = 2048  # of the train patients, and as many of the val patients
-STRENGTH = 0.01  # of the probes' regularisation, C; one value for all
-N_DRAWS = 1000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options = read_options()
+    torch.set_num_threads(1)
+    if not options.table:
+        hold_to_one_comparison(options)
+        wanted = [
+            (name, seed)
+            for seed in options.seeds
+            for name, variant in VARIANTS.items()
+            if any(part in name for part in options.only) and (options.wide_dir or not variant.wide)
+        ]
+        with threadpool_limits(1):
+            for name, seed in wanted:
+                measure(name, seed, options)
+    print(tables(options))
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batches_dir", type=Path, default=ROOT / "data/compare/batches")
-    parser.add_argument("--night_dir", type=Path, default=ROOT / "data/sleep_edf/batches")
+    parser.add_argument("--wide_dir", type=Path, help="as batches_dir, with wide variation")
+    parser.add_argument("--judge_dir", type=Path, help="train, val and test; none: batches_dir")
     parser.add_argument("--results_dir", type=Path, default=ROOT / "results/compare")
-    parser.add_argument("--only", default="", help="objectives whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="variants whose name has one of it")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=800, help="of today's objective")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--patch_size", type=int, default=16)
+    parser.add_argument("--emb_dim", type=int, default=16)
+    parser.add_argument("--num_layer", type=int, default=2)
+    parser.add_argument("--decoder_num_layer", type=int, default=1)
+    parser.add_argument("--mask_channels", type=float, default=0.5)
+    parser.add_argument("--pooling", default="best", help="as of script 3; best: chosen on val")
+    parser.add_argument("--layer", default="best", help="block that is read, last or best")
+    parser.add_argument("--normalise", default="best", help="none, night or best")
     parser.add_argument("--table", action="store_true", help="show what was measured, and stop")
     options = parser.parse_args()
-    options.results_dir.mkdir(parents=True, exist_ok=True)
-    if not options.table:
-        jobs = [
-            joblib.delayed(measure_alone)(name, seed, options)
-            for seed in SEEDS
-            for name in OBJECTIVES
-            if options.only in name and not result_path(options, name, seed).exists()
-        ]
-        joblib.Parallel(n_jobs=os.cpu_count(), verbose=10)(jobs)
-    print(table(options))
+    options.judge_dir = options.judge_dir or options.batches_dir
+    return options
 
 
-def result_path(options, name: str, seed: int) -> Path:
-    plain = "".join(letter if letter.isalnum() else "_" for letter in name)
-    return options.results_dir / f"{plain}_{seed}.npz"
+def hold_to_one_comparison(options: argparse.Namespace) -> None:
+    """End with a sentence where the folder holds runs of another size, budget or cohort."""
+    path = options.results_dir / "options.json"
+    free = ("only", "seeds", "table", "results_dir", "wide_dir")
+    ours = {name: str(value) for name, value in vars(options).items() if name not in free}
+    theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else ours
+    if other := [f"--{name} {value}" for name, value in theirs.items() if ours.get(name) != value]:
+        raise SystemExit(
+            f"{options.results_dir} holds runs with {', '.join(other)}; give these, or another "
+            "--results_dir"
+        )
+    disk.write_text(path, json.dumps(ours, indent=1))
 
 
-def pretrain_settings(name: str, seed: int, run_dir: str, options) -> trainer.PretrainSettings:
+# ------------------------------------------------------------------ one run
+def folder_of(options: argparse.Namespace, name: str, seed: int) -> Path:
+    plain = "_".join("".join(c if c.isalnum() else " " for c in name).split())
+    return options.results_dir / f"{plain}_{seed}"
+
+
+def measure(name: str, seed: int, options: argparse.Namespace) -> None:
+    """Train, embed and probe a variant under a seed, unless it is done or another is at it."""
+    folder = folder_of(options, name, seed)
+    try:
+        with only_run_in(folder, "--results_dir"):
+            if (folder / "result.npz").exists():
+                return
+            begin = time.perf_counter()
+            settings = pretrain_settings(name, seed, options)
+            checkpoint = train(settings, untrained=name == UNTRAINED)
+            trained = time.perf_counter()
+            judged, read_out = judge(checkpoint, folder, options)
+            seconds = {"pretrain_s": trained - begin, "probe_s": time.perf_counter() - trained}
+            save(folder / "result.npz", judged, read_out | seconds | {"steps": checkpoint.step})
+    except MachineError:
+        print(f"{name}, seed {seed}: another process is at it", flush=True)
+        return
+    mean = np.mean([each.figures[auroc_name(task)] for task, each in judged.items()])
+    took = f"{seconds['pretrain_s']:.0f} s and {seconds['probe_s']:.0f} s for probes"
+    print(f"{name}, seed {seed}: mean AUROC {mean:.4f}, {checkpoint.step} steps in {took}")
+
+
+def pretrain_settings(
+    name: str, seed: int, options: argparse.Namespace
+) -> trainer.PretrainSettings:
     """The small model under one objective, with as many steps as the budget pays for."""
-    given = OBJECTIVES[name]
-    model = ModelSettings(
-        **SMALL, **{key: value for key, value in given.items() if not key.startswith("optim.")}
-    )
-    optim = trainer.OptimSettings(
-        batch_size=BATCH,
-        lr=3e-3,
-        warmup_steps=60,
-        balance_channels=given.get("optim.balance_channels", True),
-    )
-    budget = STEPS * flops_per_example(MaskedAutoencoder(**SMALL))
-    steps = round(budget / flops_per_example(MaskedAutoencoder(**vars(model))))
+    variant = VARIANTS[name]
+    today = {
+        "patch_size": options.patch_size,
+        "emb_dim": options.emb_dim,
+        "num_layer": options.num_layer,
+        "decoder_num_layer": options.decoder_num_layer,
+        "mask_channels": options.mask_channels,
+    }
+    steps = equal_steps(options.steps, today, today | variant.model)
+    folder = options.wide_dir if variant.wide else options.batches_dir
     return trainer.PretrainSettings(
-        paths=trainer.PretrainPaths(options.batches_dir, Path(run_dir), None),
-        model=model,
-        optim=optim,
+        paths=trainer.PretrainPaths(folder, folder_of(options, name, seed) / "run", None),
+        model=ModelSettings(**today | variant.model),
+        optim=trainer.OptimSettings(
+            batch_size=options.batch_size,
+            lr=options.lr,
+            warmup_steps=steps // 8,
+            ema_decay=0.99,
+        ),
         max_steps=steps,
         seed=seed,
+        device="cpu",
+        log_every=50,
         val_every=steps,
         val_examples=512,
-        save_every=steps,
+        save_every=100,
     )
 
 
-def measure_alone(name: str, seed: int, options) -> None:
-    """Measure on one core: two processes share the machine."""
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        measure(name, seed, options)
+def equal_steps(steps: int, today: dict[str, Any], model: dict[str, Any]) -> int:
+    """Steps of a model that take as many operations as ``steps`` of today's."""
+    budget = steps * flops_per_example(MaskedAutoencoder(**today))
+    return max(1, round(budget / flops_per_example(MaskedAutoencoder(**model))))
 
 
-def measure(name: str, seed: int, options) -> None:
-    """Train under one objective and write its figures."""
-    index, night = load_index(options.batches_dir), load_index(options.night_dir)
-    with tempfile.TemporaryDirectory() as run_dir:
-        settings = pretrain_settings(name, seed, run_dir, options)
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            pretrain(open_trainer(settings, index))
-        model = load_model(Path(run_dir) / monitor.LAST)
-    figures = {"steps": settings.max_steps}
-    train, val = (
-        data.fixed_sample(index.rows(split), PROBE_EXAMPLES, seed=0) for split in ("train", "val")
+def train(settings: trainer.PretrainSettings, *, untrained: bool) -> checkpoints.Checkpoint:
+    """The checkpoint at the end of the schedule, or of weights as they were drawn."""
+    last = settings.paths.run_dir / monitor.LAST
+    with quiet():
+        run_of = open_trainer(settings, load_index(settings.paths.batches_dir))
+        if untrained:
+            last.parent.mkdir(parents=True, exist_ok=True)
+            run_of.save(last, to_resume=False)
+        elif not pretrain(run_of).finished:
+            raise SystemExit("stopped; the same command goes on")
+    return checkpoints.read_checkpoint(last)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the lines and bars of scripts 2 and 3."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def judge(
+    checkpoint: checkpoints.Checkpoint, folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, metrics.Evaluation], dict[str, str]]:
+    """Test figures by task, by what script 3 does; and the read-out that val chose."""
+    index = load_index(options.judge_dir)
+    checkpoints.check_seen_patients(index, checkpoint.patients_seen, allowed=False)
+    layer = int(options.layer) if options.layer.isdigit() else options.layer
+    settings = ProbeSettings(
+        pooling=options.pooling, layer=layer, normalise=options.normalise, context=0, baselines=[]
     )
-    for masks, ratio, span in (("scattered", 0.5, 1), ("1-s spans", 0.5, SECOND)):
-        figures[f"error, {masks}"] = masked_error(model, index, val[::4], ratio, span)
-    draws = probe_all(model, index, train, val, N_CLASSES, figures, "")
-    blocks = night.rows("train"), night.rows("val")
-    draws |= probe_all(model, night, *blocks, ["sleep"], figures, "real night ")
-    with write_whole(result_path(options, name, seed)) as temporary, open(temporary, "wb") as file:
-        np.savez(file, figures=json.dumps(figures), **draws)
+    settings.paths.output_dir = folder
+    with quiet():
+        compute = Compute.choose("cpu", "auto")
+        tables_of = run.compute_tables(settings, index, {"encoder": checkpoint}, compute)
+        fitting = FitSettings(settings.regularisation, settings.memory_gb)
+        found = evaluation.compare(settings, index, tables_of, None, fitting)
+    shutil.rmtree(folder / "embeddings")
+    judged = {task: result.by_source["encoder"].test for task, result in found.tasks.items()}
+    return judged, {"read_out": found.best_table.name, "n_patients": n_test_patients(index)}
 
 
-@torch.no_grad()
-def masked_error(
-    model: MaskedAutoencoder, index: ExampleIndex, rows: np.ndarray, ratio: float, span: int
-) -> float:
-    """Squared error on hidden patches over the channels' variance: the mean over 16 channels.
-
-    The same masks for every objective of a layout, whatever masks it was trained with.
-    """
-    generator = torch.Generator().manual_seed(0)
-    errors, variances = [], []
-    for x_BCT, present_BC in data.sample_batches(index, rows, 64):
-        keep_BCK = random_mask(
-            len(x_BCT),
-            model.n_patches,
-            model.layout.n_keep(model.n_patches, ratio),
-            generator=generator,
-            n_channels=model.layout.n_masks,
-            span=span,
-        ).expand(-1, 16, -1)
-        with torch.autocast("cpu", torch.bfloat16):
-            prediction = model.reconstruct(x_BCT, keep_BCK, present_BC)
-        x_BCSP, y_BCSP = (
-            y.float().unflatten(2, (-1, model.patch_size)) for y in (x_BCT, prediction)
-        )
-        hidden_BCS = hidden_patches(keep_BCK, model.n_patches)
-        absent_BC = ~present_BC
-        error_BC = masked_mse(y_BCSP, x_BCSP, hidden_BCS)
-        errors.append(error_BC.masked_fill(absent_BC, torch.nan))
-        variances.append(x_BCT.float().square().mean(2).masked_fill(absent_BC, torch.nan))
-    error_C, variance_C = (torch.cat(parts).nanmean(0) for parts in (errors, variances))
-    return float((error_C / variance_C).mean())
+def n_test_patients(index: ExampleIndex) -> int:
+    return len(np.unique(index.patient_ids[index.rows("test")]))
 
 
-def probe_all(model, index, train_rows, val_rows, tasks, figures, prefix) -> dict[str, np.ndarray]:
-    """AUROC of every task and pooling into ``figures``; their bootstrap draws are returned."""
-    x_train, x_val = (embed(model, index, rows) for rows in (train_rows, val_rows))
-    groups, _ = metrics.bootstrap_groups(
-        index.patient_ids[val_rows], index.study_ids[val_rows], index.onsets_s[val_rows]
-    )
-    figures[f"{prefix}groups"] = n_groups = int(groups.max()) + 1
-    weights_RG = metrics.draw_weights(n_groups, N_DRAWS, seed=0)
-    draws = {}
-    for task in tasks:
-        label_N = task_labels(index.labels, task)
-        used, judged = label_N[train_rows] >= 0, label_N[val_rows] >= 0
-        for pooling in POOLINGS:
-            probe = make_pipeline(
-                StandardScaler(),
-                LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=200),
-            )
-            with warnings.catch_warnings():  # 200 steps: enough to rank, for all alike
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                probe.fit(x_train[pooling][used], label_N[train_rows][used])
-            prob_NK = np.zeros((int(judged.sum()), N_CLASSES[task]))
-            prob_NK[:, probe.classes_] = probe.predict_proba(x_val[pooling][judged])
-            scored = metrics.evaluate(
-                label_N[val_rows][judged], prob_NK, prob_NK.argmax(1), groups[judged], weights_RG
-            )
-            figure = "weighted_auroc" if task == "sleep" else "auroc"
-            key = f"{prefix}{task}|{pooling}"
-            figures[key] = scored.figures[figure]
-            draws[key] = scored.draws[figure]
-    return draws
+def save(path: Path, judged: dict[str, metrics.Evaluation], facts: dict[str, Any]) -> None:
+    """Figures and bootstrap draws of a finished run, whole or not at all."""
+    figures = {task: each.figures[auroc_name(task)] for task, each in judged.items()}
+    draws = {task: each.draws[auroc_name(task)] for task, each in judged.items()}
+    with disk.write_whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, facts=json.dumps(facts | {"auroc": figures}), **draws)
 
 
-def embed(model, index, rows) -> dict[str, np.ndarray]:
-    """Embeddings by pooling of these examples."""
-    with torch.autocast("cpu", torch.bfloat16):
-        parts = [
-            model.embed_many(x_BCT, POOLINGS, present_BC)
-            for x_BCT, present_BC in data.sample_batches(index, rows, 64)
-        ]
-    return {name: torch.cat([part[name] for part in parts]).numpy() for name in POOLINGS}
+# ------------------------------------------------------------------ the tables
+@dataclass(frozen=True)
+class Measured:
+    """What is there of a variant, by seed: facts, mean AUROC, and its draws (R,)."""
+
+    facts: dict[int, dict[str, Any]]
+    draws: dict[int, np.ndarray]
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        return {s: float(np.mean(list(f["auroc"].values()))) for s, f in self.facts.items()}
+
+    @property
+    def variance(self) -> float:
+        values = list(self.by_seed.values())
+        return float(np.var(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
-# ------------------------------------------------------------------ the table
-def table(options) -> str:
-    """Errors and AUROC by objective, averaged over seeds; intervals over the val patients."""
+def read_results(options: argparse.Namespace) -> dict[str, Measured]:
+    found = {}
+    for name in VARIANTS:
+        facts, draws = {}, {}
+        for seed in options.seeds:
+            path = folder_of(options, name, seed) / "result.npz"
+            if path.exists():
+                with np.load(path) as content:
+                    facts[seed] = json.loads(str(content["facts"]))
+                    draws[seed] = np.mean([content[task] for task in TASKS], axis=0)
+        if facts:
+            found[name] = Measured(facts, draws)
+    return found
+
+
+def tables(options: argparse.Namespace) -> str:
+    """AUROC by variant and task, then differences to today's objective and to the step before."""
+    found = read_results(options)
     rows = []
-    for name in OBJECTIVES:
-        runs = [np.load(path) for s in SEEDS if (path := result_path(options, name, s)).exists()]
-        if not runs:
-            continue
-        figures = [json.loads(str(run["figures"])) for run in runs]
-        row = {"objective": name, "seeds": len(runs), "steps": figures[0]["steps"]}
-        for key in figures[0]:
-            if key.startswith("error"):
-                values = [each[key] for each in figures]
-                row[key] = f"{np.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
-        keys = [key for key in figures[0] if "|" in key]
-        for task in dict.fromkeys(key.split("|")[0] for key in keys):
-            for pooling in POOLINGS:
-                key = f"{task}|{pooling}"
-                value = np.mean([each[key] for each in figures])
-                prefix = "real night " if task.startswith("real") else ""
-                n_groups = figures[0][f"{prefix}groups"]
-                edges = metrics.interval(np.mean([r[key] for r in runs], axis=0), n_groups, value)
-                low, high = edges or (np.nan, np.nan)
-                row[key] = f"{value:.3f} [{low:.3f}, {high:.3f}]"
-        rows.append(row)
-    frame = pd.DataFrame(rows).set_index("objective")
-    frame.to_csv(options.results_dir / "table.csv")
-    return frame.T.to_string()
+    for name, each in found.items():
+        first = next(iter(each.facts.values()))
+        of_tasks = {
+            task: f"{np.mean([facts['auroc'][task] for facts in each.facts.values()]):.3f}"
+            for task in TASKS
+        }
+        mean, sd = np.mean(list(each.by_seed.values())), each.variance**0.5
+        row = {"variant": name, "seeds": len(each.facts), "steps": first["steps"]}
+        row |= {"mean AUROC": f"{mean:.4f} ± {sd:.4f}"} | of_tasks
+        rows.append(
+            row | {"read-outs": ", ".join(sorted({f["read_out"] for f in each.facts.values()}))}
+        )
+    gaps = []
+    for name, each in found.items():
+        for other in dict.fromkeys((TODAY, VARIANTS[name].before)):
+            if other in found and other != name:
+                gaps.append({"variant": name, "against": other} | difference(each, found[other]))
+    frames = [pd.DataFrame(each) for each in (rows, gaps)]
+    options.results_dir.mkdir(parents=True, exist_ok=True)
+    for frame, stem in zip(frames, ("auroc", "differences"), strict=True):
+        disk.write_text(options.results_dir / f"{stem}.csv", frame.to_csv(index=False))
+    return "\n\n".join(frame.to_string(index=False) for frame in frames)
+
+
+def difference(one: Measured, other: Measured) -> dict[str, str]:
+    """Paired difference of mean AUROC over the seeds that both have."""
+    seeds = sorted(one.facts.keys() & other.facts.keys())
+    if not seeds:
+        return {"difference": "no seed in common"}
+    gap = float(np.mean([one.by_seed[s] - other.by_seed[s] for s in seeds]))
+    draws_R = np.mean([one.draws[s] - other.draws[s] for s in seeds], axis=0)
+    n_patients = one.facts[seeds[0]]["n_patients"]
+    low, high = metrics.interval(draws_R, n_patients, gap, (-1.0, 1.0)) or (np.nan, np.nan)
+    sd = float(np.sqrt((one.variance + other.variance) / 2))
+    return {
+        "difference": f"{gap:+.4f} [{low:+.4f}, {high:+.4f}]",
+        "seed sd": f"{sd:.4f}",
+        "counts": "yes" if gap > 2 * sd and low > 0 else "no",
+    }
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pedsleepmae import disk, store
 from pedsleepmae.channels import EPOCH_SAMPLES
 from pedsleepmae.disk import write_whole
 from pedsleepmae.errors import ProbeError, UserError, printable
-from pedsleepmae.model import MaskedAutoencoder, ModelSettings
+from pedsleepmae.model import BAND_HEADS, MaskedAutoencoder, ModelSettings
 from pedsleepmae.shipped import find_file
 
 FORMAT = "pedsleepmae"
@@ -79,14 +79,20 @@ class Checkpoint:
         """Those settings of the model that its weights depend on (ARCHITECTURE)."""
         return {name: self.model[name] for name in ARCHITECTURE}
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of encoder and decoder, without those of heads that only training needs."""
+        return {n: value for n, value in self.state_dict.items() if not n.startswith(BAND_HEADS)}
+
     def build_model(self) -> MaskedAutoencoder:
         """The model in evaluation mode, on the device that the checkpoint was read to.
 
-        CheckpointError when the weights do not fit the settings in the file. Without the
-        decoder's file the model embeds all the same, and says so when asked to reconstruct.
+        Its target is the waveform, whatever it was trained on besides. CheckpointError when the
+        weights do not fit the settings in the file. Without the decoder's file the model embeds
+        all the same, and says so when asked to reconstruct.
         """
         model = self.outline().to_empty(device=self.device)
-        load_weights(model, self.state_dict, f"{self.path}")
+        load_weights(model, self.weights, f"{self.path}")
         return model.eval()
 
     def outline(self) -> MaskedAutoencoder:
@@ -97,14 +103,14 @@ class Checkpoint:
             if n_layers > MOST_LAYERS:
                 raise ValueError(f"{n_layers} layers; this code builds up to {MOST_LAYERS}")
             with torch.device("meta"):  # shapes alone: nothing is allocated that is only stated
-                model = MaskedAutoencoder(**self.model)
+                model = MaskedAutoencoder(**self.model | {"target": "wave"})
         except (TypeError, ValueError, RuntimeError) as error:
             reason = printable(error)[:200]
             problem = f"{self.path}: its model settings do not make a model: {reason}"
             raise CheckpointError(problem) from error
         if self.decoder and not any(name.startswith("decoder.") for name in self.state_dict):
             model.drop_decoder(f"{self.path.with_name(self.decoder)} is not there")
-        check_shapes(model, self.state_dict, f"{self.path}")
+        check_shapes(model, self.weights, f"{self.path}")
         return model
 
 
@@ -346,12 +352,12 @@ def hash_encoder(model: MaskedAutoencoder) -> str:
 def publish(source: Path, target: Path) -> list[Path]:
     """Write what ships of a checkpoint of script 2; the files written, SHA256SUMS the last.
 
-    Weights in bfloat16, nothing that only resuming needs; the decoder in a file of its own beside
+    Weights in bfloat16, nothing that only training needs; the decoder in a file of its own beside
     ``target`` when the whole would be larger than LARGEST_FILE.
     """
     checkpoint = read_checkpoint(source)
     content = {name: getattr(checkpoint, name) for name in PUBLISHED}
-    weights = {name: value.bfloat16() for name, value in checkpoint.state_dict.items()}
+    weights = {name: value.bfloat16() for name, value in checkpoint.weights.items()}
     n_bytes = sum(2 * value.numel() for value in weights.values())
     beside = target.with_name(f"{target.stem}.decoder{target.suffix}")
     files, more = {target: weights}, {}

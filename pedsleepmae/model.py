@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_S, EPOCH_SAMPLES, N_CHANNELS
+from pedsleepmae.bands import BandEnvelopes, BandHeads
+from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_S, EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
 from pedsleepmae.errors import ProbeError, SettingsError, bounded, check_bounds
 
 PATCHES_PER_TOKEN = N_CHANNELS  # a token is 16 patch embeddings wide in every layout
@@ -39,8 +40,13 @@ class ModelSettings:
     """Transformer blocks in the decoder; none: as the encoder."""
     mask_ratio: float = bounded(0.5, above=0, below=1)
     """Share of each channel's patches hidden from the encoder, 0 to 1."""
+    mask_unit: Literal["patch", "token"] = "patch"
+    """What is hidden or shown as a whole: single patches; or 16 neighbouring ones that make one
+    token (2 s with patches of 16 samples), so that the encoder's tokens in training are those that
+    it gets where nothing is hidden. token needs token_layout channel."""
     mask_span: int = bounded(1, 1)
-    """Patches hidden together, in runs of this length (16 patches of 8 samples are a second)."""
+    """Units of mask_unit hidden together, in runs of this length (16 patches of 8 samples are a
+    second)."""
     mask_channels: float = bounded(0.0, 0, 1)
     """Share of training examples, 0 to 1, in which a random group of channels, or one channel of
     it, is hidden whole as if absent, and asked for in the loss; script 6 imputes only what a model
@@ -50,18 +56,39 @@ class ModelSettings:
     patch of all 16 channels; channel: 16 kept patches of one channel."""
     loss_on: Literal["masked", "all"] = "masked"
     """Patches that count in the loss, of present channels: the masked ones, or all."""
+    target: Literal["wave", "bands", "both"] = "wave"
+    """What is to be foretold of hidden patches: their samples; the log envelopes of 12 bands in
+    each 16 neighbouring patches, and by the class tokens these envelopes' mean, largest and least
+    in the epoch (1: no better than the mean of the training data); or both. With bands alone the
+    samples are still read off the decoder, and counted, but teach no more than that reading."""
+    band_weight: float = bounded(1.0, above=0)
+    """What the envelopes of hidden patches count in the loss beside the samples, which count 1."""
+    class_weight: float = bounded(1.0, 0)
+    """What the class tokens' envelopes count in the loss; 0: class tokens have no target."""
 
     @property
     def n_patches(self) -> int:
         """Patches of a channel."""
         return EPOCH_SAMPLES // self.patch_size
 
+    @property
+    def mask_unit_patches(self) -> int:
+        """Patches that are hidden or shown as a whole."""
+        return PATCHES_PER_TOKEN if self.mask_unit == "token" else 1
+
+    @property
+    def part_weights(self) -> dict[str, float]:
+        """The parts of the loss and what each counts in it; a part without weight is left out."""
+        weights = {"wave": 1.0, "bands": self.band_weight, "class": self.class_weight}
+        if self.target == "wave":
+            return {"wave": 1.0}
+        return {part: weight for part, weight in weights.items() if weight}
+
     def check(self) -> None:
         """Raise SettingsError when these settings do not fit each other or an example."""
-        if self.token_layout not in TOKEN_LAYOUTS or self.loss_on not in ("masked", "all"):
-            raise SettingsError(
-                f"unknown model.token_layout {self.token_layout!r} or loss_on {self.loss_on!r}"
-            )
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise SettingsError(f"unknown model.{name} {value!r}; give {' or '.join(known)}")
         if EPOCH_SAMPLES % self.patch_size:
             raise SettingsError(
                 f"model.patch_size is {self.patch_size}, which does not divide the "
@@ -74,10 +101,21 @@ class ModelSettings:
                     f"model.num_head is {self.num_head}, which does not divide the token width "
                     f"{PATCHES_PER_TOKEN} x {name} = {width}; give a divisor of it"
                 )
-        if self.mask_span > self.n_patches:
+        if self.mask_span > (n_units := self.n_patches // self.mask_unit_patches):
             raise SettingsError(
-                f"model.mask_span is {self.mask_span}, but a channel has {self.n_patches} "
-                "patches; give fewer"
+                f"model.mask_span is {self.mask_span}, but a channel has {n_units} "
+                f"{'patches' if self.mask_unit == 'patch' else 'tokens'}; give fewer"
+            )
+        if self.mask_unit == "token" and self.token_layout != "channel":
+            raise SettingsError(
+                f"model.mask_unit is token, but in the token_layout {self.token_layout} no token "
+                "is a stretch of one channel; give token_layout channel or mask_unit patch"
+            )
+        if self.target != "wave" and self.n_patches % PATCHES_PER_TOKEN:
+            raise SettingsError(
+                f"model.target {self.target} takes {PATCHES_PER_TOKEN} patches at a time, but "
+                f"patch_size {self.patch_size} makes {self.n_patches} a channel; give 4, 8, 10, "
+                "15, 16 or 20, or target wave"
             )
         unit = TOKEN_LAYOUTS[self.token_layout].unit
         if self.n_patches % unit or self.n_patches < 2 * unit:
@@ -91,6 +129,7 @@ class ModelSettings:
 MLP_RATIO = 4
 LAYER_NORM_EPS = 1e-5
 INIT_SD = 0.02  # of positions and learned tokens, as in ViT and MAE
+BAND_HEADS = "band_heads."  # how the names of weights begin that only training needs
 HEAD_INIT_SD = 0.002  # a model that starts by predicting about zero, small channels included
 
 
@@ -128,6 +167,12 @@ def random_mask(
     order_BCS = noise_BCS.argsort(dim=2, stable=True)  # run by run, in time order within a run
     keep_BCK = (order_BCS[:, :, n_patches - n_keep :] + phase_BC1[rows]) % n_patches
     return keep_BCK.sort(dim=2).values
+
+
+def whole_units(keep_BCU: Tensor, unit: int) -> Tensor:
+    """The patches ``keep_BCK`` of kept units, each of ``unit`` neighbours from a multiple on."""
+    within_P = torch.arange(unit, device=keep_BCU.device)
+    return (keep_BCU[..., None] * unit + within_P).flatten(2)
 
 
 def random_channels(
@@ -241,6 +286,12 @@ TOKEN_LAYOUTS = {
     "moment": MomentLayout(),
     "channel": ChannelLayout(),
 }
+CHOICES = {  # values of the settings that are words
+    "token_layout": tuple(TOKEN_LAYOUTS),
+    "loss_on": ("masked", "all"),
+    "mask_unit": ("patch", "token"),
+    "target": ("wave", "bands", "both"),
+}
 
 
 # ------------------------------------------------------------------ transformer
@@ -332,7 +383,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens of the visible patches -> all patches of all channels."""
+    """Tokens of the visible patches -> features of all patches, which ``head`` turns to samples."""
 
     def __init__(self, settings: ModelSettings):
         super().__init__()
@@ -359,7 +410,7 @@ class Decoder(nn.Module):
         for block in self.transformer:
             tokens_BND = block(tokens_BND)
         _, z_BCSE = self.layout.from_tokens(tokens_BND)
-        return self.head(z_BCSE)
+        return z_BCSE
 
     def _fill_hidden(self, z_BCKE: Tensor, keep_BCK: Tensor) -> Tensor:
         """Kept embeddings at their slots, the mask token at all others: (B, C, S, E)."""
@@ -386,6 +437,13 @@ class MaskedAutoencoder(nn.Module):
         self.patch_size, self.n_patches = self.settings.patch_size, self.settings.n_patches
         self.n_keep = self.layout.n_keep(self.n_patches, self.settings.mask_ratio)
         self.encoder, self.decoder = Encoder(self.settings), Decoder(self.settings)
+        self.band_heads = None  # of training alone: what ships embeds and reconstructs without
+        if "bands" in (parts := self.settings.part_weights):
+            n_stretches = self.n_patches // PATCHES_PER_TOKEN
+            envelopes = BandEnvelopes(n_stretches, EPOCH_SAMPLES, RATE_HZ)
+            width = PATCHES_PER_TOKEN * self.decoder.mask_token.shape[3]
+            class_width = self.settings.emb_dim if "class" in parts else None
+            self.band_heads = BandHeads(envelopes, N_CHANNELS, width, class_width)
         self.reset_parameters()
 
     def drop_decoder(self, why: str) -> None:
@@ -396,15 +454,16 @@ class MaskedAutoencoder(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew (``generator`` None: from torch's global one).
 
-        Linear layers Xavier-uniform with zero bias (the head normal and small), tokens and
-        positions normal with sd 0.02.
+        Linear layers Xavier-uniform with zero bias (the heads normal and small), tokens and
+        positions normal with sd 0.02. The heads of bands come last, so that encoder and decoder
+        begin alike whatever the target.
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("_token", "pos_embedding")):
                 parameter.normal_(0, INIT_SD, generator=generator)
             elif name.endswith("bias"):
                 parameter.zero_()
-            elif name == "decoder.head.weight":
+            elif name == "decoder.head.weight" or name.startswith(BAND_HEADS):
                 parameter.normal_(0, HEAD_INIT_SD, generator=generator)
             elif parameter.dim() == 2:
                 nn.init.xavier_uniform_(parameter, generator=generator)
@@ -415,9 +474,12 @@ class MaskedAutoencoder(nn.Module):
         self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
     ) -> Tensor:
         """``keep_BCK`` for a batch, by this model's ratio, span and layout (see random_mask)."""
-        sizes = n_examples, self.n_patches, self.n_keep
+        unit = self.settings.mask_unit_patches
+        sizes = n_examples, self.n_patches // unit, self.n_keep // unit
         masks = {"n_channels": self.layout.n_masks, "span": self.settings.mask_span}
         keep_BCK = random_mask(*sizes, generator=generator, rows=rows, **masks)
+        if unit > 1:
+            keep_BCK = whole_units(keep_BCK, unit)
         return keep_BCK.expand(-1, N_CHANNELS, -1)
 
     def draw_hidden_channels(
@@ -430,9 +492,11 @@ class MaskedAutoencoder(nn.Module):
     def forward(
         self, x_BCT: Tensor, present_BC: Tensor, keep_BCK: Tensor, hidden_BC: Tensor | None = None
     ) -> Tensor:
-        """``error_BC``: mean squared error of each channel, over its hidden or all patches.
+        """``error_LBC``: mean squared errors of each channel, over its hidden or all patches.
 
-        Channels of ``hidden_BC`` reach the encoder as absent ones; all their patches count.
+        L parts of the loss, in the order of ``settings.part_weights``; the class tokens' is over
+        the epoch. Channels of ``hidden_BC`` reach the encoder as absent ones; all their patches
+        count.
         """
         x_BCSP = self._patches(x_BCT, present_BC)
         hidden_BCS = hidden_patches(keep_BCK, self.n_patches)
@@ -442,10 +506,29 @@ class MaskedAutoencoder(nn.Module):
             shown_BCSP = x_BCSP.masked_fill(hidden_BC[:, :, None, None], 0)
             hidden_BCS = hidden_BCS | hidden_BC[:, :, None]
         tokens_BND = self.encoder(shown_BCSP, shown_BC, keep_BCK)
-        pred_BCSP = self.decoder(tokens_BND, keep_BCK)
+        z_BCSE = self.decoder(tokens_BND, keep_BCK)
         if self.settings.loss_on == "all":
             hidden_BCS = torch.ones_like(hidden_BCS)
-        return masked_mse(pred_BCSP, x_BCSP, hidden_BCS)
+        teaches = self.settings.target != "bands"
+        pred_BCSP = self.decoder.head(z_BCSE if teaches else z_BCSE.detach())
+        errors = [masked_mse(pred_BCSP, x_BCSP, hidden_BCS)]
+        if self.band_heads is not None:
+            class_BCE, _ = self.layout.from_tokens(tokens_BND)
+            errors += self._band_errors(x_BCSP.flatten(2), z_BCSE, class_BCE, hidden_BCS)
+        return torch.stack(errors)
+
+    def _band_errors(
+        self, x_BCT: Tensor, z_BCSE: Tensor, class_BCE: Tensor, hidden_BCS: Tensor
+    ) -> list[Tensor]:
+        """``error_BC`` of stretches, each by its share of hidden patches, and of class tokens."""
+        heads = self.band_heads
+        stretch_BCJF, epoch_BCGF = heads.targets(x_BCT)
+        n_hidden_BCJ = hidden_BCS.unflatten(2, (-1, PATCHES_PER_TOKEN)).sum(dim=3)
+        errors = [masked_mse(heads.foretell(z_BCSE), stretch_BCJF, n_hidden_BCJ)]
+        if heads.of_epoch is not None:
+            error_BCGF = (heads.summarise(class_BCE).float() - epoch_BCGF).square()
+            errors.append(error_BCGF.mean(dim=(2, 3)))
+        return errors
 
     def encode(
         self,
@@ -472,7 +555,7 @@ class MaskedAutoencoder(nn.Module):
         """All samples (B, 16, 3840) float32 from features that :meth:`encode` gave with the same
         ``keep_BCK``, or from a mean of such features."""
         tokens_BND = self.layout.to_tokens(class_BCE, z_BCKE)
-        return self.decoder(tokens_BND, keep_BCK).float().flatten(2)
+        return self.decoder.head(self.decoder(tokens_BND, keep_BCK)).float().flatten(2)
 
     def embed(
         self,
@@ -632,8 +715,8 @@ def check_poolings(pooling: str, candidates: Sequence[str]) -> list[str]:
 def flops_per_example(model: MaskedAutoencoder) -> float:
     """Operations (2 for a multiply-add) in the matrix products of training on one example.
 
-    Linear layers and attention; the backward pass counts twice the forward one. Norms, GELU and
-    the 8-wide patch layers are left out: under 1 %.
+    Linear layers and attention; the backward pass counts twice the forward one. Norms, GELU, the
+    8-wide patch layers and the heads of bands are left out: under 1 %. Bands are measured once.
     """
 
     def blocks(transformer: nn.ModuleList, width: int, n_tokens: int) -> float:

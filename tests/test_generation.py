@@ -112,7 +112,7 @@ def model(index) -> MaskedAutoencoder:
         optimizer.param_groups[0]["lr"] = lr
         rows = torch.randint(len(train), (n,), generator=generator)
         masks = model.draw_mask(n, generator), model.draw_hidden_channels(n, generator)
-        error_BC = model(x_BCT[rows], present_BC[rows], *masks)
+        (error_BC,) = model(x_BCT[rows], present_BC[rows], *masks)
         mean_over_present(error_BC, present_BC[rows], 4 * n).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -206,6 +206,16 @@ def test_samples_are_read_where_they_were_hidden():
 
     read = imputation.read_where_hidden(model, decode)
     torch.testing.assert_close(read, torch.ones(1, 16, EPOCH_SAMPLES))
+
+
+def test_covering_masks_hide_whole_tokens_where_training_does():
+    sizes = {"patch_size": 20, "emb_dim": 2, "num_layer": 1, "num_head": 2}
+    model = MaskedAutoencoder(**sizes, mask_unit="token", mask_ratio=0.75)
+    masks = imputation.covering_masks(model, torch.Generator().manual_seed(0))
+    assert len(masks) == 2
+    for keep in masks:
+        assert (keep[..., ::16] % 16 == 0).all()
+        assert (keep.unflatten(2, (-1, 16)).diff(dim=3) == 1).all()
 
 
 @pytest.mark.parametrize("layout", TOKEN_LAYOUTS)

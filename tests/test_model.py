@@ -9,10 +9,12 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pedsleepmae.channels import CHANNEL_GROUPS
+from pedsleepmae.channels import CHANNEL_GROUPS, RATE_HZ
 from pedsleepmae.model import (
+    BAND_HEADS,
     TOKEN_LAYOUTS,
     MaskedAutoencoder,
+    ModelSettings,
     attend,
     flops_per_example,
     hidden_patches,
@@ -84,7 +86,7 @@ def test_reference_layout_reproduces_the_originals_loss_and_mask(golden):
     model, vectors = golden
     keep_BCK = vectors["visible_indices"].long()
     with torch.no_grad():
-        error_BC = model(vectors["x"], all_present(2), keep_BCK)
+        (error_BC,) = model(vectors["x"], all_present(2), keep_BCK)
     assert float(error_BC.mean()) == pytest.approx(float(vectors["mse_all"]), abs=1e-5)
     hidden_BCT = hidden_patches(keep_BCK, 480).repeat_interleave(8, dim=2)
     assert torch.equal(hidden_BCT, vectors["mask"].bool())
@@ -153,6 +155,46 @@ def test_spans_hide_whole_runs_on_a_grid_but_for_one():
     for hidden in hidden_BCS.flatten(0, 1):
         sums = [hidden.roll(-phase).view(6, 8).sum(dim=1).tolist() for phase in range(8)]
         assert any(sorted(s)[1:3] == [0, 2] and sorted(s)[3:] == [8, 8, 8] for s in sums)
+
+
+@pytest.mark.parametrize(("patch_size", "seconds"), [(8, 1.0), (16, 2.0), (20, 2.5)])
+@pytest.mark.parametrize("span", [1, 2])
+def test_every_kept_token_is_16_neighbouring_patches_from_a_multiple_of_16_on(
+    patch_size, seconds, span
+):
+    model = small_model(patch_size=patch_size, mask_unit="token", mask_ratio=0.75, mask_span=span)
+    keep_BCK = model.draw_mask(5, torch.Generator().manual_seed(0))
+    assert keep_BCK.shape == (5, 16, model.n_keep)
+    assert model.n_keep == 16 * round(0.25 * model.n_patches / 16)
+    tokens_BCJ16 = keep_BCK.unflatten(2, (-1, 16))
+    assert (tokens_BCJ16[..., 0] % 16 == 0).all()
+    assert (tokens_BCJ16.diff(dim=3) == 1).all()
+    assert (tokens_BCJ16[..., 0].diff(dim=2) > 0).all()
+    assert 16 * patch_size / RATE_HZ == seconds
+
+
+def test_every_token_is_kept_equally_often_and_in_each_channel_by_itself():
+    model = small_model(mask_unit="token", mask_ratio=0.75)
+    hidden_BCS = hidden_patches(model.draw_mask(3000, torch.Generator().manual_seed(0)), 192)
+    share_CS = (~hidden_BCS).float().mean(dim=0)
+    torch.testing.assert_close(share_CS, torch.full((16, 192), 0.25), rtol=0, atol=0.04)
+    assert not torch.equal(hidden_BCS[:, 0], hidden_BCS[:, 1])
+
+
+def test_tokens_of_kept_stretches_are_those_that_the_encoder_gets_with_nothing_hidden():
+    """Before the first block: what a token holds must not depend on what else is hidden."""
+    model, x = small_model(mask_unit="token", mask_ratio=0.6), noise(2, 16, 3840)
+    seen = []
+    model.encoder.transformer[0].register_forward_pre_hook(lambda _, inputs: seen.append(*inputs))
+    keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
+    model(x, all_present(2), keep_BCK)
+    model.embed(x)
+    masked_BND, whole_BND = seen
+    assert torch.equal(masked_BND[:, 0], whole_BND[:, 0])  # class tokens
+    kept_BCJ = keep_BCK[:, :, ::16] // 16
+    whole_BCJD = whole_BND[:, 1:].unflatten(1, (16, 12))
+    index = kept_BCJ[..., None].expand(-1, -1, -1, whole_BCJD.shape[3])
+    assert torch.equal(masked_BND[:, 1:].unflatten(1, (16, -1)), whole_BCJD.gather(2, index))
 
 
 def test_moment_layout_hides_the_same_patches_in_all_channels():
@@ -287,7 +329,7 @@ def test_absent_token_learns_and_bad_values_of_absent_channels_do_not_reach_the_
     present[0, 7] = False
     x = noise(2, 16, 3840)
     x[0, 7] = float("nan")
-    error_BC = model(x, present, model.draw_mask(2, torch.Generator().manual_seed(0)))
+    (error_BC,) = model(x, present, model.draw_mask(2, torch.Generator().manual_seed(0)))
     torch.where(present, error_BC, 0).sum().backward()
     assert model.encoder.absent_token.grad.abs().min() > 0
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -315,8 +357,8 @@ def test_a_hidden_channel_is_to_the_encoder_an_absent_one_and_to_the_loss_a_mask
     keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
     x = noise(2, 16, 3840)
     with torch.no_grad():
-        error_BC = model(x, present, keep_BCK, hidden)
-        plain_BC = model(x, present & ~hidden, keep_BCK)
+        (error_BC,) = model(x, present, keep_BCK, hidden)
+        (plain_BC,) = model(x, present & ~hidden, keep_BCK)
     pred = model.reconstruct(x, keep_BCK, present & ~hidden)
     # All patches of a hidden channel count; the others' errors are those beside an absent one.
     expected_BC = torch.where(hidden, (pred - x).square().mean(dim=2), plain_BC)
@@ -329,7 +371,7 @@ def test_the_gradient_asks_for_a_hidden_channel():
     hidden = torch.zeros(2, 16, dtype=torch.bool)
     hidden[:, 8] = True
     x = noise(2, 16, 3840).requires_grad_()
-    model(x, all_present(2), keep_BCK, hidden)[:, 8].sum().backward()
+    model(x, all_present(2), keep_BCK, hidden)[0, :, 8].sum().backward()
     assert (x.grad[:, 8].abs().sum(dim=1) > 0).all()  # as the truth that is asked for
     assert model.encoder.absent_token.grad.abs().max() > 0
 
@@ -364,6 +406,32 @@ def test_masked_error_is_the_mean_over_hidden_patches():
     assert error_BC.tolist() == [[(1 + 10) / 2, 2.5]]
 
 
+# Sums of errors before there were other masks and targets, at 43f17ab: seeds 3, 5, 7 and 8.
+BEFORE = {
+    ("channel", "masked", 0.5, 1): (442819, 41.862083435058594),
+    ("reference", "all", 0.0, 1): (442819, 41.96846008300781),
+    ("moment", "masked", 0.3, 3): (429360, 42.048030853271484),
+    ("channel", "all", 0.0, 8): (430784, 41.97866439819336),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE)
+def test_the_waveforms_loss_and_masks_are_those_of_before(case):
+    layout, loss_on, mask_channels, span = case
+    masks = {"mask_channels": mask_channels, "mask_span": span}
+    model = small_model(token_layout=layout, loss_on=loss_on, **masks)
+    model.reset_parameters(torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(5)
+    present = torch.rand(3, 16, generator=torch.Generator().manual_seed(8)) > 0.1
+    keep_BCK = model.draw_mask(3, generator)
+    hidden_BC = model.draw_hidden_channels(3, generator)
+    with torch.no_grad():
+        (error_BC,) = model(noise(3, 16, 3840, seed=7), present, keep_BCK, hidden_BC)
+    kept, summed = BEFORE[case]
+    assert int(keep_BCK.sum()) == kept
+    assert float((error_BC * present).sum()) == pytest.approx(summed, rel=1e-6)
+
+
 def test_loss_is_the_mean_over_present_channels():
     error_BC = torch.tensor([[1.0, 5], [3, 100]])
     present_BC = torch.tensor([[True, True], [True, False]])
@@ -377,7 +445,7 @@ def test_loss_is_that_of_the_reconstruction_computed_slowly(layout, loss_on):
     keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
     x = noise(2, 16, 3840)
     with torch.no_grad():
-        error_BC = model(x.half(), all_present(2), keep_BCK)
+        (error_BC,) = model(x.half(), all_present(2), keep_BCK)
     pred = model.reconstruct(x.half(), keep_BCK)
     for b in range(2):
         for c in range(16):
@@ -441,9 +509,9 @@ def test_bfloat16_changes_the_error_by_less_than_a_percent(layout):
     keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
     x = noise(2, 16, 3840)
     with torch.no_grad():
-        exact = model(x, all_present(2), keep_BCK)
+        (exact,) = model(x, all_present(2), keep_BCK)
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = model(x, all_present(2), keep_BCK)
+            (rounded,) = model(x, all_present(2), keep_BCK)
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
 
@@ -478,6 +546,118 @@ def test_lean_configuration_needs_at_least_three_times_fewer_operations():
     assert flops["pretrain"] >= 3 * flops["pretrain_lean"]
 
 
+# ------------------------------------------------------------------ bands beside the waveform
+def banded_model(**settings) -> MaskedAutoencoder:
+    """A model with both targets; its envelopes measured on noise."""
+    sizes = {"target": "both", "mask_unit": "token", "mask_ratio": 0.7}
+    model = small_model(**sizes | settings)
+    model.band_heads.measure([(noise(16, 16, 3840, seed=5), all_present(16))])
+    return model
+
+
+def test_encoder_and_decoder_begin_alike_whatever_the_target():
+    plain, banded = small_model().state_dict(), small_model(target="both").state_dict()
+    own = {name for name in banded if name.startswith(BAND_HEADS)}
+    assert list(plain) == [name for name in banded if name not in own]
+    assert len(own) == 6
+    for name, value in plain.items():
+        assert torch.equal(banded[name], value)
+
+
+def test_the_waveforms_part_is_the_loss_without_the_others():
+    keep_BCK = banded_model().draw_mask(2, torch.Generator().manual_seed(0))
+    x, present = noise(2, 16, 3840), all_present(2)
+    with torch.no_grad():
+        (alone_BC,) = small_model()(x, present, keep_BCK)
+        wave_BC, bands_BC, class_BC = banded_model()(x, present, keep_BCK)
+    assert torch.equal(wave_BC, alone_BC)
+    assert bands_BC.shape == class_BC.shape == (2, 16)
+
+
+def test_parts_of_the_loss_are_those_computed_slowly():
+    model, x, present = banded_model(mask_unit="patch"), noise(2, 16, 3840), all_present(2)
+    keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
+    heads, hidden_BCS = model.band_heads, hidden_patches(keep_BCK, 192)
+    torch.nn.init.normal_(heads.of_stretch.weight, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(heads.of_epoch.weight, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        _, bands_BC, class_BC = model(x, present, keep_BCK)
+        stretch_BCJF, epoch_BCGF = heads.targets(x)
+        tokens_BND = model.encoder(patchify(x, 20), present, keep_BCK)
+        class_BCE, _ = model.layout.from_tokens(tokens_BND)
+        z_BCSE = model.decoder(tokens_BND, keep_BCK)
+        for b, c in ((0, 3), (1, 15)):
+            total, weight = 0.0, 0.0
+            for j in range(12):
+                said_F = heads.of_stretch(z_BCSE[b, c, 16 * j : 16 * j + 16].flatten())
+                n_hidden = int(hidden_BCS[b, c, 16 * j : 16 * j + 16].sum())
+                total += n_hidden * float((said_F - stretch_BCJF[b, c, j]).square().mean())
+                weight += n_hidden
+            assert float(bands_BC[b, c]) == pytest.approx(total / weight, rel=1e-5)
+            said_GF = heads.of_epoch(class_BCE[b, c]).view(3, 12)
+            error = float((said_GF - epoch_BCGF[b, c]).square().mean())
+            assert float(class_BC[b, c]) == pytest.approx(error, rel=1e-5)
+
+
+def test_only_hidden_stretches_count_and_all_of_a_hidden_channel():
+    model, present = banded_model(), all_present(1)
+    keep_BCK = model.draw_mask(1, torch.Generator().manual_seed(0))
+    said, target = torch.zeros(1, 16, 12, 12), torch.zeros(1, 16, 12, 12)
+    target[:, :, keep_BCK[0, 0, 0] // 16] = 7.0  # the first kept stretch of channel 0
+    model.band_heads.foretell = lambda _: said
+    model.band_heads.targets = lambda _: (target, torch.zeros(1, 16, 3, 12))
+    hidden = torch.zeros(1, 16, dtype=torch.bool)
+    with torch.no_grad():
+        _, masked_BC, _ = model(noise(1, 16, 3840), present, keep_BCK, hidden)
+        hidden[:, 0] = True
+        _, whole_BC, _ = model(noise(1, 16, 3840), present, keep_BCK, hidden)
+    assert float(masked_BC[0, 0]) == 0
+    assert float(whole_BC[0, 0]) == pytest.approx(49 / 12)  # one stretch of 12
+
+
+def test_bands_alone_teach_encoder_and_decoder_and_the_waveform_its_own_head_only():
+    gradients = {}
+    for target in ("bands", "both"):
+        model = banded_model(target=target)
+        keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
+        model(noise(2, 16, 3840), all_present(2), keep_BCK)[0].sum().backward()
+        gradients[target] = {
+            name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
+        }
+    assert gradients["bands"] == {"decoder.head.weight", "decoder.head.bias"}
+    assert any(name.startswith("encoder.transformer") for name in gradients["both"])
+
+
+def test_class_tokens_learn_from_their_own_part():
+    model = banded_model()
+    keep_BCK = model.draw_mask(2, torch.Generator().manual_seed(0))
+    model(noise(2, 16, 3840), all_present(2), keep_BCK)[2].sum().backward()
+    assert model.encoder.cls_token.grad.any()
+    assert not model.decoder.mask_token.grad.any()
+
+
+def test_parts_and_their_weights_are_those_of_the_settings():
+    weights = {"band_weight": 0.5, "class_weight": 0.25}
+    assert ModelSettings(**weights).part_weights == {"wave": 1}
+    both = ModelSettings(target="both", **weights).part_weights
+    assert both == {"wave": 1, "bands": 0.5, "class": 0.25}
+    without_class = banded_model(class_weight=0.0)
+    assert list(without_class.settings.part_weights) == ["wave", "bands"]
+    assert without_class.band_heads.of_epoch is None
+    keep_BCK = without_class.draw_mask(1, torch.Generator().manual_seed(0))
+    assert len(without_class(noise(1, 16, 3840), all_present(1), keep_BCK)) == 2
+
+
+def test_heads_of_bands_are_under_a_percent_of_the_operations():
+    """So that flops_per_example may leave them out, at the size that ships and the full one."""
+    for sizes in ({"patch_size": 16, "emb_dim": 16, "num_layer": 4, "decoder_num_layer": 1}, {}):
+        with torch.device("meta"):
+            model = MaskedAutoencoder(**sizes, mask_unit="token", mask_ratio=0.75)
+        n_stretches, width = model.n_patches // 16, 16 * model.settings.emb_dim
+        heads = 2 * 16 * (n_stretches * width * 12 + model.settings.emb_dim * 36)
+        assert 3 * heads < 0.01 * flops_per_example(model)
+
+
 # ------------------------------------------------------------------ what does not fit
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -494,6 +674,18 @@ def test_lean_configuration_needs_at_least_three_times_fewer_operations():
         ({"patch_size": 32}, "120 patches a channel"),
         ({"token_layout": "time"}, r"unknown model\.token_layout 'time'"),
         ({"loss_on": "half"}, "loss_on 'half'"),
+        ({"mask_unit": "second"}, "unknown model.mask_unit 'second'; give patch or token"),
+        ({"target": "noise"}, "target 'noise'"),
+        (
+            {"mask_unit": "token", "token_layout": "moment"},
+            "give token_layout channel or mask_unit",
+        ),
+        ({"mask_unit": "token", "mask_span": 13}, "a channel has 12 tokens"),
+        (
+            {"target": "both", "token_layout": "moment", "patch_size": 32},
+            "target both takes 16 patches at a time, but patch_size 32 makes 120 a channel",
+        ),
+        ({"class_weight": -1.0}, r"model\.class_weight is -1"),
         ({"mask_ratio": 50.0}, r"model\.mask_ratio is 50; give more than 0 and less than 1"),
     ],
 )

@@ -25,8 +25,9 @@ from pedsleepmae.checkpoints import (
 )
 from pedsleepmae.errors import SettingsError, as_plain_dict, check_bounds
 from pedsleepmae.machine import Compute, World
-from pedsleepmae.model import ModelSettings
+from pedsleepmae.model import BAND_HEADS, ModelSettings
 from pedsleepmae.pretrain import monitor
+from pedsleepmae.pretrain.losses import losses_by_group
 from pedsleepmae.pretrain.monitor import Logbook, probe_sleep_stage, read_metrics
 from pedsleepmae.pretrain.run import Outcome, open_trainer, pretrain, stop_on_signal
 from pedsleepmae.pretrain.run import save as save_run
@@ -38,7 +39,6 @@ from pedsleepmae.pretrain.trainer import (
     PretrainSettings,
     Trainer,
     learning_rate,
-    losses_by_group,
 )
 from pedsleepmae.store import load_index
 
@@ -127,6 +127,7 @@ def assert_same(one, other) -> None:
         assert one == other
 
 
+BANDED = replace(TINY, target="both", mask_unit="token", mask_ratio=0.7, class_weight=0.5)
 STATE = ("state_dict", "optimizer", "progress", "channel_weights", "patients_seen", "split_hash")
 
 
@@ -162,15 +163,17 @@ def test_weight_decay_is_on_matrices_alone(batches_dir, tmp_path):
     assert len(decayed["params"]) + len(others["params"]) == len(names)
 
 
-def test_a_batch_in_pieces_gives_the_same_step(batches_dir, tmp_path):
+@pytest.mark.parametrize("model", [TINY, BANDED])
+def test_a_batch_in_pieces_gives_the_same_step(batches_dir, tmp_path, model):
     steps = []
     for accumulate in (1, 3):
-        run = make_trainer(settings_for(batches_dir, tmp_path, optim={"accumulate": accumulate}))
+        optim = {"accumulate": accumulate}
+        run = make_trainer(settings_for(batches_dir, tmp_path, model=model, optim=optim))
         run.train_step(some_batch(5))
-        steps.append((run.interval.grad_norm, run.interval.error_C, run.interval.count_C))
-    (norm, error_C, count_C), (norm_3, error_3_C, count_3_C) = steps
+        steps.append((run.interval.grad_norm, run.interval.error_LC, run.interval.count_C))
+    (norm, error_LC, count_C), (norm_3, error_3_LC, count_3_C) = steps
     assert norm_3 == pytest.approx(norm, rel=1e-5)
-    torch.testing.assert_close(error_3_C, error_C, rtol=1e-5, atol=0)
+    torch.testing.assert_close(error_3_LC, error_LC, rtol=1e-5, atol=0)
     assert torch.equal(count_C, count_3_C)
 
 
@@ -196,7 +199,7 @@ def test_balanced_channels_divide_each_error_by_its_variance(batches_dir, tmp_pa
         optim = {"balance_channels": balance}
         run = make_trainer(settings_for(batches_dir, tmp_path, optim=optim))
         run.train_step(some_batch())
-        errors.append(run.interval.error_C)
+        errors.append(run.interval.error_LC[0])
     plain_C, balanced_C = errors
     index = load_index(batches_dir)
     sample = data.sample_batches(index, index.rows("train"), 32)
@@ -359,11 +362,60 @@ def test_validation_is_the_same_each_time_and_does_not_change_the_weights(batche
 def test_losses_by_group_are_weighted_by_the_channels_present():
     error_C, count_C = np.zeros(16), np.zeros(16)
     error_C[[0, 3, 9]], count_C[[0, 3, 9]] = [3, 1, 10], [1, 3, 4]
-    result = losses_by_group(error_C, count_C)
+    result = losses_by_group([error_C], count_C, {"wave": 1.0})
+    assert set(result) == {"loss", "loss_by_group"}  # as before there were other parts
     assert result["loss"] == 14 / 8
     assert result["loss_by_group"]["EEG"] == 1
     assert result["loss_by_group"]["effort"] == 2.5
     assert result["loss_by_group"]["SpO2"] is None
+
+
+def test_parts_of_the_loss_stand_beside_their_weighted_sum():
+    wave_C, bands_C, count_C = np.zeros(16), np.zeros(16), np.zeros(16)
+    count_C[[0, 9]], wave_C[[0, 9]], bands_C[[0, 9]] = [1, 3], [2, 6], [4, 0]
+    result = losses_by_group([wave_C, bands_C], count_C, {"wave": 1.0, "bands": 0.5})
+    assert (result["loss"], result["loss_wave"], result["loss_bands"]) == (2.5, 2, 1)
+    assert result["loss_by_group"]["EEG"] == 4
+    assert result["loss_bands_by_group"]["EEG"] == 4
+    assert result["loss_wave_by_group"]["effort"] == 2
+    assert result["loss_bands_by_group"]["SpO2"] is None
+
+
+def test_parts_are_logged_in_training_and_validation_and_the_best_is_of_their_sum(
+    batches_dir, tmp_path
+):
+    train(settings_for(batches_dir, tmp_path, model=BANDED))
+    lines = read_metrics(tmp_path)
+    for line in lines:
+        parts = line["loss_wave"] + line["loss_bands"] + 0.5 * line["loss_class"]
+        assert line["loss"] == pytest.approx(parts)
+        assert set(line["loss_class_by_group"]) == set(CHANNEL_GROUPS)
+    best = min(line["loss"] for line in lines if line["split"] == "val")
+    assert read_content(tmp_path / "checkpoint_best.pt")["val_loss"] == best
+
+
+def test_envelopes_can_be_learnt(batches_dir, tmp_path):
+    optim = {"lr": 0.02}
+    train(settings_for(batches_dir, tmp_path, model=BANDED, optim=optim, max_steps=60))
+    first, *_, last = figures(tmp_path, "val", "loss_bands", "loss_class")
+    assert last[1] < 0.9 * first[1]
+    assert last[2] < 0.9 * first[2]
+
+
+def test_absent_channels_count_in_no_part_of_the_loss(batches_dir, tmp_path):
+    batch = some_batch()
+    steps = []
+    for foreign in (0.0, 7.0):
+        noise = torch.randn(batch.x_BCT.shape, generator=torch.Generator().manual_seed(0))
+        x_BCT = torch.where(batch.present_BC[:, :, None], batch.x_BCT, foreign * noise)
+        run = make_trainer(settings_for(batches_dir, tmp_path, model=BANDED))
+        run.train_step(replace(batch, x_BCT=x_BCT))
+        steps.append(run)
+    one, other = steps
+    assert torch.equal(one.interval.error_LC, other.interval.error_LC)
+    assert one.interval.grad_norm == other.interval.grad_norm
+    never = ~batch.present_BC.any(dim=0)
+    assert (one.interval.error_LC[:, never] == 0).all()
 
 
 def test_a_resumed_logbook_drops_what_lies_beyond_the_checkpoint_and_a_torn_line(tmp_path):
@@ -381,14 +433,15 @@ def test_a_resumed_logbook_drops_what_lies_beyond_the_checkpoint_and_a_torn_line
 
 
 # ------------------------------------------------------------------ going on
+@pytest.mark.parametrize("model", [TINY, BANDED])
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
-    batches_dir, tmp_path, stop, ema_decay
+    batches_dir, tmp_path, stop, ema_decay, model
 ):
     other = {
         "optim": {"ema_decay": ema_decay, "accumulate": 2},
-        "model": replace(TINY, mask_channels=0.5),
+        "model": replace(model, mask_channels=0.5),
     }
     train(settings_for(batches_dir, tmp_path / "whole", **other))
     parts = settings_for(batches_dir, tmp_path / "parts", **other)
@@ -400,7 +453,8 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
         for key in STATE:
             assert_same(whole.get(key), resumed.get(key))
     for split in ("train", "val"):
-        whole, resumed = (figures(tmp_path / run, split, "loss") for run in ("whole", "parts"))
+        names = ["loss", "loss_bands", "loss_class"] if model is BANDED else ["loss"]
+        whole, resumed = (figures(tmp_path / run, split, *names) for run in ("whole", "parts"))
         assert whole == resumed
 
 
@@ -515,6 +569,17 @@ def test_weights_of_another_run_are_a_start_and_its_patients_are_remembered(batc
     assert_same(dict(run.model.state_dict()), dict(content["state_dict"]))
     assert run.patients_seen == hash_patients([1, 2, 77])
     assert run.progress.step == 0
+
+
+def test_heads_of_bands_start_anew_in_the_units_of_the_new_data(batches_dir, tmp_path):
+    train(settings_for(batches_dir, tmp_path / "first", model=BANDED, max_steps=3))
+    first = tmp_path / "first" / "checkpoint_last.pt"
+    settings = settings_for(batches_dir, tmp_path / "second", model=BANDED, init_from=first, seed=5)
+    run = open_trainer(settings, load_index(batches_dir), read_checkpoint(first))
+    fresh = make_trainer(settings).model.state_dict()
+    theirs = read_content(first)["state_dict"]
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, (fresh if name.startswith(BAND_HEADS) else theirs)[name])
 
 
 def test_what_is_unknown_of_a_start_stays_unknown(batches_dir, tmp_path):
@@ -846,7 +911,7 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
     command += ["--master_port", port, str(ROOT / "2_pretrain_model.py")]
     command += ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "two")]
     command += ["--model.patch_size", "20", "--model.emb_dim", "2", "--model.num_layer", "1"]
-    command += ["--model.num_head", "2", "--model.mask_channels", "0.5"]
+    command += ["--model.num_head", "2", "--model.mask_channels", "0.5", "--model.target", "both"]
     command += ["--optim.batch_size", "5", "--optim.accumulate", "2", "--optim.lr", "0.01"]
     command += ["--optim.warmup_steps", "2", "--log_every", "1", "--max_steps", "6"]
     command += ["--probe_every", "0", "--device", "cpu", "--precision", "float32"]
@@ -857,7 +922,7 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("training examples of") == 1
     optim = {"batch_size": 5, "weight_decay": 0.0005}
-    other = {"optim": optim, "model": replace(TINY, mask_channels=0.5)}
+    other = {"optim": optim, "model": replace(TINY, mask_channels=0.5, target="both")}
     train(settings_for(batches_dir, tmp_path / "one", max_steps=6, val_every=6, **other))
     for split, n_lines in {"train": 6, "val": 1}.items():
         alone, together = (
@@ -871,7 +936,8 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
         torch.testing.assert_close(both["state_dict"][name], value, rtol=0, atol=1e-4)
 
 
-def test_compiled_model_trains_as_the_plain_one(batches_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", [TINY, BANDED])
+def test_compiled_model_trains_as_the_plain_one(batches_dir, tmp_path, monkeypatch, model):
     """Captured whole by torch.compile, and differentiated; code generation is left to torch."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
@@ -879,8 +945,9 @@ def test_compiled_model_trains_as_the_plain_one(batches_dir, tmp_path, monkeypat
         "compile",
         lambda module: compile_module(module, backend="aot_eager", fullgraph=True),
     )
-    train(settings_for(batches_dir, tmp_path / "plain", max_steps=3))
-    train(settings_for(batches_dir, tmp_path / "compiled", max_steps=3, compile=True))
+    other = {"max_steps": 3, "model": model}
+    train(settings_for(batches_dir, tmp_path / "plain", **other))
+    train(settings_for(batches_dir, tmp_path / "compiled", compile=True, **other))
     plain, compiled = (figures(tmp_path / run, "train", "loss") for run in ("plain", "compiled"))
     np.testing.assert_allclose(compiled, plain, rtol=1e-5)
     one, other = (

@@ -136,7 +136,8 @@ def covering_masks(model: MaskedAutoencoder, generator: torch.Generator) -> list
 
     Where the loss is on masked patches, only there has the decoder learnt what to say.
     """
-    n_patches, span = model.n_patches, model.settings.mask_span
+    n_patches = model.n_patches
+    span = model.settings.mask_span * model.settings.mask_unit_patches
     n_hide, n_runs = n_patches - model.n_keep, -(-n_patches // span)
     noise_CR = torch.rand(model.layout.n_masks, n_runs, generator=generator)
     noise_CS = noise_CR.repeat_interleave(span, dim=1)[:, :n_patches]

@@ -57,10 +57,12 @@ class Logbook:
         line = json.loads(json.dumps(line), parse_constant=lambda _: None)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        groups = figures.get("loss_by_group", {})
-        for name, value in [*figures.items(), *((f"loss_by_group/{g}", groups[g]) for g in groups)]:
-            if isinstance(value, (int, float)):
-                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        for name, figure in figures.items():
+            by_group = figure if isinstance(figure, Mapping) else {"": figure}
+            for group, value in by_group.items():
+                if isinstance(value, (int, float)):
+                    tag = f"{split}/{name}/{group}".rstrip("/")
+                    self._tensorboard.add_scalar(tag, value, step)
 
     def close(self) -> None:
         self._tensorboard.close()

@@ -8,7 +8,7 @@ several processes compute what one would.
 import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +19,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pedsleepmae import checkpoints, data, errors, machine
-from pedsleepmae.channels import CHANNEL_GROUPS, N_CHANNELS
+from pedsleepmae.channels import N_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint, CheckpointError
 from pedsleepmae.data import VARIANCE_SAMPLE, channel_variances
 from pedsleepmae.errors import SettingsError, UserError, as_plain_dict, bounded
 from pedsleepmae.machine import Compute, World
 from pedsleepmae.model import (
+    BAND_HEADS,
     MaskedAutoencoder,
     ModelSettings,
     flops_per_example,
     mean_over_present,
 )
+from pedsleepmae.pretrain.losses import balanced, losses_by_group, total
 from pedsleepmae.pretrain.resuming import check_resumable
 from pedsleepmae.store import ExampleIndex
 
@@ -174,7 +176,7 @@ def derived_seed(*numbers: int) -> int:
 class Interval:
     """What is summed between two lines of metrics.jsonl."""
 
-    error_C: Tensor
+    error_LC: Tensor  # by part of the loss and channel
     count_C: Tensor
     n_bad: Tensor
     seconds: float = 0.0
@@ -213,6 +215,7 @@ class Trainer:
         self.patients_seen = checkpoints.hash_patients(patients)
         self.simulated = bool(index.simulated)  # this or, with init_from, its start
         self.weight_C = self._weigh_channels().to(self.device)
+        self.parts = settings.model.part_weights
         self.progress = Progress()
         self.found: tuple[int, int] | None = None  # checkpoint_last.pt as it was looked at (mark)
         # Model and optimiser.
@@ -220,6 +223,8 @@ class Trainer:
         seed = derived_seed(settings.seed, WEIGHTS)
         self.model.reset_parameters(torch.Generator().manual_seed(seed))
         self.model.to(self.device)
+        if self.model.band_heads is not None:
+            self.model.band_heads.measure(self._variance_sample())
         self.averaged = None
         if optim.ema_decay:
             self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -244,14 +249,19 @@ class Trainer:
         """What each channel's error is multiplied with, (16,): 1 / variance, or ones."""
         if not self.settings.optim.balance_channels:
             return torch.ones(N_CHANNELS)
+        return 1 / channel_variances(self._variance_sample())
+
+    def _variance_sample(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training examples from which it is learnt how much each channel and band varies."""
         seed = derived_seed(self.settings.seed, VARIANCES)
         sample = data.fixed_sample(self.train_positions, VARIANCE_SAMPLE, seed)
-        return 1 / channel_variances(data.sample_batches(self.index, sample, VAL_BATCH))
+        return data.sample_batches(self.index, sample, VAL_BATCH)
 
     # -------------------------------------------------------------- one step
     def new_interval(self) -> None:
-        zeros = torch.zeros(N_CHANNELS, dtype=torch.float64, device=self.device)
-        self.interval = Interval(zeros, zeros.clone(), zeros.sum())
+        shape = 1 + len(self.parts), N_CHANNELS
+        *error_LC, count_C = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        self.interval = Interval(torch.stack(error_LC), count_C, count_C.sum())
 
     def train_step(self, batch: data.Batch) -> None:
         """One optimiser step on this process's share of a batch."""
@@ -259,14 +269,14 @@ class Trainer:
         lr = learning_rate(progress.step, optim, self.settings.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        error_C, count_C = self._accumulate_gradients(batch)
+        error_LC, count_C = self._accumulate_gradients(batch)
         limit = optim.grad_clip or math.inf
         grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         # Gradients are summed over the processes, so all of them come to the same decision.
         if math.isfinite(grad_norm):
             self.optimizer.step()
             self._update_average()
-            self.interval.error_C += error_C
+            self.interval.error_LC += error_LC
             self.interval.count_C += count_C
             progress.n_skipped_in_row = 0
         else:
@@ -286,7 +296,7 @@ class Trainer:
             )
 
     def _accumulate_gradients(self, batch: data.Batch) -> tuple[Tensor, Tensor]:
-        """Backward pass of the batch in pieces; sums of error and of channels present, (16,).
+        """Backward pass of the batch in pieces; sums of errors (L, 16), of channels present (16,).
 
         Every piece is weighted by the channels present in the whole batch, so that neither the
         number of pieces nor that of processes changes the loss.
@@ -298,19 +308,19 @@ class Trainer:
         x_BCT = batch.x_BCT.to(self.device, non_blocking=True)
         present_BC = batch.present_BC.to(self.device, non_blocking=True)
         n_pieces = min(self.settings.optim.accumulate, len(x_BCT))
-        error_C = torch.zeros_like(self.interval.error_C)
+        error_LC = torch.zeros_like(self.interval.error_LC)
         parts = [x_BCT, present_BC, keep_BCK] + ([] if hidden_BC is None else [hidden_BC])
         pieces = zip(*(part.tensor_split(n_pieces) for part in parts), strict=True)
         for i, (x, present, *masks) in enumerate(pieces):
             wait = self.world.size > 1 and i < n_pieces - 1
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
                 with self.compute.autocast():
-                    error_BC = self.parallel(x, present, *masks) * self.weight_C
-                loss = mean_over_present(error_BC, present, batch.n_present)
+                    error_LBC = balanced(self.parallel(x, present, *masks), self.weight_C)
+                loss = mean_over_present(total(error_LBC, self.parts), present, batch.n_present)
                 # Parallel processes average their gradients; the loss is a sum over all of them.
                 (loss * self.world.size).backward()
-            error_C += (error_BC.detach() * present).sum(dim=0)
-        return error_C, present_BC.sum(dim=0)
+            error_LC += (error_LBC.detach() * present).sum(dim=1)
+        return error_LC, present_BC.sum(dim=0)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -330,14 +340,15 @@ class Trainer:
     def close_interval(self) -> dict[str, Any]:
         """Figures of the steps since the last call, over all processes."""
         interval, progress = self.interval, self.progress
-        sums = torch.stack([interval.error_C, interval.count_C, interval.n_bad.expand(N_CHANNELS)])
-        error_C, count_C, n_bad_C = self.world.sum(sums).cpu().numpy()
+        n_bad_C = interval.n_bad.expand(N_CHANNELS)
+        sums = torch.stack([*interval.error_LC, interval.count_C, n_bad_C])
+        *error_LC, count_C, n_bad_C = self.world.sum(sums).cpu().numpy()
         progress.n_bad_values += int(n_bad_C[0])
         rate = interval.n_examples / interval.seconds
         flops = rate * flops_per_example(self.model)
         self.new_interval()
         return {
-            **losses_by_group(error_C, count_C),
+            **losses_by_group(error_LC, count_C, self.parts),
             "lr": interval.lr,
             "grad_norm": interval.grad_norm,
             "epoch": progress.position / len(self.train_positions),
@@ -359,7 +370,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self, give_up: Callable[[], bool]) -> dict[str, Any] | None:
         """Losses on the fixed sample with fixed masks; None when ``give_up`` says so meanwhile."""
-        sums_C = torch.zeros(2, N_CHANNELS, dtype=torch.float64, device=self.device)
+        shape = 1 + len(self.parts), N_CHANNELS
+        sums_C = torch.zeros(shape, dtype=torch.float64, device=self.device)
         blocks = np.arange(len(self.val_positions)) // VAL_BATCH
         mine = self.val_positions[blocks % self.world.size == self.world.rank]
         batches = data.sample_batches(self.index, mine, VAL_BATCH)
@@ -372,13 +384,15 @@ class Trainer:
                 keep_BCK = self.val_mask(number, len(x_BCT))
                 present_BC = present_BC.to(self.device)
                 with self.compute.autocast():
-                    error_BC = self.saved_model.forward(x_BCT.to(self.device), present_BC, keep_BCK)
-                sums_C[0] += (error_BC * self.weight_C * present_BC).sum(dim=0)
-                sums_C[1] += present_BC.sum(dim=0)
+                    x_BCT = x_BCT.to(self.device)
+                    error_LBC = self.saved_model.forward(x_BCT, present_BC, keep_BCK)
+                sums_C[:-1] += (balanced(error_LBC, self.weight_C) * present_BC).sum(dim=1)
+                sums_C[-1] += present_BC.sum(dim=0)
         if self.world.any(gave_up, self.device):
             return None
-        error_C, count_C = self.world.sum(sums_C).cpu().numpy()
-        return {**losses_by_group(error_C, count_C), "n_examples": len(self.val_positions)}
+        *error_LC, count_C = self.world.sum(sums_C).cpu().numpy()
+        figures = losses_by_group(error_LC, count_C, self.parts)
+        return {**figures, "n_examples": len(self.val_positions)}
 
     def val_mask(self, number: int, n_examples: int) -> Tensor:
         self.generator.manual_seed(derived_seed(self.settings.seed, VAL_MASKS, number))
@@ -466,22 +480,11 @@ class Trainer:
                 f"{where}: its model.token_layout is {layout}, the settings say "
                 f"{self.settings.model.token_layout}; its weights mean nothing there, set it alike"
             )
-        checkpoints.load_weights(self.model, checkpoint.state_dict, where)
+        own = {n: v for n, v in self.model.state_dict().items() if n.startswith(BAND_HEADS)}
+        # The heads of bands start anew: what they foretell is measured in units of these data.
+        checkpoints.load_weights(self.model, checkpoint.weights | own, where)
         if self.averaged is not None:
             self.averaged.load_state_dict(self.model.state_dict())
         theirs = checkpoint.patients_seen
         self.patients_seen = None if theirs is None else sorted({*self.patients_seen, *theirs})
         self.simulated = self.simulated or checkpoint.simulated
-
-
-def losses_by_group(error_C: np.ndarray, count_C: np.ndarray) -> dict[str, Any]:
-    """``loss`` and ``loss_by_group`` from sums of squared error and counts by channel, (16,).
-
-    A group whose channels were never present has the loss None.
-    """
-    groups = {}
-    for name, channels in CHANNEL_GROUPS.items():
-        count = count_C[list(channels)].sum()
-        groups[name] = float(error_C[list(channels)].sum() / count) if count else None
-    total = count_C.sum()
-    return {"loss": float(error_C.sum() / total) if total else None, "loss_by_group": groups}
