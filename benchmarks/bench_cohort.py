@@ -2,7 +2,7 @@
 
     python benchmarks/bench_cohort.py                         # some ten minutes on 2 cores
 
-The recordings are simulated (12 minutes each), prepared by one worker, and probed with a small
+The recordings are simulated (15 minutes each), prepared by one worker, and probed with a small
 untrained model that is written on the spot. Printed: the most memory that a process of each script
 ever held, and their ratio, which is near 1 when nothing grows with the number of studies.
 """
@@ -29,7 +29,7 @@ MODEL = {"patch_size": 16, "emb_dim": 4, "num_layer": 1, "num_head": 4}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hours", type=float, default=0.2, help="length of a recording")
+    parser.add_argument("--hours", type=float, default=0.25, help="length of a recording")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def probe_settings(place: Path) -> list[str]:
 
 
 def run(script: str, *argv: str) -> None:
-    subprocess.run([sys.executable, str(ROOT / script), *argv], check=True, capture_output=True)
+    subprocess.run([sys.executable, str(ROOT / script), *argv], check=True, stdout=sys.stderr)
 
 
 def peak_gb(script: str, *argv: str) -> float:
