@@ -408,7 +408,8 @@ def test_the_hypnodensity_stacks_the_probabilities_under_the_hypnogram():
     density = axes[1]
     names = [text.get_text() for text in density.get_legend().get_texts()]
     assert names == ["W", "R", "N1", "N2", "N3"]  # from top to bottom, as the hypnogram has them
-    tops = [[bar.get_y() + bar.get_height() for bar in bars] for bars in density.containers]
+    blocks = [stage.get_paths() for stage in density.collections]
+    tops = [[path.vertices[:, 1].max() for path in paths] for paths in blocks]
     np.testing.assert_allclose(tops[0], prob_NK[:, 3])  # N3 lies at the bottom
     np.testing.assert_allclose(tops[-1], 1.0)
 

@@ -1,6 +1,5 @@
 """Lights off and lights on: where the time in bed begins and ends, told by settings or by rows."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +7,7 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import SettingsError
 from pedsleepmae.prepare.annotations import Scoring
-
-DAY_S = 86_400.0
-_CLOCK = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
-_SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?")
+from pedsleepmae.prepare.delimited import DAY_S, as_clock, as_decimal
 
 
 @dataclass(frozen=True)
@@ -91,11 +87,10 @@ def _not_after(on: str, off: str) -> str:
 
 def _read_time(text: str, key: str) -> tuple[float, bool]:
     """(seconds, whether from midnight) of a clock time or of seconds from the recording's start."""
-    if clock := _CLOCK.fullmatch(text.strip()):
-        hours, minutes, seconds = (int(part or 0) for part in clock.groups())
-        return 3600.0 * hours + 60 * minutes + seconds, True
-    if _SECONDS.fullmatch(text.strip()):
-        return float(text), False
+    if (seconds := as_decimal(text)) is not None and seconds >= 0:
+        return seconds, False
+    if (seconds := as_clock(text)) is not None and seconds < DAY_S:
+        return seconds, True
     raise SettingsError(
         f"{key} is {text[:30]!r}; give a clock time such as 21:30:00 or seconds from the "
         "recording's start such as 1800"
