@@ -79,6 +79,12 @@ VARIANTS = {
     ),
     "wide, today's objective": Variant(wide=True),
     "wide, aligned + bands + class": Variant(CLASS, "aligned + bands + class", wide=True),
+    # Added when the first seed of the aligned ones had been seen.
+    "bands beside today's": Variant({"target": "both", "class_weight": 0.0}),
+    "bands and class beside today's": Variant({"target": "both"}, "bands beside today's"),
+    "wide, bands and class beside today's": Variant(
+        {"target": "both"}, "bands and class beside today's", wide=True
+    ),
 }
 
 
