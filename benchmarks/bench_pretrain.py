@@ -55,7 +55,7 @@ def main() -> None:
     )
     batch = random_batch(options.batch_size)
     rate = machine.matmul_rate(device, dtype)
-    trainer = Trainer(settings, empty_index(options.batch_size), compute, World())
+    trainer = InMemory(settings, empty_index(options.batch_size), compute, World(), batch)
     step_s = seconds(lambda: trainer.train_step(batch), options.steps, device)
     rate = max(rate, machine.matmul_rate(device, dtype))  # other work may have slowed the first
     examples_per_s = options.batch_size / step_s
@@ -112,6 +112,17 @@ def seconds(step, n_steps: int, device: torch.device) -> float:
 
 
 # ------------------------------------------------------------------ data in memory
+class InMemory(Trainer):
+    """A trainer that learns how much bands vary from the one batch, for there are no files."""
+
+    def __init__(self, settings, index, compute, world, batch: data.Batch):
+        self.batch = batch
+        super().__init__(settings, index, compute, world)
+
+    def _variance_sample(self):
+        return [(self.batch.x_BCT, self.batch.present_BC)]
+
+
 def random_batch(n: int) -> data.Batch:
     generator = torch.Generator().manual_seed(0)
     x_BCT = torch.randn(n, N_CHANNELS, EPOCH_SAMPLES, generator=generator).half()
