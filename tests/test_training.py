@@ -26,9 +26,10 @@ from pedsleepmae.checkpoints import (
 from pedsleepmae.errors import SettingsError, as_plain_dict, check_bounds
 from pedsleepmae.machine import Compute, World
 from pedsleepmae.model import ModelSettings
+from pedsleepmae.optim import learning_rate, stop_on_signal
 from pedsleepmae.pretrain import monitor
 from pedsleepmae.pretrain.monitor import Logbook, probe_sleep_stage, read_metrics
-from pedsleepmae.pretrain.run import Outcome, open_trainer, pretrain, stop_on_signal
+from pedsleepmae.pretrain.run import Outcome, open_trainer, pretrain
 from pedsleepmae.pretrain.run import save as save_run
 from pedsleepmae.pretrain.trainer import (
     DivergedError,
@@ -37,7 +38,6 @@ from pedsleepmae.pretrain.trainer import (
     PretrainPaths,
     PretrainSettings,
     Trainer,
-    learning_rate,
     losses_by_group,
 )
 from pedsleepmae.store import load_index
