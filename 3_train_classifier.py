@@ -17,9 +17,10 @@ Script 5 draws maps of the embeddings that are kept here, script 4 scores nights
 
 import sys
 
-from pedsleepmae import checkpoints, config, store
+from pedsleepmae import checkpoints, config, machine, store
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.errors import ProbeError, require_file, require_folder, run_script, warn
+from pedsleepmae.finetune.run import ClassifierSettings, finetune_encoder
 from pedsleepmae.machine import Compute
 from pedsleepmae.probe import evaluation, report, run
 from pedsleepmae.probe.evaluation import ProbeSettings
@@ -71,20 +72,28 @@ def open_inputs(
 
 
 def main(argv: list[str]) -> int:
-    settings = config.load_settings(ProbeSettings, "probe.yaml", __doc__, argv)
+    settings = config.load_settings(ClassifierSettings, "probe.yaml", __doc__, argv)
 
     def work(inputs: tuple) -> None:
         index, encoders, n_seen, compute = inputs
-        tables = run.compute_tables(settings, index, encoders, compute)
-        if tables is None:  # torchrun's first process goes on alone
-            return
-        studies = read_studies(settings.paths.batches_dir)
         fitting = FitSettings(
             settings.regularisation, settings.memory_gb, settings.n_workers, compute.device
         )
+        tuning, world = None, machine.join_world(compute.device)
+        if settings.mode != "probe":
+            encoders["frozen"] = encoders["encoder"]
+            encoders["encoder"], tuning = finetune_encoder(
+                settings, index, encoders["frozen"], compute, world, fitting
+            )
+        tables = run.compute_tables(settings, index, encoders, compute, world)
+        machine.leave_world(world)
+        if tables is None:  # torchrun's first process goes on alone
+            return
+        studies = read_studies(settings.paths.batches_dir)
         results = evaluation.compare(settings, index, tables, studies, fitting)
         facts = run.describe(settings, encoders, n_seen, compute.precision)
         content = report.as_metrics(results, facts)
+        content |= {"mode": settings.mode, "finetuning": tuning}
         montages, encoder = {}, encoders["encoder"]
         if settings.montage_epochs and results.fitted:
             folder = settings.paths.output_dir / "embeddings"

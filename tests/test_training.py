@@ -103,6 +103,7 @@ def some_batch(n: int = 4, seed: int = 0) -> data.Batch:
         n_present=int(examples.present.sum()),
         end=n,
         n_bad=0,
+        positions=np.arange(n),
     )
 
 

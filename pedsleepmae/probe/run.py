@@ -24,19 +24,20 @@ def compute_tables(
     index: store.ExampleIndex,
     encoders: Mapping[str, Checkpoint],
     compute: machine.Compute,
+    world: machine.World,
 ) -> dict[str, dict[str, FeatureTable]] | None:
     """Tables of features by source and name; what is not yet in output_dir is computed.
 
-    ``encoders``: "encoder" and, where two are compared, "compared". None in all but the first of
-    torchrun's processes.
+    ``encoders``: "encoder" and, where two are compared, "compared"; "frozen" where the encoder was
+    fine-tuned. None in all but the first process of ``world``.
     """
-    world = machine.join_world(compute.device)
     folder = settings.paths.output_dir / "embeddings"
     sources = {"encoder": (encoders["encoder"], None)}
     if "untrained" in settings.baselines:
         sources["untrained"] = (encoders["encoder"], settings.seed)
-    if "compared" in encoders:
-        sources["compared"] = (encoders["compared"], None)
+    for name in ("frozen", "compared"):
+        if name in encoders:
+            sources[name] = (encoders[name], None)
     tables = {}
     for source, (checkpoint, seed) in sources.items():
         options = {"untrained_seed": seed, "title": f"embeddings, {source}", "world": world}
@@ -44,7 +45,6 @@ def compute_tables(
         tables[source] = embeddings.open_features(
             index, checkpoint, folder, names, compute, **options
         )
-    machine.leave_world(world)
     if not world.is_first:
         return None
     if "handmade" in settings.baselines:
@@ -111,7 +111,8 @@ def describe(
     precision: str,
 ) -> dict:
     """What metrics.json says of the checkpoints, beside the tasks."""
-    checkpoint, compared = encoders["encoder"], {}
+    # Of a fine-tuned encoder the frozen one that it was made from.
+    checkpoint, compared = encoders.get("frozen", encoders["encoder"]), {}
     if "compared" in encoders:
         compared = {"compared_with": str(settings.paths.compare_with)}
         compared["compared_scaling"] = encoders["compared"].scaling
