@@ -19,33 +19,20 @@ import sys
 
 from pedsleepmae import checkpoints, config, machine, store
 from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.errors import ProbeError, require_file, require_folder, run_script, warn
+from pedsleepmae.errors import require_file, require_folder, run_script, warn
+from pedsleepmae.finetune import curve
 from pedsleepmae.finetune.run import ClassifierSettings, finetune_encoder
 from pedsleepmae.machine import Compute
 from pedsleepmae.probe import evaluation, report, run
-from pedsleepmae.probe.evaluation import ProbeSettings
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.montages import judge_montages
 from pedsleepmae.probe.nights import read_studies
 from pedsleepmae.probe.steps import check_patches
 from pedsleepmae.probe.truth import read_events
-from pedsleepmae.splits import SPLITS
-
-
-def open_index(settings: ProbeSettings) -> store.ExampleIndex:
-    """The batch files, with examples in every split."""
-    index = store.load_index(settings.paths.batches_dir, seed=settings.seed)
-    for split in SPLITS:
-        if not len(index.rows(split)):
-            raise ProbeError(
-                f"paths.batches_dir holds no {split} examples; run script 1 with more patients or "
-                "larger split fractions (for one person: --split.by time)"
-            )
-    return index
 
 
 def open_inputs(
-    settings: ProbeSettings,
+    settings: ClassifierSettings,
 ) -> tuple[store.ExampleIndex, dict[str, Checkpoint], int | None, Compute]:
     """Batch files, checkpoints ("encoder", "compared"), how many judged patients these saw."""
     paths, encoders = settings.paths, {}
@@ -55,7 +42,7 @@ def open_inputs(
     if paths.compare_with is not None:
         require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
         encoders["compared"] = checkpoints.read_checkpoint(paths.compare_with)
-    index = open_index(settings)
+    index = run.open_index(settings)
     if settings.events:  # said now, not after the hours before they are needed
         check_patches(encoders["encoder"].build_model().n_patches)
         read_events(paths.batches_dir)
@@ -101,7 +88,17 @@ def main(argv: list[str]) -> int:
         single = None
         if settings.events and results.fitted:
             single = run.judge_events(settings, index, encoder, results, compute)
-        place = run.write_results(settings, encoder, results, content, montages, single)
+        more = {}
+        if settings.age and results.fitted:
+            ages = run.judge_ages(settings, index, tables, results, studies)
+            content["age"], more["ages"] = ages.figures, ages.nights
+        if settings.label_curve:
+            frozen = encoders.get("frozen", encoder)
+            names = run.read_outs(settings, frozen)
+            found = curve.measure_curve(settings, index, frozen, tables, names, compute, fitting)
+            content["label_curve"] = found.rows
+            more |= {"curve": curve.curve_table(found.rows), "label_draws": found.draws}
+        place = run.write_results(settings, encoder, results, content, montages, single, more)
         print(report.text_table(content))
         print(f"report: {place}")
         if settings.paths.publish_to is not None:

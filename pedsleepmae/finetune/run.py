@@ -52,6 +52,8 @@ class ClassifierSettings(ProbeSettings):
             raise SettingsError("label_curve holds a number below 0; give numbers of patients")
         if self.label_curve and "probe" not in self.label_ways:
             raise SettingsError("label_ways needs probe, which the others are compared with")
+        if self.label_curve and "handmade" in set(self.label_ways) - set(self.baselines):
+            raise SettingsError("label_ways has handmade, which baselines lacks; add it there")
 
 
 # ------------------------------------------------------------------ one encoder, fine-tuned
@@ -152,6 +154,7 @@ def finetune_encoder(
             adapter = as_adapter(found, checkpoint, settings.finetune)
             adapters.save_adapter(folder / ADAPTER, adapter)
             facts["adapter"], facts["adapter_sha256"] = f"{folder / ADAPTER}", adapter.sha256
+            facts["encoder_sha256"] = adapter.encoder_sha256
         else:
             content = as_checkpoint(found, checkpoint, index, mode)
             checkpoints.save_checkpoint(folder / CHECKPOINT, content)

@@ -4,19 +4,34 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from pedsleepmae import checkpoints, disk, machine, store
 from pedsleepmae.channels import ALL_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.model import check_poolings
-from pedsleepmae.probe import embeddings, events, files, report
+from pedsleepmae.probe import age, embeddings, events, files, report
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
 from pedsleepmae.probe.events import EventResults
 from pedsleepmae.probe.handmade import FEATURES_VERSION
 from pedsleepmae.probe.montages import Montage
 from pedsleepmae.probe.tables import FeatureTable, open_tables, split_layer
 from pedsleepmae.probe.truth import read_events
+from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import task_labels
+
+
+def open_index(settings: ProbeSettings) -> store.ExampleIndex:
+    """The batch files, with examples in every split; ProbeError names an empty one."""
+    index = store.load_index(settings.paths.batches_dir, seed=settings.seed)
+    for split in SPLITS:
+        if not len(index.rows(split)):
+            raise ProbeError(
+                f"paths.batches_dir holds no {split} examples; run script 1 with more patients or "
+                "larger split fractions (for one person: --split.by time)"
+            )
+    return index
 
 
 def compute_tables(
@@ -52,6 +67,22 @@ def compute_tables(
         embeddings.compute_handmade(index, folder, settings.n_workers)
         tables["handmade"] = open_tables(index, folder, ["handmade"])
     return tables
+
+
+def judge_ages(
+    settings: ProbeSettings,
+    index: store.ExampleIndex,
+    tables: Mapping[str, Mapping[str, FeatureTable]],
+    results: Results,
+    studies: pd.DataFrame | None,
+) -> age.AgeResults:
+    """Ages from the features that the probes of epochs read, and from the same of the baselines."""
+    (read_out,) = results.best_table.read_outs
+    used = {
+        source: by_name.get(read_out.table.name, next(iter(by_name.values())))
+        for source, by_name in tables.items()
+    }
+    return age.judge_age(index, used, studies, settings.bootstrap_draws, settings.seed)
 
 
 def read_outs(settings: ProbeSettings, checkpoint: Checkpoint) -> list[str]:
@@ -136,12 +167,14 @@ def write_results(
     content: dict,
     found: Mapping[str, Montage],
     single: EventResults | None = None,
+    more: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write metrics.json (``content``), probes.npz, tables, pictures and report.html; its path."""
     content["montages"] = [row for montage in found.values() for row in montage.rows]
     content["events"] = single and single.figures
     folder = settings.paths.output_dir
-    encoder_sha256 = checkpoints.hash_encoder(encoder.build_model())
+    tuning = content.get("finetuning") or {}
+    encoder_sha256 = tuning.get("encoder_sha256") or checkpoints.hash_encoder(encoder.build_model())
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
     probes = {task: result.probe for task, result in results.fitted.items()}
     (read_out,) = results.best_table.read_outs
@@ -160,4 +193,4 @@ def write_results(
         )
         if settings.paths.publish_to is not None:
             files.publish(folder / "probes.npz", settings.paths.publish_to)
-        return report.write_report(folder, results, content, single)
+        return report.write_report(folder, results, content, single, more)
