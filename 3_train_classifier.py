@@ -11,51 +11,23 @@ Two checkpoints on the same patients, each with its own best pooling:
     python 3_train_classifier.py --paths.checkpoint run/checkpoint_best.pt --paths.compare_with \\
         checkpoint/m15p8_checkpoint.pt
 
+With `--mode lora`, `full` or `scratch` the encoder is trained first (configs/finetune.yaml);
+`--label_curve` measures what a few labelled patients are worth.
+
 Writes metrics.json, report.html, tables/, pictures/ and probes.npz, and prints the table of tasks.
 Script 5 draws maps of the embeddings that are kept here, script 4 scores nights with probes.npz.
 """
 
 import sys
 
-from pedsleepmae import checkpoints, config, machine, store
-from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.errors import require_file, require_folder, run_script, warn
+from pedsleepmae import config, machine
+from pedsleepmae.errors import run_script
 from pedsleepmae.finetune import curve
 from pedsleepmae.finetune.run import ClassifierSettings, finetune_encoder
-from pedsleepmae.machine import Compute
 from pedsleepmae.probe import evaluation, report, run
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.montages import judge_montages
 from pedsleepmae.probe.nights import read_studies
-from pedsleepmae.probe.steps import check_patches
-from pedsleepmae.probe.truth import read_events
-
-
-def open_inputs(
-    settings: ClassifierSettings,
-) -> tuple[store.ExampleIndex, dict[str, Checkpoint], int | None, Compute]:
-    """Batch files, checkpoints ("encoder", "compared"), how many judged patients these saw."""
-    paths, encoders = settings.paths, {}
-    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
-    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
-    encoders["encoder"] = checkpoints.read_checkpoint(paths.checkpoint)
-    if paths.compare_with is not None:
-        require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
-        encoders["compared"] = checkpoints.read_checkpoint(paths.compare_with)
-    index = run.open_index(settings)
-    if settings.events:  # said now, not after the hours before they are needed
-        check_patches(encoders["encoder"].build_model().n_patches)
-        read_events(paths.batches_dir)
-    seen = []  # patients of all encoders' pretraining; None where one of them is unknown
-    for encoder in encoders.values():
-        encoder.build_model()  # says now what does not fit
-        run.read_outs(settings, encoder)
-        warn(checkpoints.other_scaling(encoder.scaling, index.scaling))
-        known = None not in (seen, encoder.patients_seen)
-        seen = [*seen, *encoder.patients_seen] if known else None
-    n_seen = checkpoints.check_seen_patients(index, seen, settings.allow_seen_patients)
-    compute = Compute.choose(settings.device, settings.precision, settings.batch_size)
-    return index, encoders, n_seen, compute
 
 
 def main(argv: list[str]) -> int:
@@ -104,7 +76,7 @@ def main(argv: list[str]) -> int:
         if settings.paths.publish_to is not None:
             print(f"published: {settings.paths.publish_to}")
 
-    return run_script(lambda: open_inputs(settings), work)
+    return run_script(lambda: run.open_inputs(settings), work)
 
 
 if __name__ == "__main__":

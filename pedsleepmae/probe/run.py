@@ -9,13 +9,14 @@ import pandas as pd
 from pedsleepmae import checkpoints, disk, machine, store
 from pedsleepmae.channels import ALL_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.errors import ProbeError
+from pedsleepmae.errors import ProbeError, require_file, require_folder, warn
 from pedsleepmae.model import check_poolings
 from pedsleepmae.probe import age, embeddings, events, files, report
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
 from pedsleepmae.probe.events import EventResults
 from pedsleepmae.probe.handmade import FEATURES_VERSION
 from pedsleepmae.probe.montages import Montage
+from pedsleepmae.probe.steps import check_patches
 from pedsleepmae.probe.tables import FeatureTable, open_tables, split_layer
 from pedsleepmae.probe.truth import read_events
 from pedsleepmae.splits import SPLITS
@@ -32,6 +33,36 @@ def open_index(settings: ProbeSettings) -> store.ExampleIndex:
                 "larger split fractions (for one person: --split.by time)"
             )
     return index
+
+
+def open_inputs(
+    settings: ProbeSettings,
+) -> tuple[store.ExampleIndex, dict[str, Checkpoint], int | None, machine.Compute]:
+    """Batch files, checkpoints ("encoder", "compared"), how many judged patients these saw.
+
+    A UserError says what is missing or does not fit, before anything is computed.
+    """
+    paths, encoders = settings.paths, {}
+    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+    encoders["encoder"] = checkpoints.read_checkpoint(paths.checkpoint)
+    if paths.compare_with is not None:
+        require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
+        encoders["compared"] = checkpoints.read_checkpoint(paths.compare_with)
+    index = open_index(settings)
+    if settings.events:  # said now, not after the hours before they are needed
+        check_patches(encoders["encoder"].build_model().n_patches)
+        read_events(paths.batches_dir)
+    seen = []  # patients of all encoders' pretraining; None where one of them is unknown
+    for encoder in encoders.values():
+        encoder.build_model()  # says now what does not fit
+        read_outs(settings, encoder)
+        warn(checkpoints.other_scaling(encoder.scaling, index.scaling))
+        known = None not in (seen, encoder.patients_seen)
+        seen = [*seen, *encoder.patients_seen] if known else None
+    n_seen = checkpoints.check_seen_patients(index, seen, settings.allow_seen_patients)
+    compute = machine.Compute.choose(settings.device, settings.precision, settings.batch_size)
+    return index, encoders, n_seen, compute
 
 
 def compute_tables(
