@@ -11,80 +11,48 @@ Two checkpoints on the same patients, each with its own best pooling:
     python 3_train_classifier.py --paths.checkpoint run/checkpoint_best.pt --paths.compare_with \\
         checkpoint/m15p8_checkpoint.pt
 
+With `--mode lora`, `full` or `scratch` the encoder is trained first (configs/finetune.yaml);
+`--label_curve` measures what a few labelled patients are worth.
+
 Writes metrics.json, report.html, tables/, pictures/ and probes.npz, and prints the table of tasks.
 Script 5 draws maps of the embeddings that are kept here, script 4 scores nights with probes.npz.
 """
 
 import sys
 
-from pedsleepmae import checkpoints, config, store
-from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.errors import ProbeError, require_file, require_folder, run_script, warn
-from pedsleepmae.machine import Compute
+from pedsleepmae import config, machine
+from pedsleepmae.errors import run_script
+from pedsleepmae.finetune import curve
+from pedsleepmae.finetune.run import ClassifierSettings, finetune_encoder
 from pedsleepmae.probe import evaluation, report, run
-from pedsleepmae.probe.evaluation import ProbeSettings
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.montages import judge_montages
 from pedsleepmae.probe.nights import read_studies
-from pedsleepmae.probe.steps import check_patches
-from pedsleepmae.probe.truth import read_events
-from pedsleepmae.splits import SPLITS
-
-
-def open_index(settings: ProbeSettings) -> store.ExampleIndex:
-    """The batch files, with examples in every split."""
-    index = store.load_index(settings.paths.batches_dir, seed=settings.seed)
-    for split in SPLITS:
-        if not len(index.rows(split)):
-            raise ProbeError(
-                f"paths.batches_dir holds no {split} examples; run script 1 with more patients or "
-                "larger split fractions (for one person: --split.by time)"
-            )
-    return index
-
-
-def open_inputs(
-    settings: ProbeSettings,
-) -> tuple[store.ExampleIndex, dict[str, Checkpoint], int | None, Compute]:
-    """Batch files, checkpoints ("encoder", "compared"), how many judged patients these saw."""
-    paths, encoders = settings.paths, {}
-    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
-    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
-    encoders["encoder"] = checkpoints.read_checkpoint(paths.checkpoint)
-    if paths.compare_with is not None:
-        require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
-        encoders["compared"] = checkpoints.read_checkpoint(paths.compare_with)
-    index = open_index(settings)
-    if settings.events:  # said now, not after the hours before they are needed
-        check_patches(encoders["encoder"].build_model().n_patches)
-        read_events(paths.batches_dir)
-    seen = []  # patients of all encoders' pretraining; None where one of them is unknown
-    for encoder in encoders.values():
-        encoder.build_model()  # says now what does not fit
-        run.read_outs(settings, encoder)
-        warn(checkpoints.other_scaling(encoder.scaling, index.scaling))
-        known = None not in (seen, encoder.patients_seen)
-        seen = [*seen, *encoder.patients_seen] if known else None
-    n_seen = checkpoints.check_seen_patients(index, seen, settings.allow_seen_patients)
-    compute = Compute.choose(settings.device, settings.precision, settings.batch_size)
-    return index, encoders, n_seen, compute
 
 
 def main(argv: list[str]) -> int:
-    settings = config.load_settings(ProbeSettings, "probe.yaml", __doc__, argv)
+    settings = config.load_settings(ClassifierSettings, "probe.yaml", __doc__, argv)
 
     def work(inputs: tuple) -> None:
         index, encoders, n_seen, compute = inputs
-        tables = run.compute_tables(settings, index, encoders, compute)
-        if tables is None:  # torchrun's first process goes on alone
-            return
-        studies = read_studies(settings.paths.batches_dir)
         fitting = FitSettings(
             settings.regularisation, settings.memory_gb, settings.n_workers, compute.device
         )
+        tuning, world = None, machine.join_world(compute.device)
+        if settings.mode != "probe":
+            encoders["frozen"] = encoders["encoder"]
+            encoders["encoder"], tuning = finetune_encoder(
+                settings, index, encoders["frozen"], compute, world, fitting
+            )
+        tables = run.compute_tables(settings, index, encoders, compute, world)
+        machine.leave_world(world)
+        if tables is None:  # torchrun's first process goes on alone
+            return
+        studies = read_studies(settings.paths.batches_dir)
         results = evaluation.compare(settings, index, tables, studies, fitting)
         facts = run.describe(settings, encoders, n_seen, compute.precision)
         content = report.as_metrics(results, facts)
+        content |= {"mode": settings.mode, "finetuning": tuning}
         montages, encoder = {}, encoders["encoder"]
         if settings.montage_epochs and results.fitted:
             folder = settings.paths.output_dir / "embeddings"
@@ -92,13 +60,23 @@ def main(argv: list[str]) -> int:
         single = None
         if settings.events and results.fitted:
             single = run.judge_events(settings, index, encoder, results, compute)
-        place = run.write_results(settings, encoder, results, content, montages, single)
+        more = {}
+        if settings.age and results.fitted:
+            ages = run.judge_ages(settings, index, tables, results, studies)
+            content["age"], more["ages"] = ages.figures, ages.nights
+        if settings.label_curve:
+            frozen = encoders.get("frozen", encoder)
+            names = run.read_outs(settings, frozen)
+            found = curve.measure_curve(settings, index, frozen, tables, names, compute, fitting)
+            content["label_curve"] = found.rows
+            more |= {"curve": curve.curve_table(found.rows), "label_draws": found.draws}
+        place = run.write_results(settings, encoder, results, content, montages, single, more)
         print(report.text_table(content))
         print(f"report: {place}")
         if settings.paths.publish_to is not None:
             print(f"published: {settings.paths.publish_to}")
 
-    return run_script(lambda: open_inputs(settings), work)
+    return run_script(lambda: run.open_inputs(settings), work)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 # make demo: the whole path on a simulated cohort. make tour: scripts 4, 5 and 6 on what it made.
-# make test: the whole test suite.
+# make curve: what a few labelled (simulated) children are worth. make test: the whole test suite.
 PYTHON ?= python3
 RUN := .venv/bin/python
 INSTALLED := .venv/.installed
 export TQDM_MININTERVAL := 1
 
-.PHONY: demo tour test lint clean
+.PHONY: demo tour curve test lint clean
 
 demo: $(INSTALLED)
 	$(RUN) 0_simulate_cohort.py --config configs/demo/simulate.yaml
@@ -17,6 +17,11 @@ tour: demo
 	$(RUN) 4_score_recording.py demo/recordings/Sleep_Data/900001_900001.edf --config configs/demo/score.yaml
 	$(RUN) 5_explore_embeddings.py --config configs/demo/explore.yaml
 	$(RUN) 6_generate_signals.py --config configs/demo/generate.yaml
+
+curve: $(INSTALLED)
+	$(RUN) 0_simulate_cohort.py --config configs/curve/simulate.yaml
+	$(RUN) 2_pretrain_model.py --config configs/curve/pretrain.yaml
+	$(RUN) 3_train_classifier.py --config configs/curve/probe.yaml
 
 test: $(INSTALLED) lint
 	$(RUN) -m pytest -n 2 --dist loadfile

@@ -129,7 +129,7 @@ def random_batch(n: int) -> data.Batch:
     present_BC = torch.ones(n, N_CHANNELS, dtype=torch.bool)
     if torch.cuda.is_available():
         x_BCT, present_BC = x_BCT.pin_memory(), present_BC.pin_memory()
-    return data.Batch(x_BCT, present_BC, slice(0, n), n, n * N_CHANNELS, n, 0)
+    return data.Batch(x_BCT, present_BC, slice(0, n), n, n * N_CHANNELS, n, 0, np.arange(n))
 
 
 def empty_index(n: int) -> ExampleIndex:

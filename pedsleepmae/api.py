@@ -12,8 +12,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array
 
+from pedsleepmae.adapters import load_adapter, merge
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
-from pedsleepmae.checkpoints import load_model
+from pedsleepmae.checkpoints import read_checkpoint
 from pedsleepmae.data import fill_gaps
 from pedsleepmae.machine import Compute
 from pedsleepmae.model import MaskedAutoencoder
@@ -30,6 +31,19 @@ __all__ = ["PedSleepEncoder", "annotate", "events", "examples_from_raw", "hypnog
 __all__ += ["load_model", "score_night"]
 
 N_COLUMNS = N_CHANNELS * EPOCH_SAMPLES  # of an example as a row of a table
+
+
+def load_model(
+    path: Path | str, device: str = "cpu", adapter: Path | str | None = None
+) -> MaskedAutoencoder:
+    """The model of a checkpoint in evaluation mode; with an ``adapter`` of script 3 merged into it.
+
+    CheckpointError for a file that is none, and for an adapter of another encoder.
+    """
+    checkpoint = read_checkpoint(path, device)
+    if adapter is not None:
+        checkpoint = merge(checkpoint, load_adapter(adapter))
+    return checkpoint.build_model()
 
 
 # ------------------------------------------------------------------ for scikit-learn

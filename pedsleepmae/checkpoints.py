@@ -153,7 +153,7 @@ def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Che
     it lists.
     """
     path = find_file(path)
-    sha256, content = _read_content(path, device)
+    sha256, content = read_content(path, device)
     if "format" not in content:
         content = _content_of_original(path, content["state_dict"])
     elif content["format"] != FORMAT or str(content.get("version", 0)) not in VERSIONS:
@@ -176,12 +176,12 @@ def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Che
     facts["model"] = asdict(ModelSettings()) | facts.get("model", {})
     facts["resume"] = {name: content[name] for name in TO_RESUME if name in content}
     if decoder and path.with_name(decoder).is_file():
-        _, more = _read_content(path.with_name(decoder), device)
+        _, more = read_content(path.with_name(decoder), device)
         facts["state_dict"] |= more["state_dict"]
     return Checkpoint(path, sha256, device, **facts)
 
 
-def _read_content(path: Path, device: str | torch.device) -> tuple[str, dict[str, Any]]:
+def read_content(path: Path, device: str | torch.device) -> tuple[str, dict[str, Any]]:
     """A checkpoint file's SHA-256 and the dict in it, of which the weights have been looked at."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file; {WANTED}")

@@ -35,7 +35,7 @@ class Batch:
     ``x_BCT`` float16 as stored (float32 from wider files), values that were not finite counted in
     ``n_bad`` and filled by fill_gaps; ``present_BC`` bool; ``rows`` the places of these examples
     in the whole batch; ``n_present`` the present channels of the whole batch; ``end`` the stream
-    position after it.
+    position after it; ``positions`` the whole batch's, in the index.
     """
 
     x_BCT: Tensor
@@ -45,6 +45,7 @@ class Batch:
     n_present: int
     end: int
     n_bad: int
+    positions: np.ndarray
 
 
 # ------------------------------------------------------------------ parts of an index
@@ -130,7 +131,7 @@ def training_batches(
         x_BCT, present_BC, n_bad = _read_signals(index, whole[rows], map_file, pin)
         n_present = int(index.present[whole].sum())
         end = start + (number + 1) * batch_size
-        return Batch(x_BCT, present_BC, rows, batch_size, n_present, end, n_bad)
+        return Batch(x_BCT, present_BC, rows, batch_size, n_present, end, n_bad, whole)
 
     yield from in_advance(read, enumerate(chosen), n_threads, AHEAD)
 

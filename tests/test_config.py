@@ -10,10 +10,10 @@ import pytest
 
 from pedsleepmae import config, errors
 from pedsleepmae.explore.run import ExploreSettings
+from pedsleepmae.finetune.run import ClassifierSettings
 from pedsleepmae.generate.run import GenerateSettings
 from pedsleepmae.prepare.run import PrepareSettings
 from pedsleepmae.pretrain import trainer
-from pedsleepmae.probe import evaluation
 from pedsleepmae.score.run import ScoreSettings
 from pedsleepmae.simulate import cohort
 
@@ -22,7 +22,7 @@ CLASSES = {
     "simulate": cohort.SimulateSettings,
     "prepare": PrepareSettings,
     "pretrain": trainer.PretrainSettings,
-    "probe": evaluation.ProbeSettings,
+    "probe": ClassifierSettings,
     "score": ScoreSettings,
     "explore": ExploreSettings,
     "generate": GenerateSettings,

@@ -19,12 +19,14 @@ MAY_IMPORT = {
     "simulate": {"prepare"},
     "explore": {"probe", "pages"},
     "generate": {"probe", "pages"},
+    "finetune": {"probe", "pages"},
     "score": {"prepare", "probe", "pages"},
 }
 ROOF = {"", "api"}  # what `import pedsleepmae` offers: lies flat, stands on everything
 HEAVY = {"edfio", "mne", "soxr", "jsonargparse"}  # absent on a GPU machine
 # What must be imported without them: pretraining, embedding, probing, and simulated batch files.
 PORTABLE = ["model", "data", "api", "pretrain.run", "probe.report", "score.report"]
+PORTABLE += ["finetune.curve"]
 PORTABLE += ["explore.report", "generate.report", "simulate.batches", "simulate.health"]
 
 

@@ -6,6 +6,7 @@ parsed as printed, and NOT_RUN says why no more is done; a command in neither li
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -15,21 +16,24 @@ import sys
 from pathlib import Path
 
 import edfio
+import numpy as np
 import pytest
 from small_probes import run_script
 
 from pedsleepmae import config
+from pedsleepmae.adapters import Adapter, adapter_weights, add_adapters, save_adapter
+from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.explore.run import ExploreSettings
+from pedsleepmae.finetune.run import ClassifierSettings
 from pedsleepmae.generate.run import GenerateSettings
 from pedsleepmae.prepare.run import PrepareSettings
 from pedsleepmae.pretrain.run import PretrainSettings
-from pedsleepmae.probe.run import ProbeSettings
 from pedsleepmae.score.run import ScoreSettings
 from pedsleepmae.simulate.cohort import SimulateSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-SETTINGS = [SimulateSettings, PrepareSettings, PretrainSettings, ProbeSettings, ScoreSettings]
+SETTINGS = [SimulateSettings, PrepareSettings, PretrainSettings, ClassifierSettings, ScoreSettings]
 SETTINGS += [ExploreSettings, GenerateSettings]
 SCRIPT = re.compile(r"(?:^|\s)(\d_\w+\.py)(?:\s|$)")
 
@@ -147,7 +151,20 @@ def folder(tmp_path_factory) -> Path:
     ):
         (folder / name).parent.mkdir(parents=True)
         os.symlink(ROOT / "checkpoint" / shipped, folder / name)
+    adapt(folder / "results/m15p8_lora")
     return folder
+
+
+def adapt(folder: Path) -> None:
+    """An adapter on the shipped encoder that changes nothing, and the shipped probes with it."""
+    model = read_checkpoint(ROOT / "checkpoint/m15p8_checkpoint.pt").build_model()
+    sha256 = hash_encoder(model)
+    weights = adapter_weights(add_adapters(model, rank=1, alpha=1.0))
+    adapter = Adapter(sha256, 1, 1.0, weights)
+    save_adapter(folder / "adapter.pt", adapter)
+    arrays = dict(np.load(ROOT / "checkpoint/probes.npz"))
+    facts = json.loads(str(arrays["facts"])) | {"adapter_sha256": adapter.sha256}
+    np.savez(folder / "probes.npz", **arrays | {"facts": np.array(json.dumps(facts))})
 
 
 @pytest.fixture(scope="module")

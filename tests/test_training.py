@@ -26,10 +26,11 @@ from pedsleepmae.checkpoints import (
 from pedsleepmae.errors import SettingsError, as_plain_dict, check_bounds
 from pedsleepmae.machine import Compute, World
 from pedsleepmae.model import BAND_HEADS, ModelSettings
+from pedsleepmae.optim import learning_rate, stop_on_signal
 from pedsleepmae.pretrain import monitor
 from pedsleepmae.pretrain.losses import losses_by_group
 from pedsleepmae.pretrain.monitor import Logbook, probe_sleep_stage, read_metrics
-from pedsleepmae.pretrain.run import Outcome, open_trainer, pretrain, stop_on_signal
+from pedsleepmae.pretrain.run import Outcome, open_trainer, pretrain
 from pedsleepmae.pretrain.run import save as save_run
 from pedsleepmae.pretrain.trainer import (
     DivergedError,
@@ -38,7 +39,6 @@ from pedsleepmae.pretrain.trainer import (
     PretrainPaths,
     PretrainSettings,
     Trainer,
-    learning_rate,
 )
 from pedsleepmae.store import load_index
 
@@ -103,6 +103,7 @@ def some_batch(n: int = 4, seed: int = 0) -> data.Batch:
         n_present=int(examples.present.sum()),
         end=n,
         n_bad=0,
+        positions=np.arange(n),
     )
 
 

@@ -19,6 +19,7 @@ COLOURS = {
     "context": "#2a9d8f",
     "handmade": "#c77d1e",
     "handmade+encoder": "#8f5a12",
+    "frozen": "#4fa3d1",
     "compared": "#7b5ea7",
     "untrained": "#8d99a6",
     "prevalence": "#c3cbd3",
@@ -28,11 +29,25 @@ NAMES = {
     "context": "… with neighbouring epochs",
     "handmade": "hand-made features",
     "handmade+encoder": "hand-made features with the encoder",
+    "frozen": "frozen encoder",
     "compared": "compared checkpoint",
     "untrained": "untrained encoder",
     "prevalence": "prevalence alone",
     "epoch_labels": "true 30-s labels",
     "chance": "the truth, moved on",
+}
+TUNED = {  # mode of script 3 -> what its encoder is called
+    "probe": NAMES["encoder"],
+    "lora": "encoder with LoRA",
+    "full": "fine-tuned encoder",
+    "scratch": "encoder trained from scratch",
+}
+WAYS = {  # way of the curve of labels -> its name and colour
+    "handmade": (NAMES["handmade"], COLOURS["handmade"]),
+    "probe": ("frozen encoder", COLOURS["encoder"]),
+    "lora": ("LoRA", COLOURS["context"]),
+    "full": ("full fine-tuning", COLOURS["compared"]),
+    "scratch": ("from scratch", COLOURS["untrained"]),
 }
 STAGE_COLOURS = ("#d9a441", "#8ecae6", "#4a90c2", "#1d4e79", "#c8553d")
 EVENT_NAMES = ("none", "arousal", "desaturation", "hypopnea", "apnea")

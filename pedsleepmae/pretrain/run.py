@@ -1,9 +1,8 @@
 """The pretraining run: open or resume, train, log, validate, save, and stop in good order."""
 
 import contextlib
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from pedsleepmae import checkpoints, data, disk, machine
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.errors import UserError, as_plain_dict
+from pedsleepmae.optim import stop_on_signal
 from pedsleepmae.pretrain.monitor import BEST, LAST, Logbook, look_at_model, loss_in_words
 from pedsleepmae.pretrain.trainer import PretrainError, PretrainSettings, Trainer
 from pedsleepmae.store import ExampleIndex
@@ -155,26 +155,3 @@ def open_run_dir(trainer: Trainer) -> Logbook:
     text = yaml.safe_dump(as_plain_dict(trainer.settings), sort_keys=False)
     disk.write_text(run_dir / "settings.yaml", text)
     return Logbook(run_dir, step=trainer.progress.step, simulated=trainer.index.simulated)
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM and Ctrl-C only raise a flag, which the yielded function tells.
-
-    A second Ctrl-C acts as usual; a second SIGTERM does not, since SLURM and torchrun may both
-    send one while the checkpoint is being written.
-    """
-    received = []
-
-    def remember(number, _frame):
-        received.append(number)
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, remember)
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

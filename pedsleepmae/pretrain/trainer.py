@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from pedsleepmae import checkpoints, data, errors, machine
 from pedsleepmae.channels import N_CHANNELS
@@ -30,6 +29,14 @@ from pedsleepmae.model import (
     ModelSettings,
     flops_per_example,
     mean_over_present,
+)
+from pedsleepmae.optim import (
+    adamw,
+    clip_and_step,
+    derived_seed,
+    in_parallel,
+    learning_rate,
+    set_learning_rate,
 )
 from pedsleepmae.pretrain.losses import balanced, losses_by_group, total
 from pedsleepmae.pretrain.resuming import check_resumable
@@ -122,7 +129,6 @@ class PretrainSettings:
             )
 
 
-BETA1 = 0.9
 VAL_BATCH = 32  # fixed, so that masks and losses do not depend on the number of processes
 MAX_SKIPPED_IN_ROW = 20
 
@@ -155,23 +161,6 @@ class Progress:
 
 
 # ------------------------------------------------------------------ parts of a step
-def learning_rate(step: int, optim: OptimSettings, max_steps: int) -> float:
-    """Linear warm-up to ``optim.lr``, then a cosine that reaches lr x final_lr_ratio at the end.
-
-    ``step`` counts from 0; the first step of a warm-up of n steps has lr / n.
-    """
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    share = min(1.0, (step - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * share))
-    return optim.lr * (optim.final_lr_ratio + (1 - optim.final_lr_ratio) * cosine)
-
-
-def derived_seed(*numbers: int) -> int:
-    """A seed for torch from whole numbers; different numbers give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 @dataclass
 class Interval:
     """What is summed between two lines of metrics.jsonl."""
@@ -228,20 +217,13 @@ class Trainer:
         self.averaged = None
         if optim.ema_decay:
             self.averaged = copy.deepcopy(self.model).requires_grad_(False).eval()
-        matrices = [p for p in self.model.parameters() if p.dim() == 2]  # weight decay is on these
-        others = [p for p in self.model.parameters() if p.dim() != 2]
-        groups = {"params": matrices}, {"params": others, "weight_decay": 0.0}
-        settings_of_adam = {"betas": (BETA1, optim.beta2), "weight_decay": optim.weight_decay}
-        self.optimizer = torch.optim.AdamW(groups, optim.lr, fused=True, **settings_of_adam)
+        self.optimizer = adamw(
+            self.model, lr=optim.lr, beta2=optim.beta2, weight_decay=optim.weight_decay
+        )
         self.generator = torch.Generator(self.device)
         if settings.compile:
             self.model.compile()
-        self.parallel = self.model
-        if world.size > 1:
-            devices = [self.device.index] if self.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(
-                self.model, device_ids=devices, gradient_as_bucket_view=True
-            )
+        self.parallel = in_parallel(self.model, world, self.device)
         self.matmul_rate = machine.matmul_rate(self.device, compute.dtype)  # operations/s
         self.new_interval()
 
@@ -267,14 +249,10 @@ class Trainer:
         """One optimiser step on this process's share of a batch."""
         optim, progress = self.settings.optim, self.progress
         lr = learning_rate(progress.step, optim, self.settings.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         error_LC, count_C = self._accumulate_gradients(batch)
-        limit = optim.grad_clip or math.inf
-        grad_norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        # Gradients are summed over the processes, so all of them come to the same decision.
+        grad_norm = clip_and_step(self.optimizer, self.model.parameters(), optim.grad_clip)
         if math.isfinite(grad_norm):
-            self.optimizer.step()
             self._update_average()
             self.interval.error_LC += error_LC
             self.interval.count_C += count_C
@@ -282,7 +260,6 @@ class Trainer:
         else:
             progress.n_skipped += 1
             progress.n_skipped_in_row += 1
-        self.optimizer.zero_grad(set_to_none=True)
         self.interval.grad_norm, self.interval.lr = grad_norm, lr
         self.interval.n_examples += batch.batch_size
         self.interval.n_bad += batch.n_bad

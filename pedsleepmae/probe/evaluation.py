@@ -79,6 +79,8 @@ class ProbeSettings:
     montage_epochs: int = bounded(0, 0)
     """Also try fewer channels, montage by montage, on about so many examples of each split, which
     are embedded anew; script 4 then scores by the probes of a recording's own montage. 0: not."""
+    age: bool = False
+    """Also tell the age of a child from a night's features, where studies.csv has ages."""
     context: int = bounded(1, 0)
     """Also probe with this many neighbouring epochs on each side, beside the single-epoch figures;
     0: not."""

@@ -171,16 +171,11 @@ def choose(
     AUROC, for the stages weighted over them; where that is not defined (val shows one class) the
     middle strength is taken, with threshold 0.5.
     """
-    plain = TaskProbe(task, None, None, classes, 1.0, np.zeros(len(classes)), None)
-
-    def score(logit_NK: np.ndarray) -> float | None:
-        if len(np.unique(label_N)) < 2:
-            return None
-        if N_CLASSES[task] == 2:
-            return float(roc_auc_score(label_N, logit_NK[:, 1]))
-        return metrics.weighted_auroc(label_N, plain.probabilities(logit_NK))
-
-    scores = {strength: score(logit_NK) for strength, (_, logit_NK) in candidates.items()}
+    plain = _plain(task, classes)
+    scores = {
+        strength: ranking(task, label_N, classes, logit_NK)
+        for strength, (_, logit_NK) in candidates.items()
+    }
     defined = [c for c, value in scores.items() if value is not None]
     strength = max(defined, key=scores.get) if defined else list(scores)[len(scores) // 2]
     linear, logit_NK = candidates[strength]
@@ -194,3 +189,19 @@ def choose(
         prob_N = probe.probabilities(logit_NK)[:, 1]
         probe = replace(probe, threshold=metrics.best_f1_threshold(label_N, prob_N))
     return Choice(probe, scores[strength], logit_NK)
+
+
+def ranking(
+    task: str, label_N: np.ndarray, classes: np.ndarray, logit_NK: np.ndarray
+) -> float | None:
+    """AUROC of logits of these classes, for the stages weighted over them; None: not defined."""
+    if len(np.unique(label_N)) < 2:
+        return None
+    if N_CLASSES[task] == 2:
+        return float(roc_auc_score(label_N, logit_NK[:, 1]))
+    return metrics.weighted_auroc(label_N, _plain(task, classes).probabilities(logit_NK))
+
+
+def _plain(task: str, classes: np.ndarray) -> TaskProbe:
+    """A probe of which val has not decided anything."""
+    return TaskProbe(task, None, None, classes, 1.0, np.zeros(len(classes)), None)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
@@ -18,7 +19,7 @@ MAX_CURVE_POINTS = 1000
 
 
 # ------------------------------------------------------------------ all tasks
-def draw_overview(results: Results) -> Figure:
+def draw_overview(results: Results, names: Mapping[str, str]) -> Figure:
     """AUROC with interval of every task and source, as in a meta-analysis."""
     tasks = [results.tasks[task] for task in results.fitted]
     sources = [name for name in plots.COLOURS if any(name in t.by_source for t in tasks)]
@@ -34,7 +35,7 @@ def draw_overview(results: Results) -> Figure:
                 continue
             if test.ci95[name] is not None:
                 ax.plot(test.ci95[name], [y, y], color=plots.COLOURS[source], lw=2.2, alpha=0.8)
-            label = plots.NAMES[source] if row == 0 else None
+            label = names[source] if row == 0 else None
             ax.plot(test.figures[name], y, "o", color=plots.COLOURS[source], ms=5.5, label=label)
         ax.axhline(row, color=plots.LINE, lw=0.8)
     ax.axvline(0.5, color=plots.SOFT, lw=0.8, ls=":")
@@ -46,7 +47,7 @@ def draw_overview(results: Results) -> Figure:
 
 
 # ------------------------------------------------------------------ one task
-def draw_event(result: TaskResult) -> Figure:
+def draw_event(result: TaskResult, names: Mapping[str, str]) -> Figure:
     """ROC and precision-recall curves of all sources, and the reliability of the encoder's."""
     known = result.label_N >= 0
     label_N = result.label_N[known]
@@ -59,7 +60,7 @@ def draw_event(result: TaskResult) -> Figure:
             style = {"color": plots.COLOURS[source], "lw": 2.2 if source == "encoder" else 1.3}
             areas = "{auroc:.3f}, {auprc:.3f}".format(**found.test.figures)
             x, y, _ = roc_curve(label_N, prob_N)
-            roc.plot(*_thinned(x, y), label=f"{plots.NAMES[source]} ({areas})", **style)
+            roc.plot(*_thinned(x, y), label=f"{names[source]} ({areas})", **style)
             precision, sensitivity, _ = precision_recall_curve(label_N, prob_N)
             # Without the made-up last point (sensitivity 0, precision 1) that closes the curve.
             recall.plot(*_thinned(sensitivity[:-1], precision[:-1]), **style)
@@ -76,7 +77,7 @@ def draw_event(result: TaskResult) -> Figure:
     return figure
 
 
-def draw_stages(result: TaskResult) -> Figure:
+def draw_stages(result: TaskResult, _names: Mapping[str, str]) -> Figure:
     """Confusion matrix, ROC curve of each stage, reliability of the most probable stage."""
     known = result.label_N >= 0
     label_N, found = result.label_N[known], result.by_source["encoder"]
@@ -226,6 +227,64 @@ def draw_agreement(results: Results) -> Figure:
         ax.set_ylabel("predicted - scored", fontsize=8)
     for ax in axes.flat[len(names) :]:
         ax.set_visible(False)
+    return figure
+
+
+# ------------------------------------------------------------------ few labels, and ages
+def draw_label_curve(rows: Sequence[Mapping]) -> Figure:
+    """AUROC against the number of labelled train patients, a panel a task; bands: 95 %."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    tasks = [*tasks[-1:], *tasks[:-1]]  # the mean of all first
+    columns = min(3, len(tasks))
+    shape = -(-len(tasks) // columns), columns
+    figure = Figure(figsize=(3.5 * columns, 2.7 * shape[0] + 0.4), layout="constrained")
+    axes = plots.clean_axes(figure, *shape)
+    for ax, task in zip(axes.flat, tasks, strict=False):
+        for way, (name, colour) in plots.WAYS.items():
+            own = [row for row in rows if (row["task"], row["way"]) == (task, way)]
+            if not own:
+                continue
+            sizes, values = zip(*((row["n_patients"], row["value"]) for row in own), strict=True)
+            ax.plot(sizes, values, "o-", color=colour, lw=1.6, ms=4, label=name)
+            known = [row for row in own if row["value_ci95"] is not None]
+            low, high = np.array([row["value_ci95"] for row in known]).reshape(-1, 2).T
+            ax.fill_between(
+                [row["n_patients"] for row in known], low, high, color=colour, alpha=0.12, lw=0
+            )
+        ax.set_xscale("log")
+        ax.set_xticks(sizes, sizes)
+        ax.minorticks_off()
+        ax.axhline(0.5, color=plots.SOFT, lw=0.8, ls=":")
+        ax.set_xlabel("labelled train patients", fontsize=8)
+        ax.set_ylabel("AUROC on test", fontsize=8)
+        plots.write_title(ax, TASKS.get(task, "mean of the tasks"))
+    for ax in axes.flat[len(tasks) :]:
+        ax.set_visible(False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=5, fontsize=8, frameon=False)
+    return figure
+
+
+def draw_age(nights: pd.DataFrame, figures: Mapping, names: Mapping[str, str]) -> Figure:
+    """Predicted against true age, a point a night, and the error against the age."""
+    figure = Figure(figsize=(8.4, 3.7), layout="constrained")
+    said, off = plots.clean_axes(figure, 1, 2)[0]
+    age_N = nights["age"].to_numpy()
+    ends = np.array([age_N.min(), age_N.max()])
+    for source in [name for name in plots.COLOURS if name in figures["sources"]]:
+        predicted_N = nights[f"{source}_predicted"].to_numpy()
+        style = {"color": plots.COLOURS[source], "ms": 4, "alpha": 0.8}
+        said.plot(age_N, predicted_N, "o", label=names[source], **style)
+        off.plot(age_N, predicted_N - age_N, "o", **style)
+        slope = figures["sources"][source]["slope_of_error"]["value"]
+        if slope is not None:
+            middle = (predicted_N - age_N).mean()
+            off.plot(ends, middle + slope * (ends - age_N.mean()), color=style["color"], lw=1.4)
+    said.plot(ends, ends, color=plots.SOFT, lw=0.8, ls=":")
+    off.axhline(0, color=plots.SOFT, lw=0.8, ls=":")
+    _label(said, "age, years", "age predicted, years", "Age from a night")
+    _label(off, "age, years", "predicted - age, years", "Error against age, with its line")
+    figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     return figure
 
 

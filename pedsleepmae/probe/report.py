@@ -18,7 +18,7 @@ from pedsleepmae.pages.page import (
     page_template,
     write_pictures,
 )
-from pedsleepmae.pages.plots import NAMES
+from pedsleepmae.pages.plots import NAMES, TUNED, WAYS
 from pedsleepmae.probe.density import fit_density
 from pedsleepmae.probe.evaluation import (
     JOINED,
@@ -31,9 +31,11 @@ from pedsleepmae.probe.evaluation import (
 from pedsleepmae.probe.events import IOUS, EventResults
 from pedsleepmae.probe.files import Basis
 from pedsleepmae.probe.pictures import (
+    draw_age,
     draw_agreement,
     draw_event,
     draw_failures,
+    draw_label_curve,
     draw_night,
     draw_overview,
     draw_stages,
@@ -50,15 +52,22 @@ N_FAILURES = 2  # of each kind: called although absent, missed although scored
 
 # ------------------------------------------------------------------ the page
 def write_report(
-    output_dir: Path, results: Results, content: Mapping, single: EventResults | None = None
+    output_dir: Path,
+    results: Results,
+    content: Mapping,
+    single: EventResults | None = None,
+    more: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write tables/*.csv, pictures/*.png and report.html, which holds both; its path.
 
-    ``content`` is metrics.json. All pictures are inside the page, nothing is fetched.
+    ``content`` is metrics.json, ``more`` further tables by name ("ages", "curve"). All pictures are
+    inside the page, nothing is fetched.
     """
-    for name, table in (make_tables(results, content) | event_tables(single)).items():
+    tables = make_tables(results, content) | event_tables(single) | dict(more or {})
+    for name, table in tables.items():
         disk.write_table(output_dir / "tables" / f"{name}.csv", table)
-    pictures = write_pictures(output_dir / "pictures", make_pictures(results))
+    figures = make_pictures(results, content, tables.get("ages"))
+    pictures = write_pictures(output_dir / "pictures", figures)
     page = make_page(content, count(results.index), results.best_table.name, pictures)
     disk.write_text(output_dir / "report.html", page)
     return output_dir / "report.html"
@@ -83,7 +92,8 @@ def make_page(
         events=events,
         ranked_events=sorted(ranked, key=lambda task: -tasks[task]["test"]["auroc"]),
         task_names=TASKS,
-        source_names=NAMES,
+        source_names=names_of(content),
+        ways=WAYS,
         figures_of=lambda task: figure_names(N_CLASSES[task]),
         stages=STAGES,
         verdicts=lambda baseline: count_verdicts(tasks, baseline),
@@ -95,6 +105,11 @@ def make_page(
         counted=counted,
         counts=counts,
     )
+
+
+def names_of(content: Mapping) -> dict[str, str]:
+    """What the sources of features are called; the encoder's name says how it was trained."""
+    return NAMES | {"encoder": TUNED[content.get("mode", "probe")]}
 
 
 def count(index: store.ExampleIndex) -> dict[str, dict[str, int]]:
@@ -121,6 +136,7 @@ def text_table(content: Mapping) -> str:
     """The tasks in lines for a terminal."""
     rows = []
     baselines = ["untrained", "handmade"] + ["compared"] * ("compared_with" in content)
+    baselines += ["frozen"] * (content.get("mode", "probe") != "probe")
     for task, entry in content["tasks"].items():
         test, name = entry["test"], auroc_name(task)
         second = ("kappa", "kappa") if task == "sleep" else ("auprc", "AUPRC")
@@ -163,14 +179,21 @@ def event_text(content: Mapping) -> str:
 
 
 # ------------------------------------------------------------------ pictures and tables
-def make_pictures(results: Results) -> Iterator[tuple[str, Figure]]:
+def make_pictures(
+    results: Results, content: Mapping, ages: pd.DataFrame | None = None
+) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of every picture, drawn one at a time."""
+    names = names_of(content)
+    if content.get("label_curve"):
+        yield "label_curve", draw_label_curve(content["label_curve"])
+    if ages is not None and len(ages):
+        yield "age", draw_age(ages, content["age"], names)
     if results.fitted:
-        yield "overview", draw_overview(results)
+        yield "overview", draw_overview(results, names)
     for task in results.fitted:
         result, draw = results.tasks[task], draw_stages if task == "sleep" else draw_event
         if (result.label_N >= 0).any():
-            yield f"{task}_curves", draw(result)
+            yield f"{task}_curves", draw(result, names)
         failures = find_failures(results, result)
         if failures:
             yield f"{task}_failures", draw_failures(results.index, failures)
@@ -289,7 +312,10 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
     copied = ["checkpoint", "checkpoint_sha256", "checkpoint_simulated", "precision", "simulated"]
     copied += ["split_hash", "patient_disjoint", "nights"]
     facts = {name: content[name] for name in copied}
+    tuning = content.get("finetuning") or {}
+    facts["checkpoint"] = tuning.get("finetuned", content["checkpoint"])
     facts["encoder_sha256"] = encoder_sha256
+    facts["adapter_sha256"] = tuning.get("adapter_sha256")  # of LoRA: beside that encoder
     (read_out,) = results.best_table.read_outs
     facts["n_features"] = results.best_table.n_features
     facts["normalise"], facts["scaling"] = read_out.normalise, index.scaling

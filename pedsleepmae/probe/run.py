@@ -4,19 +4,65 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from pedsleepmae import checkpoints, disk, machine, store
 from pedsleepmae.channels import ALL_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint
-from pedsleepmae.errors import ProbeError
+from pedsleepmae.errors import ProbeError, require_file, require_folder, warn
 from pedsleepmae.model import check_poolings
-from pedsleepmae.probe import embeddings, events, files, report
+from pedsleepmae.probe import age, embeddings, events, files, report
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
 from pedsleepmae.probe.events import EventResults
 from pedsleepmae.probe.handmade import FEATURES_VERSION
 from pedsleepmae.probe.montages import Montage
+from pedsleepmae.probe.steps import check_patches
 from pedsleepmae.probe.tables import FeatureTable, open_tables, split_layer
 from pedsleepmae.probe.truth import read_events
+from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import task_labels
+
+
+def open_index(settings: ProbeSettings) -> store.ExampleIndex:
+    """The batch files, with examples in every split; ProbeError names an empty one."""
+    index = store.load_index(settings.paths.batches_dir, seed=settings.seed)
+    for split in SPLITS:
+        if not len(index.rows(split)):
+            raise ProbeError(
+                f"paths.batches_dir holds no {split} examples; run script 1 with more patients or "
+                "larger split fractions (for one person: --split.by time)"
+            )
+    return index
+
+
+def open_inputs(
+    settings: ProbeSettings,
+) -> tuple[store.ExampleIndex, dict[str, Checkpoint], int | None, machine.Compute]:
+    """Batch files, checkpoints ("encoder", "compared"), how many judged patients these saw.
+
+    A UserError says what is missing or does not fit, before anything is computed.
+    """
+    paths, encoders = settings.paths, {}
+    require_folder(paths.batches_dir, "paths.batches_dir", "run script 1 first")
+    require_file(paths.checkpoint, "paths.checkpoint", "run script 2 first")
+    encoders["encoder"] = checkpoints.read_checkpoint(paths.checkpoint)
+    if paths.compare_with is not None:
+        require_file(paths.compare_with, "paths.compare_with", "run script 2 first")
+        encoders["compared"] = checkpoints.read_checkpoint(paths.compare_with)
+    index = open_index(settings)
+    if settings.events:  # said now, not after the hours before they are needed
+        check_patches(encoders["encoder"].build_model().n_patches)
+        read_events(paths.batches_dir)
+    seen = []  # patients of all encoders' pretraining; None where one of them is unknown
+    for encoder in encoders.values():
+        encoder.build_model()  # says now what does not fit
+        read_outs(settings, encoder)
+        warn(checkpoints.other_scaling(encoder.scaling, index.scaling))
+        known = None not in (seen, encoder.patients_seen)
+        seen = [*seen, *encoder.patients_seen] if known else None
+    n_seen = checkpoints.check_seen_patients(index, seen, settings.allow_seen_patients)
+    compute = machine.Compute.choose(settings.device, settings.precision, settings.batch_size)
+    return index, encoders, n_seen, compute
 
 
 def compute_tables(
@@ -24,19 +70,20 @@ def compute_tables(
     index: store.ExampleIndex,
     encoders: Mapping[str, Checkpoint],
     compute: machine.Compute,
+    world: machine.World,
 ) -> dict[str, dict[str, FeatureTable]] | None:
     """Tables of features by source and name; what is not yet in output_dir is computed.
 
-    ``encoders``: "encoder" and, where two are compared, "compared". None in all but the first of
-    torchrun's processes.
+    ``encoders``: "encoder" and, where two are compared, "compared"; "frozen" where the encoder was
+    fine-tuned. None in all but the first process of ``world``.
     """
-    world = machine.join_world(compute.device)
     folder = settings.paths.output_dir / "embeddings"
     sources = {"encoder": (encoders["encoder"], None)}
     if "untrained" in settings.baselines:
         sources["untrained"] = (encoders["encoder"], settings.seed)
-    if "compared" in encoders:
-        sources["compared"] = (encoders["compared"], None)
+    for name in ("frozen", "compared"):
+        if name in encoders:
+            sources[name] = (encoders[name], None)
     tables = {}
     for source, (checkpoint, seed) in sources.items():
         options = {"untrained_seed": seed, "title": f"embeddings, {source}", "world": world}
@@ -44,7 +91,6 @@ def compute_tables(
         tables[source] = embeddings.open_features(
             index, checkpoint, folder, names, compute, **options
         )
-    machine.leave_world(world)
     if not world.is_first:
         return None
     if "handmade" in settings.baselines:
@@ -52,6 +98,22 @@ def compute_tables(
         embeddings.compute_handmade(index, folder, settings.n_workers)
         tables["handmade"] = open_tables(index, folder, ["handmade"])
     return tables
+
+
+def judge_ages(
+    settings: ProbeSettings,
+    index: store.ExampleIndex,
+    tables: Mapping[str, Mapping[str, FeatureTable]],
+    results: Results,
+    studies: pd.DataFrame | None,
+) -> age.AgeResults:
+    """Ages from the features that the probes of epochs read, and from the same of the baselines."""
+    (read_out,) = results.best_table.read_outs
+    used = {
+        source: by_name.get(read_out.table.name, next(iter(by_name.values())))
+        for source, by_name in tables.items()
+    }
+    return age.judge_age(index, used, studies, settings.bootstrap_draws, settings.seed)
 
 
 def read_outs(settings: ProbeSettings, checkpoint: Checkpoint) -> list[str]:
@@ -111,7 +173,8 @@ def describe(
     precision: str,
 ) -> dict:
     """What metrics.json says of the checkpoints, beside the tasks."""
-    checkpoint, compared = encoders["encoder"], {}
+    # Of a fine-tuned encoder the frozen one that it was made from.
+    checkpoint, compared = encoders.get("frozen", encoders["encoder"]), {}
     if "compared" in encoders:
         compared = {"compared_with": str(settings.paths.compare_with)}
         compared["compared_scaling"] = encoders["compared"].scaling
@@ -135,12 +198,14 @@ def write_results(
     content: dict,
     found: Mapping[str, Montage],
     single: EventResults | None = None,
+    more: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write metrics.json (``content``), probes.npz, tables, pictures and report.html; its path."""
     content["montages"] = [row for montage in found.values() for row in montage.rows]
     content["events"] = single and single.figures
     folder = settings.paths.output_dir
-    encoder_sha256 = checkpoints.hash_encoder(encoder.build_model())
+    tuning = content.get("finetuning") or {}
+    encoder_sha256 = tuning.get("encoder_sha256") or checkpoints.hash_encoder(encoder.build_model())
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
     probes = {task: result.probe for task, result in results.fitted.items()}
     (read_out,) = results.best_table.read_outs
@@ -161,4 +226,4 @@ def write_results(
         if (published := settings.paths.publish_to) is not None:
             disk.remove_partial(published.parent, f".{published.name}.*.partial")
             files.publish(folder / "probes.npz", published)
-        return report.write_report(folder, results, content, single)
+        return report.write_report(folder, results, content, single, more)

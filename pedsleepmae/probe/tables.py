@@ -96,6 +96,32 @@ class FeatureTable:
         return out
 
 
+class HeldTable(FeatureTable):
+    """As a FeatureTable, of features held in memory, of these ``positions`` of the index alone.
+
+    ``x_NF`` float16, in the order of ``positions``; ``part_lengths`` of the pooling's parts.
+    """
+
+    def __init__(
+        self,
+        index: store.ExampleIndex,
+        name: str,
+        part_lengths: Sequence[int],
+        positions: np.ndarray,
+        x_NF: np.ndarray,
+    ):
+        self.index, self.name, self.part_lengths = index, name, list(part_lengths)
+        self._x_NF = x_NF
+        self._row_of = np.full(len(index), -1)
+        self._row_of[positions] = np.arange(len(positions))
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Features of these positions of the index, (n, F) float32, in their order."""
+        rows = self._row_of[positions]
+        assert (rows >= 0).all(), "a position whose features are not held"
+        return self._x_NF[rows].astype(np.float32)
+
+
 def neighbours(index: store.ExampleIndex, k: int) -> np.ndarray:
     """Positions of the epochs from k before to k after each epoch, (N, 2k + 1), -1 for none.
 

@@ -54,11 +54,16 @@ def open_inputs(settings: ScoreSettings) -> tuple[list[Path], night.Scorer]:
     require_file(find_file(paths.checkpoint), "paths.checkpoint", f"run script 2 first, or {ours}")
     remedy = f"run script 3 on that checkpoint first, or {ours}"
     require_file(find_file(paths.probes), "paths.probes", remedy)
+    if paths.adapter is not None:
+        require_file(
+            paths.adapter, "paths.adapter", "run script 3 with --mode lora, or leave it out"
+        )
     if paths.annotations is not None:
         require_file(paths.annotations, "paths.annotations", "give the scoring, or leave it out")
     scorer = night.load_scorer(
         paths.checkpoint,
         paths.probes,
+        adapter=paths.adapter,
         far_share=settings.far_share,
         device=settings.device,
         precision=settings.precision,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae import store
+from pedsleepmae.adapters import load_adapter, merge
 from pedsleepmae.channels import ALL_CHANNELS, EPOCH_S, MONTAGES, N_CHANNELS
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.errors import ProbeError, printable
@@ -86,6 +87,7 @@ def load_scorer(
     checkpoint: Path | str,
     probe_file: Path | str,
     *,
+    adapter: Path | str | None = None,
     far_share: float = 0.01,
     device: str = "auto",
     precision: str = "auto",
@@ -95,7 +97,8 @@ def load_scorer(
 
     Where there are no such files, those that ship under these names. ``precision`` "auto": that in
     which the probes' own embeddings were computed, but float32 where the machine has no bfloat16
-    in hardware (emulated it is five times slower). CheckpointError and MachineError come through.
+    in hardware (emulated it is five times slower). ``adapter``: that of script 3's mode lora, which
+    fitted the probes with it. CheckpointError and MachineError come through.
     """
     probe_file = find_file(probe_file)
     pooling, probes = load_probes(probe_file)
@@ -121,6 +124,18 @@ def load_scorer(
             f"{probe_file}: its probes were fitted on another encoder ({facts.get('checkpoint')}) "
             f"than that of {checkpoint}; give that checkpoint, or run script 3 on this one"
         )
+    taken = None if adapter is None else load_adapter(adapter)
+    if facts.get("adapter_sha256") != (taken and taken.sha256):
+        remedy = "give the one that script 3 wrote beside them as --paths.adapter"
+        if taken is None:
+            problem = f"its probes were fitted with an adapter; {remedy}"
+        elif facts.get("adapter_sha256") is None:
+            problem = "its probes were fitted without an adapter; leave --paths.adapter out"
+        else:
+            problem = f"its probes were fitted with another adapter than {adapter}; {remedy}"
+        raise ProbeError(f"{probe_file}: {problem}")
+    if taken is not None:
+        model = merge(content, taken).build_model()
     montages = load_montages(probe_file)
     if odd := set(montages) - set(MONTAGES):
         raise ProbeError(

@@ -36,6 +36,9 @@ class ScorePaths:
     """Checkpoint of the encoder; the default ships, and is found from any folder."""
     probes: Path = Path("checkpoint/probes.npz")
     """Probes that script 3 fitted on this very encoder; the default ships, as the checkpoint."""
+    adapter: Path | None = None
+    """adapter.pt of script 3's mode lora, which fitted the probes with it; none: the encoder as it
+    is."""
     output_dir: Path = Path("results/scored")
     """Written: a folder named after each recording with epochs.csv, summary.json, summary.csv,
     annotations.edf, hypnogram.json (YASA), <recording>_events.tsv (BIDS) and report.html; of
