@@ -172,6 +172,7 @@ def score_night(
     checkpoint: Path | str = "checkpoint/m15p8_checkpoint.pt",
     probes: Path | str = "checkpoint/probes.npz",
     *,
+    adapter: Path | str | None = None,
     far_share: float = 0.01,
     device: str = "auto",
 ) -> Night:
@@ -181,7 +182,7 @@ def score_night(
     ProbeError when checkpoint and probes do not belong together, RecordingError when the Raw gives
     no examples.
     """
-    scorer = load_scorer(checkpoint, probes, far_share=far_share, device=device)
+    scorer = load_scorer(checkpoint, probes, adapter=adapter, far_share=far_share, device=device)
     if not isinstance(recording, Examples):
         recording = examples_from_raw(recording, scaling=scorer.data_scaling)
     return score_examples(scorer, recording)
@@ -192,6 +193,7 @@ def annotate(
     checkpoint: Path | str = "checkpoint/m15p8_checkpoint.pt",
     probes: Path | str = "checkpoint/probes.npz",
     *,
+    adapter: Path | str | None = None,
     far_share: float = 0.01,
     device: str = "auto",
 ) -> "mne.Annotations":
@@ -204,5 +206,6 @@ def annotate(
 
     night = recording
     if not isinstance(recording, Night):
-        night = score_night(recording, checkpoint, probes, far_share=far_share, device=device)
+        options = {"adapter": adapter, "far_share": far_share, "device": device}
+        night = score_night(recording, checkpoint, probes, **options)
     return mne.Annotations(*zip(*annotation_rows(night), strict=True))

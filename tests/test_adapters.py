@@ -8,6 +8,7 @@ from small_probes import MODEL, save_model
 
 from pedsleepmae import adapters
 from pedsleepmae.adapters import Adapter, LoraLinear, add_adapters, load_adapter, save_adapter
+from pedsleepmae.api import load_model
 from pedsleepmae.checkpoints import CheckpointError, hash_encoder, read_checkpoint
 from pedsleepmae.model import MaskedAutoencoder
 
@@ -85,6 +86,14 @@ def test_merged_equals_unmerged(checkpoint_path):
     assert (away - there).abs().max() < 1e-5
     frozen = read_checkpoint(checkpoint_path).build_model().embed(x_BCT, POOLING)
     assert (away - frozen).abs().max() > 1e-2  # the adapter does something
+
+
+def test_load_model_takes_an_adapter_by_its_file(checkpoint_path, tmp_path):
+    _, adapter = adapted(checkpoint_path)
+    save_adapter(tmp_path / "adapter.pt", adapter)
+    model = load_model(checkpoint_path, adapter=tmp_path / "adapter.pt")
+    merged = adapters.merge(read_checkpoint(checkpoint_path), adapter).build_model()
+    assert hash_encoder(model) == hash_encoder(merged)
 
 
 def test_a_merged_checkpoint_is_another_one_by_its_hash(checkpoint_path):

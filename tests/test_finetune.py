@@ -1,5 +1,7 @@
 """Fine-tuning: where it starts, what it learns from, how it stops and goes on."""
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from pedsleepmae.finetune.loop import FinetuneSettings, Trial, draw_rates, run_t
 from pedsleepmae.finetune.run import ClassifierSettings
 from pedsleepmae.finetune.tuned import Targets, TunedEncoder, start_model, weighted_loss
 from pedsleepmae.machine import Compute, World
+from pedsleepmae.optim import stop_on_signal
 from pedsleepmae.probe.linear import FitSettings, predict
 from pedsleepmae.probe.readout import ProbeTable, ReadOut
 
@@ -219,6 +222,16 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(index, folder, tmp_path
     parts = tune(job, settings, COMPUTE, World(), tmp_path / "parts.pt")
     assert same(whole.weights, parts.weights)
     assert whole.trials == parts.trials
+
+
+def test_sigterm_leaves_a_state_to_go_on_from(index, folder, tmp_path):
+    job = job_for(index, folder)
+    with stop_on_signal() as stop_wanted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            tune(job, TINY, COMPUTE, World(), tmp_path / "state.pt", stop_wanted)
+    assert loop.read_state(tmp_path / "state.pt", job.facts)["progress"]["step"] == 0
+    tune(job, TINY, COMPUTE, World(), tmp_path / "state.pt")
 
 
 def test_what_was_found_is_not_computed_again(index, folder, tmp_path, monkeypatch):

@@ -1,13 +1,17 @@
 """The curve of labels and script 3's other modes, end to end on a small planted cohort."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from planted import write_cohort
-from small_probes import paths, save_model, script_3
+from small_probes import ROOT, paths, save_model, script_3
 
 from pedsleepmae import adapters
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
@@ -167,6 +171,26 @@ def test_a_second_run_measures_nothing_again(walk, monkeypatch):
     after = json.loads((folder / "results/metrics.json").read_text())
     assert after["label_curve"] == before["label_curve"]
     assert after["tasks"] == before["tasks"]
+
+
+def test_two_processes_find_the_adapter_that_one_finds(walk):
+    folder, _ = walk
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_port", port, str(ROOT / "3_train_classifier.py")]
+    command += ["--config", str(ROOT / "configs/demo/probe.yaml"), "--paths.compare_with", "null"]
+    command += [*TUNING, "--mode", "lora", "--baselines", "[]", "--device", "cpu"]
+    command += paths(folder, folder / "batches", folder / "model.pt")
+    command += ["--paths.output_dir", str(folder / "two")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    two = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, check=False)
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("report: ") == 1
+    one, both = (adapters.load_adapter(folder / run / "adapter.pt") for run in ("results", "two"))
+    for name, weight in one.state_dict.items():
+        torch.testing.assert_close(both.state_dict[name], weight, rtol=0, atol=1e-4)
 
 
 def test_full_fine_tuning_leaves_a_checkpoint_that_script_4_takes(walk):

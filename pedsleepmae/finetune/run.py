@@ -39,7 +39,7 @@ class ClassifierSettings(ProbeSettings):
     """Also measure what so many labelled train patients are worth, 0 for all, such as
     [1, 5, 10, 20, 40, 0]; none named: not."""
     label_draws: int = bounded(5, 1, 1000)
-    """Draws of patients for each number of label_curve; they stand in label_draws.csv."""
+    """Draws of patients for each number of label_curve; they stand in tables/label_draws.csv."""
     label_ways: list[Literal["handmade", "probe", "lora", "full", "scratch"]] = field(
         default_factory=lambda: ["handmade", "probe", "lora", "scratch"]
     )

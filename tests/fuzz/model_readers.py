@@ -7,7 +7,7 @@ import numpy as np
 import small_probes
 import torch
 
-from pedsleepmae import checkpoints
+from pedsleepmae import adapters, checkpoints
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe.files import load_basis, load_probes
@@ -84,6 +84,25 @@ def read_checkpoint(folder: Path, _rng: np.random.Generator) -> None:
     with torch.no_grad():
         features = model.embed(torch.zeros(1, N_CHANNELS, EPOCH_SAMPLES), pooling="mean")
     require(bool(torch.isfinite(features).all()), "weights that are not finite")
+
+
+def build_adapter(folder: Path) -> None:
+    """An adapter on a tiny checkpoint, which lies in a folder of its own and stays whole."""
+    (folder / "base").mkdir()
+    path = small_probes.save_model(folder / "base" / "checkpoint.pt", [1, 2])
+    model = checkpoints.load_model(path)
+    sha256 = checkpoints.hash_encoder(model)
+    weights = adapters.adapter_weights(adapters.add_adapters(model, 2, 4.0))
+    adapters.save_adapter(folder / "adapter.pt", adapters.Adapter(sha256, 2, 4.0, weights))
+
+
+def read_adapter(folder: Path, _rng: np.random.Generator) -> None:
+    """An adapter, merged into its checkpoint, and what that embeds."""
+    base = checkpoints.read_checkpoint(folder / "base" / "checkpoint.pt")
+    model = adapters.merge(base, adapters.load_adapter(folder / "adapter.pt")).build_model()
+    require(not Path("ran_code").exists(), "code in the file was run")
+    weights = model.encoder.state_dict().values()
+    require(all(bool(torch.isfinite(w).all()) for w in weights), "weights that are not finite")
 
 
 def edit_sums(path: Path, rng: np.random.Generator) -> str | None:

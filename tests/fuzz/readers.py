@@ -71,6 +71,7 @@ READERS = (
         CHECKPOINT,
         models.read_checkpoint,
     ),
+    Reader("adapter", models.build_adapter, ("adapter.pt",), CHECKPOINT, models.read_adapter),
     Reader("sums", models.build_sums, ("SHA256SUMS",), SUMS_FILE, models.read_checkpoint),
     Reader("probes", models.build_probes, ("*.npz",), NPZ_FILE, models.read_probes, 2.0),
     Reader(
