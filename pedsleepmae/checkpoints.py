@@ -141,11 +141,6 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             raise OSError(errno.EIO, "torch cannot write it", f"{path}") from error
 
 
-def load_model(path: Path | str, device: str | torch.device = "cpu") -> MaskedAutoencoder:
-    """The model of a checkpoint, as :meth:`Checkpoint.build_model`."""
-    return read_checkpoint(path, device).build_model()
-
-
 def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Checkpoint:
     """What stands in a checkpoint file, or in the one that ships, its tensors on ``device``.
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 import pedsleepmae
-from pedsleepmae import checkpoints
+from pedsleepmae import api, checkpoints, load_model
 from pedsleepmae.checkpoints import (
     CheckpointError,
     hash_patient,
     hash_patients,
     list_sums,
-    load_model,
     other_scaling,
     publish,
     read_checkpoint,
@@ -82,7 +81,7 @@ def test_a_checkpoint_loads_without_pickle_and_says_where_it_comes_from(tmp_path
 
 
 def test_load_model_is_offered_by_the_package():
-    assert pedsleepmae.load_model is load_model
+    assert pedsleepmae.load_model is api.load_model
     with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
         _ = pedsleepmae.load_modle
 

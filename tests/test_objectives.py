@@ -33,7 +33,7 @@ def test_every_objective_gets_the_operations_of_todays(benchmark):
         steps = benchmark.equal_steps(800, TODAY, model)
         flops = flops_per_example(MaskedAutoencoder(**model))
         assert abs(steps * flops - budget) <= flops / 2
-        if variant.model:
+        if "mask_unit" in variant.model:
             assert steps > 800  # 5 of 15 tokens visible instead of half
 
 

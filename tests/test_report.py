@@ -12,7 +12,7 @@ from planted import write_cohort
 from sklearn.metrics import roc_auc_score
 from small_probes import paths, save_model, script_3
 
-from pedsleepmae import checkpoints, store
+from pedsleepmae import checkpoints, load_model, store
 from pedsleepmae.probe import files, readout, tables
 from pedsleepmae.tasks import TASKS
 
@@ -121,7 +121,7 @@ def test_tasks_without_events_are_null_with_a_reason(content):
 def test_the_probes_on_disk_give_the_published_figure_again(finished, content):
     folder = finished[0]
     index = store.load_index(folder / "batches")
-    model = checkpoints.load_model(folder / "model.pt")
+    model = load_model(folder / "model.pt")
     name, loaded = files.load_probes(folder / "results" / "probes.npz")
     normalise = files.load_basis(folder / "results" / "probes.npz").facts["normalise"]
     pooling, layer = tables.split_layer(name)

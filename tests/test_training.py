@@ -14,12 +14,11 @@ import torch
 import yaml
 from small_batches import make_examples, write_folder
 
-from pedsleepmae import data, machine
+from pedsleepmae import data, load_model, machine
 from pedsleepmae.channels import CHANNEL_GROUPS
 from pedsleepmae.checkpoints import (
     CheckpointError,
     hash_patients,
-    load_model,
     read_checkpoint,
     save_checkpoint,
 )

@@ -7,7 +7,7 @@ import numpy as np
 import small_probes
 import torch
 
-from pedsleepmae import adapters, checkpoints
+from pedsleepmae import adapters, api, checkpoints
 from pedsleepmae.channels import EPOCH_SAMPLES, N_CHANNELS
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe.files import load_basis, load_probes
@@ -78,7 +78,7 @@ def pickle_code(path: Path, rng: np.random.Generator) -> None:
 
 
 def read_checkpoint(folder: Path, _rng: np.random.Generator) -> None:
-    model = checkpoints.load_model(folder / "checkpoint.pt")
+    model = api.load_model(folder / "checkpoint.pt")
     ran = Path("ran_code").exists()
     require(not ran, "code in the file was run")
     with torch.no_grad():
@@ -90,7 +90,7 @@ def build_adapter(folder: Path) -> None:
     """An adapter on a tiny checkpoint, which lies in a folder of its own and stays whole."""
     (folder / "base").mkdir()
     path = small_probes.save_model(folder / "base" / "checkpoint.pt", [1, 2])
-    model = checkpoints.load_model(path)
+    model = api.load_model(path)
     sha256 = checkpoints.hash_encoder(model)
     weights = adapters.adapter_weights(adapters.add_adapters(model, 2, 4.0))
     adapters.save_adapter(folder / "adapter.pt", adapters.Adapter(sha256, 2, 4.0, weights))
