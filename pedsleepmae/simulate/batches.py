@@ -15,6 +15,7 @@ from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, EPOCH_SAMPLES, N_CHANN
 from pedsleepmae.prepare import annotations, tables
 from pedsleepmae.prepare.signals import standardise_epochs
 from pedsleepmae.prepare.tables import write_splits, write_studies
+from pedsleepmae.simulate.chain import Chain
 from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
 from pedsleepmae.simulate.events import scored_rows
 from pedsleepmae.simulate.night import Night
@@ -26,7 +27,7 @@ VISITS_IN_MEMORY = 16  # nights whose examples are mixed at a time when batch fi
 
 
 def simulate_examples(
-    night: Night, present_C: np.ndarray, rng: Generator
+    night: Night, present_C: np.ndarray, rng: Generator, chain: Chain | None = None
 ) -> tuple[np.ndarray, annotations.EpochLabels, np.ndarray]:
     """(x_NCT, labels, present_NC): the scored epochs of a night, straight at 128 Hz.
 
@@ -34,7 +35,7 @@ def simulate_examples(
     sensor's own unit for the rest), as script 1 has it before standardising; absent channels are
     0. ``present_C`` (16,) says which channels the recording has.
     """
-    signals = simulate_signals(night, int(RATE_HZ), rng)
+    signals = simulate_signals(night, int(RATE_HZ), rng, chain=chain)
     scoring = annotations.scoring_from_rows(scored_rows(night))
     labels = annotations.label_epochs(scoring, night.duration_s)
     first_N = np.round(labels.onsets_s * RATE_HZ).astype(np.int64)
@@ -55,7 +56,7 @@ def visit_examples(
     grid_s = round(visit.first_onset_s * RATE_HZ) / RATE_HZ
     night = visit_night(replace(visit, first_onset_s=grid_s), settings)
     rng = np.random.default_rng((*visit.stream, 2))
-    x_NCT, labels, present_NC = simulate_examples(night, present_C, rng)
+    x_NCT, labels, present_NC = simulate_examples(night, present_C, rng, visit.chain)
     signals_NCT, center_NC, scale_NC = standardise_epochs(
         x_NCT, present_NC, scaling=settings.scaling
     )
@@ -87,7 +88,8 @@ def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[i
         seed=settings.seed,
         keep=tables.read_splits(batches_dir),
     )
-    streams = json.dumps([(visit.key, visit.stream) for visit in visits] + [settings.scaling])
+    facts = [settings.scaling] + [settings.variation] * (settings.variation != "none")
+    streams = json.dumps([(visit.key, visit.stream) for visit in visits] + facts)
     fingerprint = f"simulated-{hashlib.sha256(streams.encode()).hexdigest()[:16]}"
     for name in SPLITS:
         shutil.rmtree(batches_dir / name, ignore_errors=True)

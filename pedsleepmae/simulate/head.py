@@ -41,6 +41,7 @@ _BANDS = (
     ((12.5, 35.0), 1.0, (4.5, 3.2, 3.0, 2.6, 3.1), ("frontal", "left", "right")),
 )
 _SLOW_WAVE_UV = np.array((0.0, 2.0, 14.0, 62.0, 0.0))
+_SCALP_TONE = np.array((1.0, 0.45, 0.25, 0.2, 0.3))  # of scalp muscle, relative to wake
 _TONE_UV = np.array((15.0, 8.5, 6.5, 5.5, 2.2))  # chin EMG; atonia in R (AASM)
 
 
@@ -233,15 +234,33 @@ def chin_emg(night: Night, state: State, rng: Generator) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ electrodes as recorded
+def derivations(electrodes: dict[str, np.ndarray], reference: str) -> dict[str, np.ndarray]:
+    """The bipolar channels, (n,) uV each, against the mastoids or what stands in for them.
+
+    ``reference``: "contralateral" as the names say (AASM); "linked" mastoids; "ipsilateral", the
+    mastoid of the same side; "average" of the seven electrodes on the scalp.
+    """
+    mastoids = {name: electrodes[name] for name in ("M1", "M2")}
+    if reference == "ipsilateral":
+        mastoids = {"M1": electrodes["M2"], "M2": electrodes["M1"]}
+    elif reference == "linked":
+        mastoids = dict.fromkeys(mastoids, (electrodes["M1"] + electrodes["M2"]) / 2)
+    elif reference == "average":
+        scalp = sum(electrodes[name] for name in ELECTRODES[:7]) / np.float32(7)
+        mastoids = dict.fromkeys(mastoids, scalp)
+    seen = electrodes | mastoids
+    return {name: seen[plus] - seen[minus] for name, (plus, minus) in BIPOLAR.items()}
+
+
 def recorded_electrodes(
     night: Night, state: State, heart_n: np.ndarray, rng: Generator
 ) -> dict[str, np.ndarray]:
     """What each electrode picks up, (n,) uV: brain, eyes, heart, movement, mains, poor contact."""
-    streams = rng.spawn(3)
+    streams = rng.spawn(4)
     x = brain_electrodes(night, state, streams[0])
     eye, blink = eye_movements(night, state, streams[1])
-    _add_noise(x, eye, on_map("eyeballs"))
-    _add_noise(x, blink, on_map("lids"))
+    _add_noise(x, eye, on_map("eyeballs", night.child.eye_gain))
+    _add_noise(x, blink, on_map("lids", night.child.eye_gain))
 
     # What all electrodes see, each with a weight of its own.
     rng = streams[2]
@@ -261,7 +280,24 @@ def recorded_electrodes(
             row += np.float32(beat * rng.uniform(0.5, 1.5)) * heart_n
         row *= np.float32(np.exp(0.08 * rng.standard_normal()))
     _spoil_electrodes(x, night, state, mains, rng)
+    if night.child.scalp_muscle_uv:
+        _add_scalp_muscle(x, night, state, streams[3])
     return dict(zip(ELECTRODES, x, strict=True))
+
+
+def _add_scalp_muscle(x, night, state, rng) -> None:
+    """Tone of scalp and face, broad noise that falls with sleep; each electrode has its own.
+
+    Largest in wake, gone in R but for twitches; chewing and frowning come and go.
+    """
+    tone = state.by_stage(_SCALP_TONE) * np.exp(0.55 * slow_noise(rng, state.n_knots, 45.0))
+    tone *= 1 + 1.5 * state.arousal + 4 * state.movement
+    density = np.sqrt(state.rate_hz / 128)  # the same at every rate
+    curve = state.spread(night.child.scalp_muscle_uv * density * tone)
+    for row, name in zip(x, ELECTRODES, strict=True):
+        share = 1.6 if name in ("E1", "E2") else 1.0
+        noise = rng.standard_normal(state.n, np.float32)
+        row += np.float32(share * np.exp(0.35 * rng.standard_normal())) * curve * noise
 
 
 def _spoil_electrodes(x, night, state, mains, rng) -> None:

@@ -223,7 +223,7 @@ def write_visit(visit: Visit, settings: SimulateSettings) -> int:
     """Simulate one visit and write its EDF and .tsv; returns the number of scored epochs."""
     night = visit_night(visit, settings)
     rng = np.random.default_rng((*visit.stream, 2))
-    signals = simulate_signals(night, visit.rate_hz, rng, all_sensors=True)
+    signals = simulate_signals(night, visit.rate_hz, rng, all_sensors=True, chain=visit.chain)
     rng = np.random.default_rng((*visit.stream, 3))
     slots = montage_of(visit, rng)
     folder = settings.output_dir / "Sleep_Data"
