@@ -48,7 +48,6 @@ class Chain:
     mains_hz: float
     mains_uv: float
     harmonics: tuple[float, ...]
-    hiss_uv: float
     ecg_uv: float
     sweat_uv: float
     movement_uv: float
@@ -91,12 +90,11 @@ def draw_chain(rng: Generator, variation: Variation) -> Chain | None:
         mains_hz=50.0 if rng.random() < 0.5 else 60.0,
         mains_uv=log_uniform(0.2, 4.0 * width**2),
         harmonics=tuple(float(x) for x in rng.uniform(0, 0.5, 2)),
-        hiss_uv=log_uniform(0.3, 1.5 * width),
         ecg_uv=log_uniform(2, 20 * width) if happens(0.35) else 0.0,
         sweat_uv=log_uniform(20, 100 * width) if happens(0.15) else 0.0,
         movement_uv=log_uniform(5, 60 * width),
         pops=float(rng.gamma(1.0, 3.0 * width)),
-        loss=float(rng.gamma(1.0, 0.25 * width)),
+        loss=float(rng.gamma(1.0, 0.05 * width)),
         clip_uv=log_uniform(200 if wide else 400, 4000),
         step_uv=log_uniform(0.02, 0.5 * width),
         belt_clip=float(rng.uniform(0.9 if wide else 1.3, 2.5)) if happens(0.15) else 0.0,
@@ -133,10 +131,20 @@ def through_chain(
     signals: dict[str, np.ndarray], chain: Chain, state: State, heart_n: np.ndarray, rng: Generator
 ) -> None:
     """Pass the signals (n,) of a recording through its chain, in place."""
+    hum = mains_hum(chain, state)
+    corners = (chain.high_pass_hz, chain.low_pass_hz)
+    responses = {
+        "EEG": amplifier(state.n, state.rate_hz, *corners, tilt=chain.tilt),
+        "EOG": amplifier(state.n, state.rate_hz, *corners),
+        "EMG": amplifier(
+            state.n, state.rate_hz, chain.emg_high_pass_hz, max(chain.low_pass_hz, 60.0)
+        ),
+    }
     for name, stream in zip(signals, rng.spawn(len(signals)), strict=True):
-        x = signals[name]
-        if name.startswith(("EEG", "EOG", "EMG")):
-            signals[name] = _electrodes(name, x, chain, state, heart_n, stream)
+        x, kind = signals[name], name[:3]
+        if kind in responses:
+            x = _at_the_electrodes(x, hum, heart_n, chain, state, stream)
+            signals[name] = _recorded(filtered(x, responses[kind]), chain, state, stream)
         elif name == "SPO2":
             signals[name] = _oximeter(x, chain, state, stream)
         elif name in _BELTS or name in _AIRWAY:
@@ -145,67 +153,71 @@ def through_chain(
             signals[name] = x * _connected(chain.belt_loss, state, stream, 0.02)
 
 
-def _electrodes(name, x, chain: Chain, state: State, heart_n, rng) -> np.ndarray:
-    """Amplifier of EEG, EOG and chin: what electrodes catch, filters, gain, range and steps."""
-    is_emg = name.startswith("EMG")
-    rate_hz, n = state.rate_hz, state.n
+def _at_the_electrodes(x, hum, heart_n, chain: Chain, state: State, rng) -> np.ndarray:
+    """What a pair of electrodes catches besides its signal, (n,) uV."""
     moved = chain.movement_uv * rng.uniform(0.3, 1.5) * state.movement
     drift = moved * slow_noise(rng, state.n_knots, 1.5)
     if chain.sweat_uv:
         damp = np.clip(slow_noise(rng, state.n_knots, 900.0), 0, None)
         drift += chain.sweat_uv * rng.uniform(0.2, 1.5) * damp * slow_noise(rng, state.n_knots, 3.0)
     x = x + state.spread(drift)
-    density = np.sqrt(rate_hz / 128)  # hiss has one density at every rate
-    x += np.float32(chain.hiss_uv * density) * rng.standard_normal(n, np.float32)
+    x += np.float32(chain.mains_uv * rng.gamma(1.0, 1.0)) * hum
     if chain.ecg_uv:
         x += np.float32(chain.ecg_uv * rng.uniform(-1, 1)) * heart_n
-    x += _mains(chain, state, rng)
     _pop(x, chain, state, rng)
-
-    # The amplifier.
-    low_hz = chain.emg_high_pass_hz if is_emg else chain.high_pass_hz
-    high_hz = max(chain.low_pass_hz, 60.0) if is_emg else chain.low_pass_hz
-    x = amplify(x, rate_hz, low_hz, high_hz, chain.tilt if name.startswith("EEG") else 0.0)
-    sign = -1.0 if chain.inverted_head else 1.0
-    x *= np.float32(sign * chain.head_gain * np.exp(chain.gain_sd * rng.standard_normal()))
-    x *= _connected(chain.loss * 0.2, state, rng, 0.0)
-    step = np.float32(chain.step_uv)
-    return np.clip(np.rint(x / step) * step, -chain.clip_uv, chain.clip_uv).astype(np.float32)
+    return x
 
 
-def amplify(
-    x: np.ndarray, rate_hz: float, high_pass_hz: float, low_pass_hz: float, tilt: float = 0.0
-) -> np.ndarray:
-    """A first-order high-pass and a second-order Butterworth low-pass, causal, (n,) float32.
-
-    A corner of 0 or one beyond the Nyquist frequency leaves its filter out. ``tilt`` bends the
-    power spectrum between 1 and 60 Hz by f^tilt, with 8 Hz held.
-    """
-    n_fft = next_fast_len(len(x), real=True)
-    spectrum = rfft(x, n_fft)
-    hz = rfftfreq(n_fft, 1 / rate_hz).astype(np.float32)
-    if high_pass_hz > 0:
-        s = 1j * hz / np.float32(high_pass_hz)
-        spectrum *= s / (1 + s)
-    if 0 < low_pass_hz < rate_hz / 2:
-        s = 1j * hz / np.float32(low_pass_hz)
-        spectrum /= 1 + np.float32(np.sqrt(2)) * s + s * s
-    if tilt:
-        spectrum *= (np.clip(hz, 1, 60) / 8) ** np.float32(tilt / 2)
-    return irfft(spectrum, n_fft)[: len(x)].astype(np.float32, copy=False)
-
-
-def _mains(chain: Chain, state: State, rng) -> np.ndarray:
-    """Hum of this channel with harmonics that the rate can hold, waxing with the contact."""
-    level = chain.mains_uv * rng.gamma(1.0, 1.0)
+def mains_hum(chain: Chain, state: State) -> np.ndarray:
+    """Hum of amplitude 1, (n,) float32, with the harmonics that the rate can hold."""
     cycles = chain.mains_hz * np.arange(state.n) / state.rate_hz % 1
+    turns = (np.float32(2 * np.pi) * cycles).astype(np.float32)
     hum = np.zeros(state.n, np.float32)
     for order, share in enumerate((1.0, *chain.harmonics), start=1):
         if order * chain.mains_hz < state.rate_hz / 2:
-            hum += np.float32(share) * np.sin(
-                np.float32(2 * np.pi * order) * cycles, dtype=np.float32
-            )
-    return hum * state.spread(level * np.exp(0.5 * slow_noise(rng, state.n_knots, 600.0)))
+            hum += np.float32(share) * np.sin(np.float32(order) * turns)
+    return hum
+
+
+def amplifier(
+    n: int, rate_hz: float, high_pass_hz: float, low_pass_hz: float, tilt: float = 0.0
+) -> np.ndarray:
+    """Response of a first-order high-pass and a second-order Butterworth low-pass, for `filtered`.
+
+    Complex, at the frequencies of a signal of n samples. A corner of 0 or one beyond the Nyquist
+    frequency leaves its filter out. ``tilt`` bends the power spectrum between 1 and 60 Hz by
+    f^tilt, with 8 Hz held.
+    """
+    hz = rfftfreq(next_fast_len(n, real=True), 1 / rate_hz).astype(np.float32)
+    response = np.ones(len(hz), np.complex64)
+    if high_pass_hz > 0:
+        s = 1j * hz / np.float32(high_pass_hz)
+        response *= s / (1 + s)
+    if 0 < low_pass_hz < rate_hz / 2:
+        s = 1j * hz / np.float32(low_pass_hz)
+        response /= 1 + np.float32(np.sqrt(2)) * s + s * s
+    if tilt:
+        response *= (np.clip(hz, 1, 60) / 8) ** np.float32(tilt / 2)
+    return response
+
+
+def filtered(x: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The signal (n,) after an amplifier of this response, (n,) float32."""
+    n_fft = next_fast_len(len(x), real=True)
+    spectrum = rfft(x, n_fft)
+    spectrum *= response
+    return irfft(spectrum, n_fft, overwrite_x=True)[: len(x)].astype(np.float32, copy=False)
+
+
+def _recorded(x: np.ndarray, chain: Chain, state: State, rng) -> np.ndarray:
+    """Polarity, gain, contact, range and steps of one channel of the head, (n,) float32."""
+    sign = -1.0 if chain.inverted_head else 1.0
+    x *= np.float32(sign * chain.head_gain * np.exp(chain.gain_sd * rng.standard_normal()))
+    x *= _connected(chain.loss, state, rng, 0.0)
+    step = np.float32(chain.step_uv)
+    x = np.rint(x / step, out=x)
+    x *= step
+    return np.clip(x, -chain.clip_uv, chain.clip_uv, out=x)
 
 
 def _pop(x: np.ndarray, chain: Chain, state: State, rng) -> None:
@@ -217,10 +229,12 @@ def _pop(x: np.ndarray, chain: Chain, state: State, rng) -> None:
         state.add_wave(x[None], start_s, jump, np.ones(1, np.float32))
 
 
-def _connected(per_hour: float, state: State, rng, left: float) -> np.ndarray:
-    """1 while a sensor is connected, ``left`` in gaps of minutes, (n,) float32."""
+def _connected(per_hour: float, state: State, rng, left: float) -> np.ndarray | np.float32:
+    """1 while a sensor is connected, ``left`` in gaps of minutes, (n,) float32; 1 without gaps."""
     hours = state.n / state.rate_hz / 3600
     n_gaps = rng.poisson(per_hour * hours)
+    if not n_gaps:
+        return np.float32(1)
     first_s = rng.uniform(0, 3600 * hours, n_gaps)
     gone = pulse(state.n_knots, first_s, first_s + rng.gamma(1.5, 120.0, n_gaps))
     return state.spread(1 - (1 - left) * gone)
@@ -229,7 +243,7 @@ def _connected(per_hour: float, state: State, rng, left: float) -> np.ndarray:
 def _breathing(name, x, chain: Chain, state: State, rng) -> np.ndarray:
     """Belts and flow: gain, polarity, high-pass, a range that clips belts, gaps."""
     if chain.belt_high_pass_hz:
-        x = amplify(x, state.rate_hz, chain.belt_high_pass_hz, 0.0)
+        x = filtered(x, amplifier(state.n, state.rate_hz, chain.belt_high_pass_hz, 0.0))
     if name in _BELTS and chain.belt_clip:
         middle, spread = np.median(x), x.std()
         x = np.clip(x, middle - chain.belt_clip * spread, middle + chain.belt_clip * spread)

@@ -6,6 +6,8 @@ without a source are ours, chosen to look right on a technician's screen; source
 `norms`.
 """
 
+from functools import partial
+
 import numpy as np
 from numpy.random import Generator
 
@@ -54,11 +56,18 @@ def on_map(name: str, gain: float = 1.0) -> np.ndarray:
 def brain_electrodes(night: Night, state: State, rng: Generator) -> np.ndarray:
     """Brain potentials at the electrodes, (E, n) float32."""
     x = np.zeros((len(ELECTRODES), state.n), np.float32)
-    parts = [_add_background, _add_slow_waves, _add_posterior_rhythm]
-    parts += [_add_spindles, _add_sleep_waves, _add_arousals]
+    stream = rng.spawn(7)[6]  # the parts have the six before it
+    slow = slow_oscillation(state, stream)
+    parts = [_add_background, partial(_add_slow_waves, slow), _add_posterior_rhythm]
+    parts += [partial(_add_spindles, slow), _add_sleep_waves, _add_arousals]
     for add_part, stream in zip(parts, rng.spawn(len(parts)), strict=True):
         add_part(x, night, state, stream)
     return x
+
+
+def slow_oscillation(state: State, rng: Generator) -> np.ndarray:
+    """Slow oscillation that the whole scalp shares, (n,) of RMS 1; its up-states are positive."""
+    return state.noise(rng, (0.5, 2.0), 0.5)
 
 
 def _add_noise(x: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> None:
@@ -81,7 +90,7 @@ def _add_background(x, night, state, rng) -> None:
             _add_noise(x, noise, on_map(name))
 
 
-def _add_slow_waves(x, night, state, rng) -> None:
+def _add_slow_waves(shared, x, night, state, rng) -> None:
     """Slow waves, 0.5 to 2 Hz, that travel from front to back in 50 ms; N3 is full of them.
 
     Their size and map follow age (Feinberg, Kurth). N3 needs 75 uV in a fifth of the epoch
@@ -92,7 +101,6 @@ def _add_slow_waves(x, night, state, rng) -> None:
     level = state.by_stage(_SLOW_WAVE_UV * (1, 1, 1, 0, 1)) + _SLOW_WAVE_UV[N3] * state.depth
     level *= child.eeg_gain * norms.slow_wave_gain(child.age_years)
     level *= np.exp(0.25 * slow_noise(rng, state.n_knots, 12.0)) * (1 - 0.8 * state.arousal)
-    shared = state.noise(rng, (0.5, 2.0), 0.5)
     curve = state.spread(level)
     for name, weight, delay_s in (
         ("frontal", 0.45 + 0.35 * front, 0.0),
@@ -117,22 +125,40 @@ def _add_posterior_rhythm(x, night, state, rng) -> None:
         _add_noise(x, noise * curve, on_map(name, weight))
 
 
-def _add_spindles(x, night, state, rng) -> None:
-    """Spindles of 0.5 to 2 s in N2, fewer in N3: fast ones central, slow ones frontal (AASM)."""
+def _add_spindles(slow, x, night, state, rng) -> None:
+    """Spindles in N2, fewer in N3: fast ones central, slow ones frontal (AASM).
+
+    Rate, length and frequency follow age (`norms`). Three of four lie in an up-state of the slow
+    oscillation ``slow`` (n,), as spindles are nested in it; the share is ours.
+    """
     child = night.child
     slow_hz, fast_hz = norms.spindle_hz(child.age_years)
-    per_minute = norms.spindles_per_minute(child.age_years)
+    per_minute, usual_s = (
+        norms.spindles_per_minute(child.age_years),
+        norms.spindle_s(child.age_years),
+    )
     rate = per_minute * state.by_stage((0, 0.05, 1.0, 0.45, 0)) * (state.arousal < 0.1)
     for start_s in scatter(rng, rate, least_gap_s=2.0):
         fast = rng.random() < 0.6
         hz = (fast_hz if fast else slow_hz) + child.spindle_shift_hz + 0.25 * rng.normal()
-        length_s = np.clip(0.9 * np.exp(0.35 * rng.normal()), 0.5, 2.2)
+        length_s = np.clip(usual_s * np.exp(0.3 * rng.normal()), 0.5, 4.5)
+        if rng.random() < 0.75:
+            start_s = _into_up_state(slow, start_s, length_s, state.rate_hz)
         t = state.times(length_s)
         size_uv = 30 * child.spindle_gain * np.exp(0.3 * rng.normal())
         chirp = hz * t - 0.25 * t**2  # spindles slow down a little as they go
         wave = size_uv * np.sin(np.pi * t / length_s) ** 2 * np.sin(2 * np.pi * chirp)
         weights = on_map("central" if fast else "frontal")
         state.add_wave(x, start_s, wave, weights)
+
+
+def _into_up_state(slow: np.ndarray, start_s: float, length_s: float, rate_hz: int) -> float:
+    """The start at which a wave's middle lies on the highest up-state within 0.7 s of it."""
+    first = max(round((start_s + length_s / 2 - 0.7) * rate_hz), 0)
+    near = slow[first : first + round(1.4 * rate_hz)]
+    if len(near) == 0:
+        return start_s
+    return (first + int(near.argmax())) / rate_hz - length_s / 2
 
 
 def _add_sleep_waves(x, night, state, rng) -> None:
@@ -294,10 +320,11 @@ def _add_scalp_muscle(x, night, state, rng) -> None:
     tone *= 1 + 1.5 * state.arousal + 4 * state.movement
     density = np.sqrt(state.rate_hz / 128)  # the same at every rate
     curve = state.spread(night.child.scalp_muscle_uv * density * tone)
-    for row, name in zip(x, ELECTRODES, strict=True):
+    noise = rng.standard_normal(state.n, np.float32)
+    for k, (row, name) in enumerate(zip(x, ELECTRODES, strict=True)):
         share = 1.6 if name in ("E1", "E2") else 1.0
-        noise = rng.standard_normal(state.n, np.float32)
-        row += np.float32(share * np.exp(0.35 * rng.standard_normal())) * curve * noise
+        own = np.roll(noise, k * state.n // len(x))  # minutes apart: as good as another draw
+        row += np.float32(share * np.exp(0.35 * rng.standard_normal())) * curve * own
 
 
 def _spoil_electrodes(x, night, state, mains, rng) -> None:
