@@ -121,8 +121,8 @@ def vary_child(child: Child, rng: Generator, variation: Variation) -> Child:
         spindle_gain=child.spindle_gain * eeg,
         posterior_gain=float(child.posterior_gain * np.exp(0.3 * width * rng.standard_normal())),
         muscle_gain=float(child.muscle_gain * np.exp(0.3 * width * rng.standard_normal())),
-        eye_gain=float(np.exp(0.35 + 0.3 * width * rng.standard_normal())),
-        scalp_muscle_uv=float(4.0 * np.exp(0.45 * width * rng.standard_normal())),
+        eye_gain=float(np.exp(0.6 + 0.35 * width * rng.standard_normal())),
+        scalp_muscle_uv=float(4.0 * np.exp(0.55 * width * rng.standard_normal())),
     )
 
 
@@ -132,13 +132,12 @@ def through_chain(
 ) -> None:
     """Pass the signals (n,) of a recording through its chain, in place."""
     hum = mains_hum(chain, state)
-    corners = (chain.high_pass_hz, chain.low_pass_hz)
+    eye = amplifier(state.n, state.rate_hz, chain.high_pass_hz, chain.low_pass_hz)
+    emg_high_hz = max(chain.low_pass_hz, 60.0)
     responses = {
-        "EEG": amplifier(state.n, state.rate_hz, *corners, tilt=chain.tilt),
-        "EOG": amplifier(state.n, state.rate_hz, *corners),
-        "EMG": amplifier(
-            state.n, state.rate_hz, chain.emg_high_pass_hz, max(chain.low_pass_hz, 60.0)
-        ),
+        "EEG": eye * amplifier(state.n, state.rate_hz, 0.0, 0.0, chain.tilt),
+        "EOG": eye,
+        "EMG": amplifier(state.n, state.rate_hz, chain.emg_high_pass_hz, emg_high_hz),
     }
     for name, stream in zip(signals, rng.spawn(len(signals)), strict=True):
         x, kind = signals[name], name[:3]

@@ -43,7 +43,7 @@ _BANDS = (
     ((12.5, 35.0), 1.0, (4.5, 3.2, 3.0, 2.6, 3.1), ("frontal", "left", "right")),
 )
 _SLOW_WAVE_UV = np.array((0.0, 2.0, 14.0, 62.0, 0.0))
-_SCALP_TONE = np.array((1.0, 0.45, 0.25, 0.2, 0.3))  # of scalp muscle, relative to wake
+_SCALP_TONE = np.array((1.0, 0.42, 0.15, 0.1, 0.25))  # of scalp muscle, relative to wake
 _TONE_UV = np.array((15.0, 8.5, 6.5, 5.5, 2.2))  # chin EMG; atonia in R (AASM)
 
 
@@ -138,7 +138,9 @@ def _add_spindles(slow, x, night, state, rng) -> None:
         norms.spindle_s(child.age_years),
     )
     rate = per_minute * state.by_stage((0, 0.05, 1.0, 0.45, 0)) * (state.arousal < 0.1)
-    for start_s in scatter(rng, rate, least_gap_s=2.0):
+    gap_s = usual_s + 1
+    rate = rate / (1 - per_minute * gap_s / 60)  # those that the gap takes away
+    for start_s in scatter(rng, rate, least_gap_s=gap_s):
         fast = rng.random() < 0.6
         hz = (fast_hz if fast else slow_hz) + child.spindle_shift_hz + 0.25 * rng.normal()
         length_s = np.clip(usual_s * np.exp(0.3 * rng.normal()), 0.5, 4.5)
@@ -146,8 +148,9 @@ def _add_spindles(slow, x, night, state, rng) -> None:
             start_s = _into_up_state(slow, start_s, length_s, state.rate_hz)
         t = state.times(length_s)
         size_uv = 30 * child.spindle_gain * np.exp(0.3 * rng.normal())
-        chirp = hz * t - 0.25 * t**2  # spindles slow down a little as they go
-        wave = size_uv * np.sin(np.pi * t / length_s) ** 2 * np.sin(2 * np.pi * chirp)
+        slows = 0.25 / max(length_s, 1)  # spindles slow down a little as they go
+        chirp = hz * t - slows * t * (t - length_s)
+        wave = size_uv * np.sin(np.pi * t / length_s) * np.sin(2 * np.pi * chirp)
         weights = on_map("central" if fast else "frontal")
         state.add_wave(x, start_s, wave, weights)
 
@@ -296,35 +299,34 @@ def recorded_electrodes(
     muscle = state.noise(rng, (15.0, 90.0), 0.3)
     muscle *= state.spread(0.6 + 1.5 * state.stage[WAKE] + 14 * state.movement)
     beat = rng.uniform(0, 7)
+    tension = scalp_muscle(night, state, streams[3])
     for row, name in zip(x, ELECTRODES, strict=True):
         row += np.float32(rng.uniform(20, 90) * rng.choice((-1, 1))) * sway
         row += np.float32(rng.uniform(0.15, 0.6)) * muscle
         row += np.float32(rng.gamma(1.2, 0.5)) * mains
         hiss_uv = np.float32(1.2 * np.exp(0.3 * rng.standard_normal()))
-        row += hiss_uv * rng.standard_normal(state.n, np.float32)
+        white = rng.standard_normal(state.n, np.float32)
+        row += hiss_uv * white
+        if night.child.scalp_muscle_uv:  # the same draw serves both: nobody hears them apart
+            share = 1.6 if name in ("E1", "E2") else 1.0
+            white *= tension
+            row += np.float32(share * np.exp(0.35 * streams[3].standard_normal())) * white
         if name in ("M1", "M2"):
             row += np.float32(beat * rng.uniform(0.5, 1.5)) * heart_n
         row *= np.float32(np.exp(0.08 * rng.standard_normal()))
     _spoil_electrodes(x, night, state, mains, rng)
-    if night.child.scalp_muscle_uv:
-        _add_scalp_muscle(x, night, state, streams[3])
     return dict(zip(ELECTRODES, x, strict=True))
 
 
-def _add_scalp_muscle(x, night, state, rng) -> None:
-    """Tone of scalp and face, broad noise that falls with sleep; each electrode has its own.
+def scalp_muscle(night: Night, state: State, rng: Generator) -> np.ndarray:
+    """Level of the tone of scalp and face, (n,) uV of broad noise, which falls with sleep.
 
-    Largest in wake, gone in R but for twitches; chewing and frowning come and go.
+    Largest in wake; chewing and frowning come and go.
     """
     tone = state.by_stage(_SCALP_TONE) * np.exp(0.55 * slow_noise(rng, state.n_knots, 45.0))
     tone *= 1 + 1.5 * state.arousal + 4 * state.movement
     density = np.sqrt(state.rate_hz / 128)  # the same at every rate
-    curve = state.spread(night.child.scalp_muscle_uv * density * tone)
-    noise = rng.standard_normal(state.n, np.float32)
-    for k, (row, name) in enumerate(zip(x, ELECTRODES, strict=True)):
-        share = 1.6 if name in ("E1", "E2") else 1.0
-        own = np.roll(noise, k * state.n // len(x))  # minutes apart: as good as another draw
-        row += np.float32(share * np.exp(0.35 * rng.standard_normal())) * curve * own
+    return state.spread(night.child.scalp_muscle_uv * density * tone)
 
 
 def _spoil_electrodes(x, night, state, mains, rng) -> None:

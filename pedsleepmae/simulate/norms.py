@@ -112,7 +112,7 @@ def slow_wave_gain(age_years: float) -> float:
     NREM delta power rises from 6 to 8 years and then falls, fastest between 12 and 16.5, by more
     than 60 %, and by amplitude rather than number of waves (Feinberg). Below 6 years ours.
     """
-    power = _curve(age_years, (0.25, 0.35), (2, 0.7), (6, 0.9), (8, 1.0), (12, 0.75), (16.5, 0.3))
+    power = _curve(age_years, (0.25, 0.35), (2, 0.7), (6, 0.9), (8, 1.0), (12, 0.75), (16.5, 0.24))
     return float(np.sqrt(power))
 
 
@@ -130,7 +130,7 @@ def background_gain(age_years: float) -> float:
 
     Absolute power falls with age in nearly all bands (Gasser); the numbers are ours.
     """
-    return _curve(age_years, (0.25, 0.9), (2, 1.1), (8, 1.0), (18, 0.65))
+    return _curve(age_years, (0.25, 0.9), (2, 1.1), (8, 1.0), (12, 0.86), (16.5, 0.58))
 
 
 # ------------------------------------------------------------------ breathing and heart
