@@ -10,10 +10,9 @@ import pytest
 from pedsleepmae import tasks
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import annotations
-from pedsleepmae.simulate import batches, body, head, norms, waves
+from pedsleepmae.simulate import batches, body, head, norms, oxygen, waves
 from pedsleepmae.simulate.events import (
     EventRates,
-    _desaturation,
     draw_night,
     night_from_scoring,
     scored_rows,
@@ -367,6 +366,22 @@ def test_a_breath_is_two_fifths_inspiration_and_its_co2_a_plateau():
 
 
 # ------------------------------------------------------------------ EEG, EOG, EMG
+def test_spindles_of_an_age_have_its_rate_length_and_frequency():
+    assert norms.spindles_per_minute(0.37) == pytest.approx(6.6, abs=0.1)
+    assert norms.spindle_s(0.37) == pytest.approx(2.9, abs=0.1)
+    assert norms.spindle_hz(0.37) == pytest.approx((13.0, 13.0), abs=0.1)
+    toddler, child, adolescent = (norms.spindles_per_minute(age) for age in (2.5, 8, 14))
+    assert toddler < child < adolescent
+
+
+def test_a_spindle_is_moved_to_the_highest_up_state_near_it():
+    slow = np.zeros(100 * RATE)
+    slow[50 * RATE] = 1.0
+    start_s = head._into_up_state(slow, 49.0, 1.0, RATE)
+    assert start_s + 0.5 == 50.0
+    assert head._into_up_state(slow, 99.9, 4.0, RATE) == 99.9  # beyond the end
+
+
 def test_spindles_belong_to_n2_at_the_frequency_of_the_age(quiet):
     c3 = quiet["EEG C3-M2"]
 
@@ -585,9 +600,8 @@ def test_desaturations_follow_their_apnea_by_10_to_25_seconds(drawn):
     assert min(lags) >= 10 - 1e-9
     assert 12 < np.mean(lags) < 20
     child = a_child(desaturation_lag_s=16.0)
-    rng = np.random.default_rng(1)
     apnea = Event(300.0, 20.0, "Obstructive Apnea")
-    fall = _desaturation(apnea, True, False, child, rng)
+    (fall,) = oxygen.falls(child, [apnea], 600.0)
     night = made_night([apnea, fall], child=child, blocks=(N2,), block_s=600)
     spo2 = signals_of(night, seed=2)["SPO2"][::RATE]
     assert spo2[300:310].min() > spo2[280:300].mean() - 1.5
@@ -596,17 +610,52 @@ def test_desaturations_follow_their_apnea_by_10_to_25_seconds(drawn):
     assert spo2[280:300].mean() - spo2[trough] > 2
 
 
-def test_longer_apneas_desaturate_more():
-    rng = np.random.default_rng(0)
-    child = a_child()
+def fall_of(*events, age_years=8.0, which=0, spo2_percent=97.5):
+    child = a_child(age_years, desaturation_lag_s=16.0, spo2_percent=spo2_percent)
+    found = oxygen.falls(child, [Event(*event) for event in events], 400.0)[which]
+    return found.size if found else 0.0
 
-    def depth(duration_s):
-        event = Event(100.0, duration_s, "Obstructive Apnea")
-        falls = [_desaturation(event, True, False, child, rng).size for _ in range(200)]
-        return np.mean(falls)
 
-    assert depth(30.0) > depth(15.0) + 0.5 > depth(7.0) + 0.5
-    assert depth(7.0) >= 3
+def apnea(onset_s, duration_s):
+    return (onset_s, duration_s, "Obstructive Apnea")
+
+
+def test_falls_are_deeper_the_longer_the_event_the_younger_the_child_and_the_lower_its_baseline():
+    by_length = [fall_of(apnea(100.0, seconds)) for seconds in (7, 12, 18, 30)]
+    assert (np.diff(by_length) > 0.5).all()
+    by_age = [fall_of(apnea(100.0, 12.0), age_years=age) for age in (0.5, 3, 8, 17)]
+    assert (np.diff(by_age) < 0).all()
+    assert fall_of(apnea(100.0, 12.0), spo2_percent=95.0) > 1.3 * by_length[1]
+    assert fall_of((100.0, 18.0, "Hypopnea", 0.5)) < by_length[2]
+
+
+def test_an_event_before_the_lung_is_filled_again_desaturates_more():
+    alone = fall_of(apnea(100.0, 18.0))
+    child = a_child(8.0, desaturation_lag_s=16.0, spo2_percent=97.5)
+    pair = [Event(*apnea(100.0, 18.0)), Event(*apnea(121.0, 18.0))]
+    lowest = oxygen.caused_saturation(child, pair, 1601).min()
+    assert -lowest > alone + 0.5
+
+
+def test_without_a_breath_the_pressure_falls_by_the_uptake_and_nothing_moves_at_rest():
+    child = a_child(8.0, desaturation_lag_s=16.0, spo2_percent=97.5)
+    assert not oxygen.caused_saturation(child, [], 1000).any()
+    resting = np.interp(97.5, oxygen._PERCENT, oxygen._MMHG)
+    after_10_s = resting - 10 * norms.oxygen_fall_mmhg(8.0)
+    expected = oxygen.saturation(after_10_s) - 97.5
+    lowest = oxygen.caused_saturation(child, [Event(*apnea(100.0, 10.0))], 1601).min()
+    assert expected <= lowest < 0.8 * expected  # the oximeter's average is a little higher
+
+
+def test_scored_desaturations_are_falls_of_3_percent_of_the_curve_that_is_shown(drawn):
+    for night in drawn[:4]:
+        n_knots = round(night.duration_s) * 4 + 1
+        curve = oxygen.night_saturation(night.child, night.events, n_knots)
+        for event in night.events:
+            if event.name == DESATURATION:
+                first, last = round(event.onset_s * 4), round(event.end_s * 4)
+                assert event.size >= 3
+                assert curve[first] - curve[first : last + 1].min() > 2.4
 
 
 def test_spo2_is_held_for_a_second_and_the_probe_falls_off_at_times(quiet):

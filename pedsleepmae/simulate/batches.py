@@ -15,8 +15,8 @@ from pedsleepmae.channels import CHANNEL_NAMES, CHANNELS, EPOCH_SAMPLES, N_CHANN
 from pedsleepmae.prepare import annotations, readings, tables
 from pedsleepmae.prepare.signals import standardise_epochs
 from pedsleepmae.prepare.tables import write_splits, write_studies
-from pedsleepmae.simulate.chain import AS_IT_IS, Chain
-from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_chain, visit_night
+from pedsleepmae.simulate.chain import Chain
+from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
 from pedsleepmae.simulate.events import scored_rows
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.signals import simulate_signals
@@ -27,15 +27,14 @@ VISITS_IN_MEMORY = 16  # nights whose examples are mixed at a time when batch fi
 
 
 def simulate_examples(
-    night: Night, present_C: np.ndarray, rng: Generator, chain: Chain = AS_IT_IS
+    night: Night, present_C: np.ndarray, rng: Generator, chain: Chain | None = None
 ) -> tuple[np.ndarray, annotations.EpochLabels, np.ndarray]:
     """(x_NCT, labels, present_NC): the scored epochs of a night, straight at 128 Hz.
 
-    An oximeter's gaps are held or missing, as script 1 has them.
-
     ``x_NCT`` (N, 16, 3840) float32 in each channel's physical unit (volts, % for SPO2, the
     sensor's own unit for the rest), as script 1 has it before standardising; absent channels are
-    0. ``present_C`` (16,) says which channels the recording has.
+    0. ``present_C`` (16,) says which channels the recording has. An oximeter's gaps are held or
+    missing, as script 1 has them.
     """
     signals = simulate_signals(night, int(RATE_HZ), rng, chain=chain)
     scoring = annotations.scoring_from_rows(scored_rows(night))
@@ -66,8 +65,7 @@ def visit_examples(
     grid_s = round(visit.first_onset_s * RATE_HZ) / RATE_HZ
     night = visit_night(replace(visit, first_onset_s=grid_s), settings)
     rng = np.random.default_rng((*visit.stream, 2))
-    chain = visit_chain(visit, settings)
-    x_NCT, labels, present_NC = simulate_examples(night, present_C, rng, chain)
+    x_NCT, labels, present_NC = simulate_examples(night, present_C, rng, visit.chain)
     signals_NCT, center_NC, scale_NC = standardise_epochs(
         x_NCT, present_NC, scaling=settings.scaling
     )
@@ -99,9 +97,8 @@ def write_batches(visits: list[Visit], settings: SimulateSettings) -> Iterator[i
         seed=settings.seed,
         keep=tables.read_splits(batches_dir),
     )
-    streams = json.dumps(
-        [(visit.key, visit.stream) for visit in visits] + [settings.scaling, settings.variation]
-    )
+    facts = [settings.scaling] + [settings.variation] * (settings.variation != "none")
+    streams = json.dumps([(visit.key, visit.stream) for visit in visits] + facts)
     fingerprint = f"simulated-{hashlib.sha256(streams.encode()).hexdigest()[:16]}"
     for name in SPLITS:
         shutil.rmtree(batches_dir / name, ignore_errors=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
+from scipy.signal import lfilter
 
-from pedsleepmae.simulate import norms
-from pedsleepmae.simulate.night import DESATURATION, RESPIRATORY, SHALLOW_DIP, Event, Night
+from pedsleepmae.simulate import norms, oxygen
+from pedsleepmae.simulate.night import RESPIRATORY, Event, Night
 from pedsleepmae.simulate.norms import REM, WAKE
 from pedsleepmae.simulate.waves import (
     KNOT_HZ,
@@ -209,10 +210,17 @@ def capnography(
     _, _, co2 = breath_tables()
     plateau = rng.uniform(37, 44) + 1.2 * slow_noise(rng, state.n_knots, 200.0)
     plateau *= np.clip(0.97 + 0.1 * slow_noise(rng, state.n_knots, 150.0), 0.5, 1.05)
-    reach = breath.flow**2 / (breath.flow**2 + 0.12**2)  # a shallow breath does not fill the line
+    # A breath that only washes the dead space brings no alveolar gas, and a shallow one little.
+    alveolar = np.clip(
+        (breath.flow - 0.6 * oxygen.DEAD_SPACE) / (1 - 0.6 * oxygen.DEAD_SPACE), 0, 2
+    )
+    reach = alveolar**2 / (alveolar**2 + 0.1**2)
     late = round(rng.uniform(1.0, 2.0) * state.rate_hz)
     level = state.spread(plateau * reach)
     capno = np.roll(look_up(co2, breath.phase_n) * level, late)
+    # The chamber and line smear the edges: 10 to 90 % of a step take 0.15 to 0.45 s.
+    kept = np.exp(-2.2 / (rng.uniform(0.15, 0.45) * state.rate_hz))
+    capno = lfilter([1 - kept], [1, -kept], capno).astype(np.float32)
     capno += 0.4 * rng.standard_normal(len(capno), np.float32)
     if rng.random() < 0.12:  # cannula out of the nose for a while
         first = rng.uniform(0.1, 0.8) * night.duration_s
@@ -237,21 +245,12 @@ def snore_microphone(state: State, breath: Breathing, rng: Generator) -> np.ndar
 def oximeter(night: Night, state: State, rng: Generator) -> np.ndarray:
     """SpO2 in percent, one value a second, (S,).
 
-    Each desaturation falls by its size while its cause lasts and recovers in the rest of it; a
-    probe that is off reads 0. The baseline wanders by half a percent.
+    What the breathing events take away is the balance of `oxygen`; a probe that is off reads 0. The
+    baseline wanders by half a percent.
     """
-    knots = np.arange(state.n_knots) / KNOT_HZ
     spo2 = night.child.spo2_percent + 0.35 * slow_noise(rng, state.n_knots, 90.0)
     spo2 += 0.2 * slow_noise(rng, state.n_knots, 15.0)
-    for event in night.events:
-        if event.name not in (DESATURATION, SHALLOW_DIP):
-            continue
-        fall_s = 0.65 * event.duration_s
-        near = slice(max(int(event.onset_s * KNOT_HZ), 0), int((event.end_s + 12) * KNOT_HZ) + 1)
-        t = knots[near] - event.onset_s
-        down = 0.5 - 0.5 * np.cos(np.pi * np.clip(t / fall_s, 0, 1))
-        up = 0.5 - 0.5 * np.cos(np.pi * np.clip((t - fall_s) / (0.5 * event.duration_s), 0, 1))
-        spo2[near] -= event.size * (down - up)
+    spo2 += oxygen.night_saturation(night.child, night.events, state.n_knots)
     spo2 = np.clip(spo2 + 0.1 * rng.standard_normal(state.n_knots), 40, 100)[:-1:KNOT_HZ]
     spo2 = np.round(spo2, 1)
     for start_s in scatter(rng, 0.012 + 0.12 * state.movement):

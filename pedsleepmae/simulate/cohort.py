@@ -16,7 +16,7 @@ from numpy.random import Generator
 from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_S
 from pedsleepmae.errors import SettingsError, UserError, bounded
 from pedsleepmae.prepare.annotations import Scoring, read_tsv
-from pedsleepmae.simulate.chain import Chain, Variation, draw_chain
+from pedsleepmae.simulate.chain import Chain, Variation, draw_chain, vary_child
 from pedsleepmae.simulate.events import EventRates, draw_night, night_from_scoring
 from pedsleepmae.simulate.night import Child, Night, draw_ages, draw_child, with_prader_willi
 from pedsleepmae.tasks import UNSCORED
@@ -46,6 +46,10 @@ class SimulateSettings:
     """Share of recordings that lack one or more of the 16 channels."""
     absent_group_fraction: float = bounded(0.0, 0, 1)
     """Share of recordings that lack whole groups: no EEG, nothing on the head, no respiration."""
+    variation: Variation = "none"
+    """How much recordings differ beyond the children's physiology. none: one laboratory without
+    faults. realistic: levels, amplifiers, references, mains and faults as laboratories have them.
+    wide: more than that, to learn from. Stages and events stay as they are."""
     rates_hz: list[int] = field(default_factory=lambda: [256, 256, 256, 400])
     """Sampling rates drawn for montage A, Hz, multiples of 4; repeat one to draw it more often.
     With batches_dir everything is simulated at 128 Hz."""
@@ -54,9 +58,6 @@ class SimulateSettings:
     apneas, rather central ones in the young, deeper desaturations, low muscle tone."""
     event_dir: Path | None = None
     """Folder with NCH .tsv files whose stages and events drive the nights; none: drawn by age."""
-    variation: Variation = "none"
-    """How recordings differ beside the children: amplifier, filters, mains, muscle, sweat, sensors
-    that fall off; none: one ideal laboratory; wide: more than laboratories do, to pretrain on."""
     first_id: int = bounded(900_001, 1)
     """Number of the first patient and of the first study, above NCH's (patients to 20,830, studies
     to 26,278). Cohorts that meet in one evaluation need ranges of their own."""
@@ -101,6 +102,9 @@ ABSENT_WHOLE = (
     ("effort", "flow", "snore", "CO2", "SpO2"),
 )
 
+# Share of recordings without whole groups that a variation adds to absent_group_fraction.
+LACKS_GROUPS = {"none": 0.0, "realistic": 0.08, "wide": 0.25}
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -108,7 +112,8 @@ class Visit:
 
     ``montage`` is NCH's "A" or "B"; ``first_onset_s`` where the scoring begins, a multiple of one
     sample; ``absent`` the names of the 16 channels that it lacks; ``stream`` seeds its random
-    numbers; ``event_file`` the scoring that drives it, None: drawn.
+    numbers; ``event_file`` the scoring that drives it, None: drawn; ``chain`` the laboratory's,
+    None: without variation.
     """
 
     patient_id: int
@@ -122,6 +127,7 @@ class Visit:
     absent: tuple[str, ...]
     stream: tuple[int, ...]
     event_file: Path | None
+    chain: Chain | None = None
 
     @property
     def key(self) -> str:
@@ -153,6 +159,8 @@ def plan_cohort(settings: SimulateSettings) -> list[Visit]:
         child = draw_child(rng, ages[patient])
         if patient in with_syndrome:
             child = with_prader_willi(child)
+        varied = np.random.default_rng((settings.seed, 5, patient))
+        child = vary_child(child, varied, settings.variation)
         for number in range(1 + (patient < settings.n_repeat_studies)):
             if number:
                 age_years = child.age_years + rng.uniform(0.4, 1.2)
@@ -191,6 +199,11 @@ def _plan_visit(
     if rng.random() < settings.absent_group_fraction:
         for group in ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]:
             absent |= {CHANNEL_NAMES[place] for place in CHANNEL_GROUPS[group]}
+    rng = np.random.default_rng((*stream, 5))  # nor does the laboratory
+    chain = draw_chain(rng, settings.variation)
+    if rng.random() < LACKS_GROUPS[settings.variation]:
+        for group in ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]:
+            absent |= {CHANNEL_NAMES[place] for place in CHANNEL_GROUPS[group]}
     return Visit(
         patient_id=settings.first_id + patient,
         study_id=settings.first_id + study,
@@ -203,6 +216,7 @@ def _plan_visit(
         absent=tuple(sorted(absent)),
         stream=stream,
         event_file=event_file,
+        chain=chain,
     )
 
 
@@ -219,11 +233,6 @@ def visit_night(visit: Visit, settings: SimulateSettings) -> Night:
     end_s = scoring.stage_onsets_s[-1] + EPOCH_S
     duration_s = min(visit.duration_s, float(4 * np.ceil(end_s / 4)))
     return night_from_scoring(visit.child, scoring, duration_s, settings.events, rng)
-
-
-def visit_chain(visit: Visit, settings: SimulateSettings) -> Chain:
-    """What the recording of a visit makes of the night."""
-    return draw_chain(settings.variation, np.random.default_rng((*visit.stream, 5)))
 
 
 def excerpt(scoring: Scoring, duration_s: float, first_onset_s: float, rng: Generator) -> Scoring:

@@ -17,7 +17,7 @@ from pedsleepmae import tasks
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, bounded
 from pedsleepmae.prepare.annotations import EVENTS, Scoring
-from pedsleepmae.simulate import norms
+from pedsleepmae.simulate import norms, oxygen
 from pedsleepmae.simulate.night import (
     AROUSAL,
     DESATURATION,
@@ -38,7 +38,7 @@ class EventRates:
     """Events an hour of sleep, mean over the cohort; children differ (0.4 to 2.2 times).
 
     The defaults are enriched so that a dozen short nights hold enough of each for six tasks: 5 %
-    of the epochs with apnea, 6 % hypopnea, 11 % desaturation, 9 % arousal (NCH: 0.83, 1.97, 8.78,
+    of the epochs with apnea, 6 % hypopnea, 9 % desaturation, 10 % arousal (NCH: 0.83, 1.97, 8.78,
     4.71 %). NCH's prevalence comes of 0.85, 1.8, 6, 4.3 and min_events 0.
     """
 
@@ -144,16 +144,17 @@ def add_consequences(
 ) -> list[Event]:
     """Desaturations and arousals: those that respiratory events cause, and spontaneous ones.
 
-    A hypopnea has at least one of the two (AASM: a desaturation of 3 % or an arousal).
+    Falls of SpO2 are those of `oxygen`. A hypopnea has a desaturation of 3 % or else an arousal
+    (AASM).
     """
     found, sleep_h = [], (stage_of_S > 0).sum() / 3600
-    for event in breathing:
-        in_rem = stage_of_S[int(event.onset_s)] == REM
-        falls = rng.random() < np.clip(0.3 + 0.04 * (event.duration_s - 6), 0.25, 0.92)
+    dips = oxygen.falls(child, breathing, float(len(stage_of_S)))
+    for event, dip in zip(breathing, dips, strict=True):
+        falls = dip is not None and dip.name == DESATURATION
         wakes = rng.random() < norms.AROUSAL_AFTER[event.name] * child.arousability
-        if "Hypopnea" in event.name and not (falls or wakes):
-            falls, wakes = (True, False) if rng.random() < 0.5 else (False, True)
-        found.append(_desaturation(event, falls, in_rem, child, rng))
+        wakes |= "Hypopnea" in event.name and not falls
+        if dip is not None:
+            found.append(dip)
         if wakes:
             onset_s = event.end_s + rng.uniform(-1.0, 1.0)
             found.append(Event(onset_s, _arousal_duration_s(rng), AROUSAL))
@@ -175,23 +176,6 @@ def add_consequences(
                 found.append(event._replace(size=depth if name == DESATURATION else 1.0))
                 _occupy(free_S, event)
     return [event for event in found if event.end_s < len(stage_of_S)]
-
-
-def _desaturation(cause: Event, scored: bool, in_rem: bool, child: Child, rng: Generator) -> Event:
-    """The fall of SpO2 after a respiratory event, deeper after longer ones and in REM (Goh).
-
-    It begins a lag after the event does (blood travels from lung to finger, the oximeter
-    averages): 10 to 25 s, mostly the child's own; it falls as long as the event lasts and
-    recovers within some 10 s. The depths are ours.
-    """
-    onset_s = cause.onset_s + np.clip(child.desaturation_lag_s + rng.normal(0, 1.5), 10, 25)
-    duration_s = max(cause.duration_s, 6) + rng.uniform(5, 10)
-    if not scored:
-        return Event(onset_s, duration_s, SHALLOW_DIP, rng.uniform(0.3, 2.3))
-    depth = rng.gamma(1.5, 0.9) * (cause.duration_s / 12) * (1.3 if in_rem else 1.0)
-    depth *= norms.PRADER_WILLI["desaturation_depth"] if child.prader_willi else 1.0
-    depth = min(norms.LEAST_DESATURATION + depth, 25.0)
-    return Event(onset_s, duration_s, DESATURATION, depth)
 
 
 def _arousal_duration_s(rng: Generator) -> float:

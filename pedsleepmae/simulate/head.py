@@ -6,15 +6,17 @@ without a source are ours, chosen to look right on a technician's screen; source
 `norms`.
 """
 
+from functools import partial
+
 import numpy as np
 from numpy.random import Generator
 
 from pedsleepmae.simulate import norms
-from pedsleepmae.simulate.chain import REFERENCES, Chain
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.norms import N1, N3, REM, WAKE
 from pedsleepmae.simulate.waves import State, band_noise, scatter, slow_noise
 
+MAINS_HZ = 60.0
 ELECTRODES = ("F3", "F4", "C3", "C4", "CZ", "O1", "O2", "M1", "M2", "E1", "E2")
 _SCALP = ("C3-M2", "O1-M2", "O2-M1", "CZ-O1", "C4-M1", "F4-M1", "F3-M2")
 BIPOLAR = {f"EEG {pair}": tuple(pair.split("-")) for pair in _SCALP}
@@ -41,6 +43,7 @@ _BANDS = (
     ((12.5, 35.0), 1.0, (4.5, 3.2, 3.0, 2.6, 3.1), ("frontal", "left", "right")),
 )
 _SLOW_WAVE_UV = np.array((0.0, 2.0, 14.0, 62.0, 0.0))
+_SCALP_TONE = np.array((1.0, 0.42, 0.15, 0.1, 0.25))  # of scalp muscle, relative to wake
 _TONE_UV = np.array((15.0, 8.5, 6.5, 5.5, 2.2))  # chin EMG; atonia in R (AASM)
 
 
@@ -53,11 +56,18 @@ def on_map(name: str, gain: float = 1.0) -> np.ndarray:
 def brain_electrodes(night: Night, state: State, rng: Generator) -> np.ndarray:
     """Brain potentials at the electrodes, (E, n) float32."""
     x = np.zeros((len(ELECTRODES), state.n), np.float32)
-    parts = [_add_background, _add_slow_waves, _add_posterior_rhythm]
-    parts += [_add_spindles, _add_sleep_waves, _add_arousals]
+    stream = rng.spawn(7)[6]  # the parts have the six before it
+    slow = slow_oscillation(state, stream)
+    parts = [_add_background, partial(_add_slow_waves, slow), _add_posterior_rhythm]
+    parts += [partial(_add_spindles, slow), _add_sleep_waves, _add_arousals]
     for add_part, stream in zip(parts, rng.spawn(len(parts)), strict=True):
         add_part(x, night, state, stream)
     return x
+
+
+def slow_oscillation(state: State, rng: Generator) -> np.ndarray:
+    """Slow oscillation that the whole scalp shares, (n,) of RMS 1; its up-states are positive."""
+    return state.noise(rng, (0.5, 2.0), 0.5)
 
 
 def _add_noise(x: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> None:
@@ -80,7 +90,7 @@ def _add_background(x, night, state, rng) -> None:
             _add_noise(x, noise, on_map(name))
 
 
-def _add_slow_waves(x, night, state, rng) -> None:
+def _add_slow_waves(shared, x, night, state, rng) -> None:
     """Slow waves, 0.5 to 2 Hz, that travel from front to back in 50 ms; N3 is full of them.
 
     Their size and map follow age (Feinberg, Kurth). N3 needs 75 uV in a fifth of the epoch
@@ -91,7 +101,6 @@ def _add_slow_waves(x, night, state, rng) -> None:
     level = state.by_stage(_SLOW_WAVE_UV * (1, 1, 1, 0, 1)) + _SLOW_WAVE_UV[N3] * state.depth
     level *= child.eeg_gain * norms.slow_wave_gain(child.age_years)
     level *= np.exp(0.25 * slow_noise(rng, state.n_knots, 12.0)) * (1 - 0.8 * state.arousal)
-    shared = state.noise(rng, (0.5, 2.0), 0.5)
     curve = state.spread(level)
     for name, weight, delay_s in (
         ("frontal", 0.45 + 0.35 * front, 0.0),
@@ -116,22 +125,43 @@ def _add_posterior_rhythm(x, night, state, rng) -> None:
         _add_noise(x, noise * curve, on_map(name, weight))
 
 
-def _add_spindles(x, night, state, rng) -> None:
-    """Spindles of 0.5 to 2 s in N2, fewer in N3: fast ones central, slow ones frontal (AASM)."""
+def _add_spindles(slow, x, night, state, rng) -> None:
+    """Spindles in N2, fewer in N3: fast ones central, slow ones frontal (AASM).
+
+    Rate, length and frequency follow age (`norms`). Three of four lie in an up-state of the slow
+    oscillation ``slow`` (n,), as spindles are nested in it; the share is ours.
+    """
     child = night.child
     slow_hz, fast_hz = norms.spindle_hz(child.age_years)
-    per_minute = norms.spindles_per_minute(child.age_years)
+    per_minute, usual_s = (
+        norms.spindles_per_minute(child.age_years),
+        norms.spindle_s(child.age_years),
+    )
     rate = per_minute * state.by_stage((0, 0.05, 1.0, 0.45, 0)) * (state.arousal < 0.1)
-    for start_s in scatter(rng, rate, least_gap_s=2.0):
+    gap_s = usual_s + 1
+    rate = rate / (1 - per_minute * gap_s / 60)  # those that the gap takes away
+    for start_s in scatter(rng, rate, least_gap_s=gap_s):
         fast = rng.random() < 0.6
         hz = (fast_hz if fast else slow_hz) + child.spindle_shift_hz + 0.25 * rng.normal()
-        length_s = np.clip(0.9 * np.exp(0.35 * rng.normal()), 0.5, 2.2)
+        length_s = np.clip(usual_s * np.exp(0.3 * rng.normal()), 0.5, 4.5)
+        if rng.random() < 0.75:
+            start_s = _into_up_state(slow, start_s, length_s, state.rate_hz)
         t = state.times(length_s)
         size_uv = 30 * child.spindle_gain * np.exp(0.3 * rng.normal())
-        chirp = hz * t - 0.25 * t**2  # spindles slow down a little as they go
-        wave = size_uv * np.sin(np.pi * t / length_s) ** 2 * np.sin(2 * np.pi * chirp)
+        slows = 0.25 / max(length_s, 1)  # spindles slow down a little as they go
+        chirp = hz * t - slows * t * (t - length_s)
+        wave = size_uv * np.sin(np.pi * t / length_s) * np.sin(2 * np.pi * chirp)
         weights = on_map("central" if fast else "frontal")
         state.add_wave(x, start_s, wave, weights)
+
+
+def _into_up_state(slow: np.ndarray, start_s: float, length_s: float, rate_hz: int) -> float:
+    """The start at which a wave's middle lies on the highest up-state within 0.7 s of it."""
+    first = max(round((start_s + length_s / 2 - 0.7) * rate_hz), 0)
+    near = slow[first : first + round(1.4 * rate_hz)]
+    if len(near) == 0:
+        return start_s
+    return (first + int(near.argmax())) / rate_hz - length_s / 2
 
 
 def _add_sleep_waves(x, night, state, rng) -> None:
@@ -233,69 +263,77 @@ def chin_emg(night: Night, state: State, rng: Generator) -> np.ndarray:
 
 
 # ------------------------------------------------------------------ electrodes as recorded
+def derivations(electrodes: dict[str, np.ndarray], reference: str) -> dict[str, np.ndarray]:
+    """The bipolar channels, (n,) uV each, against the mastoids or what stands in for them.
+
+    ``reference``: "contralateral" as the names say (AASM); "linked" mastoids; "ipsilateral", the
+    mastoid of the same side; "average" of the seven electrodes on the scalp.
+    """
+    mastoids = {name: electrodes[name] for name in ("M1", "M2")}
+    if reference == "ipsilateral":
+        mastoids = {"M1": electrodes["M2"], "M2": electrodes["M1"]}
+    elif reference == "linked":
+        mastoids = dict.fromkeys(mastoids, (electrodes["M1"] + electrodes["M2"]) / 2)
+    elif reference == "average":
+        scalp = sum(electrodes[name] for name in ELECTRODES[:7]) / np.float32(7)
+        mastoids = dict.fromkeys(mastoids, scalp)
+    seen = electrodes | mastoids
+    return {name: seen[plus] - seen[minus] for name, (plus, minus) in BIPOLAR.items()}
+
+
 def recorded_electrodes(
-    night: Night, state: State, heart_n: np.ndarray, chain: Chain, rng: Generator
+    night: Night, state: State, heart_n: np.ndarray, rng: Generator
 ) -> dict[str, np.ndarray]:
     """What each electrode picks up, (n,) uV: brain, eyes, heart, movement, mains, poor contact."""
     streams = rng.spawn(4)
     x = brain_electrodes(night, state, streams[0])
-    x *= np.float32(chain.background)
     eye, blink = eye_movements(night, state, streams[1])
-    _add_noise(x, eye, on_map("eyeballs", chain.eyes))
-    _add_noise(x, blink, on_map("lids", chain.eyes))
+    _add_noise(x, eye, on_map("eyeballs", night.child.eye_gain))
+    _add_noise(x, blink, on_map("lids", night.child.eye_gain))
 
     # What all electrodes see, each with a weight of its own.
     rng = streams[2]
     seconds = np.arange(state.n) / state.rate_hz
-    mains = np.float32(chain.mains) * _mains(seconds, state.rate_hz, chain)
-    sway = state.spread(chain.movement * state.movement) * state.noise(rng, (0.3, 3.0), 1.0)
+    mains = np.sin(2 * np.pi * (MAINS_HZ * seconds % 1)).astype(np.float32)
+    sway = state.spread(state.movement) * state.noise(rng, (0.3, 3.0), 1.0)
     muscle = state.noise(rng, (15.0, 90.0), 0.3)
-    tone = state.by_stage(chain.muscle_uv) + 14 * chain.movement * state.movement
-    if chain.muscle_wander:
-        tone *= np.exp(chain.muscle_wander * slow_noise(streams[3], state.n_knots, 60.0))
-    muscle *= state.spread(tone)
-    beat = chain.heart * rng.uniform(0, 7)
+    muscle *= state.spread(0.6 + 1.5 * state.stage[WAKE] + 14 * state.movement)
+    beat = rng.uniform(0, 7)
+    tension = scalp_muscle(night, state, streams[3])
     for row, name in zip(x, ELECTRODES, strict=True):
         row += np.float32(rng.uniform(20, 90) * rng.choice((-1, 1))) * sway
         row += np.float32(rng.uniform(0.15, 0.6)) * muscle
         row += np.float32(rng.gamma(1.2, 0.5)) * mains
-        hiss_uv = np.float32(1.2 * chain.hiss * np.exp(0.3 * rng.standard_normal()))
-        row += hiss_uv * rng.standard_normal(state.n, np.float32)
+        hiss_uv = np.float32(1.2 * np.exp(0.3 * rng.standard_normal()))
+        white = rng.standard_normal(state.n, np.float32)
+        row += hiss_uv * white
+        if night.child.scalp_muscle_uv:  # the same draw serves both: nobody hears them apart
+            share = 1.6 if name in ("E1", "E2") else 1.0
+            white *= tension
+            row += np.float32(share * np.exp(0.35 * streams[3].standard_normal())) * white
         if name in ("M1", "M2"):
             row += np.float32(beat * rng.uniform(0.5, 1.5)) * heart_n
         row *= np.float32(np.exp(0.08 * rng.standard_normal()))
-        if chain.sweat_uv:
-            row += state.spread(_sweat_uv(state, chain, streams[3]))
-    _spoil_electrodes(x, night, state, mains, chain, rng)
-    electrodes = dict(zip(ELECTRODES, x, strict=True))
-    joined = {
-        name: sum(electrodes[part] for part in parts) / len(parts)
-        for name, parts in REFERENCES[chain.reference].items()
-    }
-    return electrodes | joined
+    _spoil_electrodes(x, night, state, mains, rng)
+    return dict(zip(ELECTRODES, x, strict=True))
 
 
-def _mains(seconds: np.ndarray, rate_hz: int, chain: Chain) -> np.ndarray:
-    """The mains' wave of unit amplitude and its third harmonic where the rate can hold them."""
-    x = np.sin(2 * np.pi * (chain.mains_hz * seconds % 1))
-    if chain.third_harmonic and 6 * chain.mains_hz < rate_hz:
-        x += chain.third_harmonic * np.sin(2 * np.pi * (3 * chain.mains_hz * seconds % 1))
-    return x.astype(np.float32)
+def scalp_muscle(night: Night, state: State, rng: Generator) -> np.ndarray:
+    """Level of the tone of scalp and face, (n,) uV of broad noise, which falls with sleep.
+
+    Largest in wake; chewing and frowning come and go.
+    """
+    tone = state.by_stage(_SCALP_TONE) * np.exp(0.55 * slow_noise(rng, state.n_knots, 45.0))
+    tone *= 1 + 1.5 * state.arousal + 4 * state.movement
+    density = np.sqrt(state.rate_hz / 128)  # the same at every rate
+    return state.spread(night.child.scalp_muscle_uv * density * tone)
 
 
-def _sweat_uv(state: State, chain: Chain, rng: Generator) -> np.ndarray:
-    """Sweat at an electrode: sway of 0.05 to 0.25 Hz (AASM) that comes and goes, (K,)."""
-    comes = np.clip(slow_noise(rng, state.n_knots, 900.0), 0, None)
-    return chain.sweat_uv * comes * slow_noise(rng, state.n_knots, 4.0)
-
-
-def _spoil_electrodes(x, night, state, mains, chain, rng) -> None:
-    """Electrode pops (by the chain, in the whole head) and, in some nights, one bad contact."""
+def _spoil_electrodes(x, night, state, mains, rng) -> None:
+    """Electrode pops (two an hour in the whole head) and, in some nights, one bad contact."""
     t = state.times(4)
     decay = np.exp(-t / 0.6).astype(np.float32)
-    for time_s in rng.uniform(
-        0, night.duration_s, rng.poisson(chain.pops_per_hour * night.duration_s / 3600)
-    ):
+    for time_s in rng.uniform(0, night.duration_s, rng.poisson(night.duration_s / 1800)):
         weights = np.zeros(len(x), np.float32)
         weights[rng.integers(len(x))] = rng.choice((-1, 1)) * rng.uniform(100, 700)
         state.add_wave(x, time_s, decay, weights)

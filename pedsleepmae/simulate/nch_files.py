@@ -20,7 +20,7 @@ from numpy.random import Generator
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.disk import write_text, write_whole
 from pedsleepmae.prepare.recordings import SIMULATED_MARK
-from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_chain, visit_night
+from pedsleepmae.simulate.cohort import SimulateSettings, Visit, visit_night
 from pedsleepmae.simulate.events import STAGE_TEXTS, UNSCORED_TEXT, scored_rows
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.signals import simulate_signals
@@ -223,9 +223,7 @@ def write_visit(visit: Visit, settings: SimulateSettings) -> int:
     """Simulate one visit and write its EDF and .tsv; returns the number of scored epochs."""
     night = visit_night(visit, settings)
     rng = np.random.default_rng((*visit.stream, 2))
-    signals = simulate_signals(
-        night, visit.rate_hz, rng, chain=visit_chain(visit, settings), all_sensors=True
-    )
+    signals = simulate_signals(night, visit.rate_hz, rng, all_sensors=True, chain=visit.chain)
     rng = np.random.default_rng((*visit.stream, 3))
     slots = montage_of(visit, rng)
     folder = settings.output_dir / "Sleep_Data"

@@ -36,6 +36,8 @@ class Child:
     hypersynchrony: float
     muscle_gain: float
     prader_willi: bool = False
+    eye_gain: float = 1.0
+    scalp_muscle_uv: float = 0.0
 
 
 class Event(NamedTuple):

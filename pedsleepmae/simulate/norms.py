@@ -24,10 +24,14 @@ Sources, as the docstrings name them
     Rosenberg     Rosenberg & Van Hout, J Clin Sleep Med 2013;9:81 (stages) and 2014 (respiratory
                   events): agreement of thousands of scorers with the majority
     Rusconi       Rusconi et al., Pediatrics 1994;94:350 (respiratory rate awake and asleep)
+    Sands         Sands et al., PLoS Comput Biol 2009;5:e1000588 (oxygen in apnea)
     Scholle       Scholle et al., Sleep Med 2011;12:542 (sleep of healthy children, ages 1 to 18)
     Sedky         Sedky et al., J Clin Sleep Med 2014;10:403 (apnea in 224 children, Prader-Willi)
     Shinomiya     Shinomiya et al., Development of sleep spindles in young children and
                   adolescents (ages 4 to 24)
+    Kwon          Kwon et al., Sleep 2023 (spindles of 567 children, birth to 18 years)
+    Tanguay       Evolution of sleep spindles in childhood, 1975 (26 children, 4 to 68 months)
+    Ventura       Ventura et al., Sleep 2022, PMID 34755881 (91 infants of 4 to 5 months)
     eNeuro        spindles from 6 to 21 years, eNeuro 2021;8, ENEURO.0257-21.2021
 """
 
@@ -77,16 +81,29 @@ def posterior_rhythm_hz(age_years: float) -> float:
 def spindle_hz(age_years: float) -> tuple[float, float]:
     """(frontal slow, central fast) spindle frequency.
 
-    Frontal 11.0-12.75, centroparietal 12.5-14.5 Hz between 4 and 24 years, the fast ones rising
-    steadily, the slow ones mostly in early adolescence (Shinomiya; rise also in Campbell, eNeuro).
+    13.0 Hz at 4 to 5 months (Ventura); slow and fast ones part by 18 months, and the peak follows
+    a U over the years (Kwon). Frontal 11.0-12.75, centroparietal 12.5-14.5 Hz between 4 and 24
+    years, the fast ones rising steadily, the slow ones mostly in early adolescence (Shinomiya; rise
+    also in Campbell, eNeuro).
     """
-    slow = _curve(age_years, (4, 11.3), (11, 11.6), (15, 12.4))
-    return slow, _curve(age_years, (4, 12.8), (18, 14.0))
+    slow = _curve(age_years, (0.4, 13.0), (1, 12.9), (4, 11.3), (11, 11.6), (15, 12.4))
+    return slow, _curve(age_years, (0.4, 13.0), (1.5, 13.1), (4, 12.8), (18, 14.0))
 
 
 def spindles_per_minute(age_years: float) -> float:
-    """Spindles a minute of N2: an inverted U that rises to 15 years (eNeuro); level ours."""
-    return _curve(age_years, (0.25, 3.0), (2, 3.0), (6, 3.2), (15, 4.6), (21, 4.4))
+    """Spindles a minute of N2.
+
+    6.6 at 4 to 5 months (Ventura), the fastest rise before and a second one from 3 to 14 years
+    (Kwon); least from 27 to 54 months (Tanguay). Levels from 2 years on are ours.
+    """
+    points = ((0.1, 1.5), (0.35, 6.6), (0.5, 6.4), (2.25, 3.0), (4, 3.1), (14, 5.0), (18, 4.8))
+    return _curve(age_years, *points)
+
+
+def spindle_s(age_years: float) -> float:
+    """Median length of a spindle: 2.9 s at 4 to 5 months (Ventura), shortest about 27 months
+    (Tanguay), longer again from 3 to 14 years (Kwon); levels from 2 years on are ours."""
+    return _curve(age_years, (0.1, 1.2), (0.35, 2.9), (0.5, 2.7), (2.25, 0.8), (4, 0.85), (14, 1.1))
 
 
 def slow_wave_gain(age_years: float) -> float:
@@ -95,7 +112,7 @@ def slow_wave_gain(age_years: float) -> float:
     NREM delta power rises from 6 to 8 years and then falls, fastest between 12 and 16.5, by more
     than 60 %, and by amplitude rather than number of waves (Feinberg). Below 6 years ours.
     """
-    power = _curve(age_years, (0.25, 0.35), (2, 0.7), (6, 0.9), (8, 1.0), (12, 0.75), (16.5, 0.3))
+    power = _curve(age_years, (0.25, 0.35), (2, 0.7), (6, 0.9), (8, 1.0), (12, 0.75), (16.5, 0.24))
     return float(np.sqrt(power))
 
 
@@ -113,7 +130,7 @@ def background_gain(age_years: float) -> float:
 
     Absolute power falls with age in nearly all bands (Gasser); the numbers are ours.
     """
-    return _curve(age_years, (0.25, 0.9), (2, 1.1), (8, 1.0), (18, 0.65))
+    return _curve(age_years, (0.25, 0.9), (2, 1.1), (8, 1.0), (12, 0.86), (16.5, 0.58))
 
 
 # ------------------------------------------------------------------ breathing and heart
@@ -138,6 +155,16 @@ def beats_per_minute(age_years: float) -> float:
     """
     awake = _curve(age_years, (0.1, 145), (1, 123), (2, 113), (4, 103), (8, 87), (12, 81), (18, 72))
     return 0.85 * awake
+
+
+def oxygen_fall_mmhg(age_years: float) -> float:
+    """Fall of the alveolar oxygen pressure without a breath, mmHg a second.
+
+    Uptake over the lung's resting volume, times 713 mmHg (Sands). Uptake 8 ml a minute and kg in
+    infants, 3.5 in adults; volume 20 and 30 ml a kg: round values of textbooks, asleep and lying.
+    """
+    uptake = _curve(age_years, (0.25, 8.0), (2, 7.0), (8, 5.5), (18, 3.5)) / 60
+    return 713 * uptake / _curve(age_years, (0.25, 20), (8, 27), (18, 30))
 
 
 def shortest_event_s(age_years: float) -> float:
@@ -188,7 +215,7 @@ PRADER_WILLI = {
     "severity": 2.0,  # times as many breathing events; their clip at 2.2 is lifted
     "muscle_gain": 0.6,
     "apnea_duration": 15 / 11,  # Festen's median over ours
-    "desaturation_depth": 1.5,  # of the fall beyond 3 %
+    "oxygen_fall": 1.25,  # faster, from the smaller lung of the obese
 }
 PRADER_WILLI_SPO2_LOWER = 1.5  # percent below the child's baseline
 REM_LONGER = 1.25  # apneas last longer and desaturate more in REM (Goh); the factor is ours

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import Generator
 
 from pedsleepmae.simulate import body, head, waves
-from pedsleepmae.simulate.chain import AS_IT_IS, Chain, drop_readings, pass_amplifier
+from pedsleepmae.simulate.chain import Chain, through_chain
 from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.norms import WAKE
 
@@ -18,15 +18,15 @@ def simulate_signals(
     rate_hz: int,
     rng: Generator,
     *,
-    chain: Chain = AS_IT_IS,
     all_sensors: bool = False,
+    chain: Chain | None = None,
 ) -> dict[str, np.ndarray]:
     """Signals of a night at ``rate_hz`` (a multiple of 4), each (n,) float32, by upper-case name.
 
     The 16 channels, voltages in uV, SPO2 in %, CAPNO in mmHg; with ``all_sensors`` also the other
     signals of NCH's montages (ECG, legs, thermistor, numbers of the devices). ``SPO2`` is held
-    for a second between updates and 0 while the probe is off. ``chain``: what the recording makes
-    of the night.
+    for a second between updates and 0 while the probe is off. What the laboratory's ``chain`` does
+    comes last; None: nothing.
     """
     if rate_hz % waves.KNOT_HZ:
         raise ValueError(f"rate_hz is {rate_hz}; give a multiple of {waves.KNOT_HZ}")
@@ -34,20 +34,18 @@ def simulate_signals(
     state = waves.night_state(night, rate_hz, streams[0])
     breath = body.breathe(night, state, streams[1])
     heart_n, bpm = body.heart(night, state, breath, streams[2])
-    electrodes = head.recorded_electrodes(night, state, heart_n, chain, streams[3])
-    signals = {
-        name: electrodes[plus] - electrodes[minus] for name, (plus, minus) in head.BIPOLAR.items()
-    }
+    electrodes = head.recorded_electrodes(night, state, heart_n, streams[3])
+    signals = head.derivations(electrodes, chain.reference if chain else "contralateral")
     signals["EMG CHIN1-CHIN2"] = head.chin_emg(night, state, streams[4])
-    signals["EMG CHIN1-CHIN2"] += np.float32(chain.heart * streams[4].uniform(0, 5)) * heart_n
+    signals["EMG CHIN1-CHIN2"] += np.float32(streams[4].uniform(0, 5)) * heart_n
     chest, abdomen = body.effort_belts(night, state, breath, heart_n, streams[5])
     signals |= {"RESP THORACIC": chest, "RESP ABDOMINAL": abdomen}
     signals |= body.flow_sensors(state, breath, streams[6])
     signals["CAPNO"], end_tidal = body.capnography(night, state, breath, streams[7])
     signals["SNORE"] = body.snore_microphone(state, breath, streams[8])
-    spo2 = drop_readings(body.oximeter(night, state, streams[9]), chain, streams[10])
-    signals["SPO2"] = np.repeat(spo2, rate_hz).astype(np.float32)
-    pass_amplifier(signals, chain, rate_hz, streams[10])
+    signals["SPO2"] = np.repeat(body.oximeter(night, state, streams[9]), rate_hz).astype(np.float32)
+    if chain is not None:
+        through_chain(signals, chain, state, heart_n, streams[10])
     if all_sensors:
         signals["ETCO2"] = end_tidal
         signals |= _other_sensors(night, state, breath, signals, heart_n, bpm, rng)
