@@ -38,8 +38,8 @@ from pedsleepmae.store import ExampleIndex
 FORMAT = "pedsleepmae-finetune"
 READ_THREADS = {"cpu": 1, "cuda": 4}
 TRAIN_ORDER, VAL_SAMPLE, RATES, START = range(4)  # what a number drawn from the seed is for
-# Learning rates that trials are drawn from, by mode: weights that know nothing yet bear larger steps,
-# all the weights of an encoder that knows something smaller ones.
+# Learning rates that trials are drawn from, by mode: weights that know nothing yet bear larger
+# steps, all the weights of an encoder that knows something smaller ones.
 RATE_RANGES = {"lora": (1e-4, 3e-3), "full": (3e-5, 1e-3), "scratch": (3e-4, 1e-2)}
 
 
