@@ -38,9 +38,9 @@ from pedsleepmae.store import ExampleIndex
 FORMAT = "pedsleepmae-finetune"
 READ_THREADS = {"cpu": 1, "cuda": 4}
 TRAIN_ORDER, VAL_SAMPLE, RATES, START = range(4)  # what a number drawn from the seed is for
-# Learning rates that trials are drawn from, by mode: adapters and fresh weights bear larger steps
-# than weights that know something.
-RATE_RANGES = {"lora": (3e-4, 1e-2), "full": (3e-5, 1e-3), "scratch": (3e-4, 1e-2)}
+# Learning rates that trials are drawn from, by mode: weights that know nothing yet bear larger
+# steps, all the weights of an encoder that knows something smaller ones.
+RATE_RANGES = {"lora": (1e-4, 3e-3), "full": (3e-5, 1e-3), "scratch": (3e-4, 1e-2)}
 
 
 @dataclass
@@ -55,8 +55,8 @@ class FinetuneSettings:
     """Trainings of different learning rate, the best of which on val is kept; in label_curve also
     the number of strengths C that probes choose from."""
     lr_range: list[float] = field(default_factory=list)
-    """Least and largest learning rate of the trials; none named: 0.0003 to 0.01 for lora and
-    scratch, 0.00003 to 0.001 for full."""
+    """Least and largest learning rate of the trials; none named: 0.0001 to 0.003 for lora,
+    0.00003 to 0.001 for full, 0.0003 to 0.01 for scratch."""
     batch_size: int = bounded(32, 1)
     """Examples in one step, over all processes and accumulation steps."""
     accumulate: int = bounded(1, 1)
