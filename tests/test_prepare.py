@@ -781,6 +781,7 @@ def test_what_a_killed_run_left_half_written_is_removed(prepared, tmp_path):
     left = [folder / "batches" / "train" / ".combined_0.hdf5.0123abcd.partial"]
     left += [folder / "examples" / ".prepared" / ".1_11.json.0123abcd.partial"]
     left += [folder / "examples" / ".1_11.0123abcd.partial" / "1_11_sample_0.hdf5"]
+    left += [folder / "batches" / ".events.csv.0123abcd.partial"]
     left[2].parent.mkdir()
     for path in left:
         path.write_bytes(b"half")

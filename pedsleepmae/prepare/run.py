@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from pedsleepmae import errors
+from pedsleepmae import disk, errors
 from pedsleepmae.errors import SettingsError, bounded
 from pedsleepmae.machine import only_run_in
 from pedsleepmae.prepare import grouping
@@ -125,6 +125,7 @@ def prepare_dataset(
         held.enter_context(only_run_in(paths.examples_dir, "paths.examples_dir"))
         if paths.batches_dir.resolve() != paths.examples_dir.resolve():
             held.enter_context(only_run_in(paths.batches_dir, "paths.batches_dir"))
+        disk.remove_partial(paths.batches_dir, ".*.partial")  # of a run that was killed
         workers = held.enter_context(open_workers(settings.n_workers, settings.cluster.address))
         if settings.split.by == "patient":
             read_splits(paths.batches_dir)  # a bad splits.csv is told before the work, not after
