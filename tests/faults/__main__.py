@@ -25,8 +25,12 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"  # a process with threads cannot be forked
 os.environ["TQDM_DISABLE"] = "1"
 
-import matplotlib.pyplot  # noqa: E402, F401  what scripts need is imported once, before forking
+# What scripts need is imported once, before forking.
+import jsonargparse  # noqa: E402, F401
+import matplotlib.pyplot  # noqa: E402, F401
+import scipy.signal  # noqa: E402, F401
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402, F401
 
 import pedsleepmae  # noqa: E402
 from pedsleepmae.prepare import run as _prepare  # noqa: E402, F401
@@ -67,7 +71,7 @@ def stages(recordings: Path) -> list[Stage]:
     model = ["--model.patch_size", "240", "--model.emb_dim", "4", "--model.num_layer", "1"]
     model += ["--model.token_layout", "moment"]
     model += ["--model.num_head", "2", "--optim.batch_size", "4", "--optim.warmup_steps", "1"]
-    model += ["--max_steps", "4", "--save_every", "2", "--val_every", "2", "--probe_every", "0"]
+    model += ["--max_steps", "4", "--save_every", "2", "--val_every", "4", "--probe_every", "0"]
     prepare = ["--paths.recordings_dir", str(recordings), "--paths.examples_dir", "examples"]
     prepare += ["--paths.batches_dir", "batches", "--n_workers", "1"]
     prepare += ["--split.val_fraction", "0.3", "--split.test_fraction", "0.3"]
