@@ -30,7 +30,7 @@ import jsonargparse  # noqa: E402, F401
 import matplotlib.pyplot  # noqa: E402, F401
 import scipy.signal  # noqa: E402, F401
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402, F401
+import torch._dynamo  # noqa: E402
 
 import pedsleepmae  # noqa: E402
 from pedsleepmae.prepare import run as _prepare  # noqa: E402, F401
