@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae import store
-from pedsleepmae.adapters import load_adapter, merge
+from pedsleepmae.adapters import Adapter, load_adapter, merge
 from pedsleepmae.channels import ALL_CHANNELS, EPOCH_S, MONTAGES, N_CHANNELS
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.errors import ProbeError, printable
@@ -124,17 +124,7 @@ def load_scorer(
             f"{probe_file}: its probes were fitted on another encoder ({facts.get('checkpoint')}) "
             f"than that of {checkpoint}; give that checkpoint, or run script 3 on this one"
         )
-    taken = None if adapter is None else load_adapter(adapter)
-    if facts.get("adapter_sha256") != (taken and taken.sha256):
-        remedy = "give the one that script 3 wrote beside them as --paths.adapter"
-        if taken is None:
-            problem = f"its probes were fitted with an adapter; {remedy}"
-        elif facts.get("adapter_sha256") is None:
-            problem = "its probes were fitted without an adapter; leave --paths.adapter out"
-        else:
-            problem = f"its probes were fitted with another adapter than {adapter}; {remedy}"
-        raise ProbeError(f"{probe_file}: {problem}")
-    if taken is not None:
+    if (taken := _adapter_of_probes(adapter, facts, probe_file)) is not None:
         model = merge(content, taken).build_model()
     montages = load_montages(probe_file)
     if odd := set(montages) - set(MONTAGES):
@@ -155,6 +145,28 @@ def load_scorer(
                 f"{probe_file}: the probe of {task} reads {n_read} numbers, but pooling {pooling} "
                 f"of this encoder gives {n_features}; run script 3 again"
             )
+    step_probes = _step_probes_of(model, probe_file)
+    own = content.path, content.scaling, compute, far_share, montages, step_probes
+    return Scorer(model, pooling, probes, basis, *own)
+
+
+def _adapter_of_probes(path: Path | str | None, facts: Mapping, probe_file: Path) -> Adapter | None:
+    """The adapter that the probes were fitted with; ProbeError for another, too many or too few."""
+    taken = None if path is None else load_adapter(path)
+    if facts.get("adapter_sha256") != (taken and taken.sha256):
+        remedy = "give the one that script 3 wrote beside them as --paths.adapter"
+        if taken is None:
+            problem = f"its probes were fitted with an adapter; {remedy}"
+        elif facts.get("adapter_sha256") is None:
+            problem = "its probes were fitted without an adapter; leave --paths.adapter out"
+        else:
+            problem = f"its probes were fitted with another adapter than {path}; {remedy}"
+        raise ProbeError(f"{probe_file}: {problem}")
+    return taken
+
+
+def _step_probes_of(model: MaskedAutoencoder, probe_file: Path) -> dict[str, StepProbe]:
+    """The probes of single events in a file, {} for none; ProbeError when they do not fit."""
     step_probes = load_step_probes(probe_file)
     if step_probes:
         steps.check_patches(model.n_patches)
@@ -164,8 +176,7 @@ def load_scorer(
                 f"{probe_file}: its probes of single events do not read this encoder's "
                 f"{n_features} numbers a second; run script 3 again"
             )
-    own = content.path, content.scaling, compute, far_share, montages, step_probes
-    return Scorer(model, pooling, probes, basis, *own)
+    return step_probes
 
 
 def missing_fact(facts: Mapping, wanted: Mapping, prefix: str = "") -> str:
