@@ -195,8 +195,8 @@ def spindles(x: np.ndarray, where: np.ndarray) -> list[tuple[float, float]]:
     found = []
     for first, last in zip(edges[::2], edges[1::2], strict=True):
         if last - first >= RATE // 2 and envelope[first:last].max() > 6 * usual:
-            turns = np.diff(np.signbit(sigma[first:last]).astype(int)) != 0
-            found.append(((last - first) / RATE, turns.sum() / 2 / ((last - first) / RATE)))
+            power = np.abs(np.fft.rfft(sigma[first:last] * np.hanning(last - first), 8 * RATE))
+            found.append(((last - first) / RATE, power.argmax() / 8))
     return found
 
 

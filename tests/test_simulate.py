@@ -273,7 +273,7 @@ def test_the_default_cohort_is_enriched_as_documented(drawn):
     assert 0.035 < share["apnea"] < 0.07
     assert 0.045 < share["hypop"] < 0.085
     assert 0.08 < share["desat"] < 0.15
-    assert 0.07 < share["eeg"] < 0.125
+    assert 0.11 < share["eeg"] < 0.17
 
 
 def test_rates_of_zero_give_a_night_without_events():

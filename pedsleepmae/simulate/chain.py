@@ -86,7 +86,7 @@ def draw_chain(rng: Generator, variation: Variation) -> Chain | None:
         low_pass_hz=log_uniform(30 if not wide else 25, 70),
         emg_high_pass_hz=float(rng.uniform(5, 20)) if wide else 10.0,
         belt_high_pass_hz=log_uniform(0.03, 0.1) if happens(0.4) else 0.0,
-        tilt=float(0.25 * width * rng.standard_normal()),
+        tilt=float(0.3 * width * rng.standard_normal()),
         mains_hz=50.0 if rng.random() < 0.5 else 60.0,
         mains_uv=log_uniform(0.2, 4.0 * width**2),
         harmonics=tuple(float(x) for x in rng.uniform(0, 0.5, 2)),
@@ -121,7 +121,7 @@ def vary_child(child: Child, rng: Generator, variation: Variation) -> Child:
         spindle_gain=child.spindle_gain * eeg,
         posterior_gain=float(child.posterior_gain * np.exp(0.3 * width * rng.standard_normal())),
         muscle_gain=float(child.muscle_gain * np.exp(0.3 * width * rng.standard_normal())),
-        eye_gain=float(np.exp(0.6 + 0.35 * width * rng.standard_normal())),
+        eye_gain=float(np.exp(0.95 + 0.4 * width * rng.standard_normal())),
         scalp_muscle_uv=float(4.0 * np.exp(0.55 * width * rng.standard_normal())),
     )
 

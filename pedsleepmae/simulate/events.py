@@ -38,8 +38,9 @@ class EventRates:
     """Events an hour of sleep, mean over the cohort; children differ (0.4 to 2.2 times).
 
     The defaults are enriched so that a dozen short nights hold enough of each for six tasks: 5 %
-    of the epochs with apnea, 6 % hypopnea, 9 % desaturation, 10 % arousal (NCH: 0.83, 1.97, 8.78,
-    4.71 %). NCH's prevalence comes of 0.85, 1.8, 6, 4.3 and min_events 0.
+    of the epochs with apnea, 6 % hypopnea, 9 % desaturation, 14 % arousal (NCH: 0.83, 1.97, 8.78,
+    4.71 %). NCH's prevalence comes of 0.85, 1.8, 6, 4.3 and min_events 0. Spontaneous arousals are as
+    frequent as in healthy children (9 to 16 an hour: Beck & Marcus, Sleep Med Clin 2009;4:393).
     """
 
     apneas_per_hour: float = bounded(5.0, 0)
@@ -48,7 +49,7 @@ class EventRates:
     """Hypopneas, obstructive or not."""
     spontaneous_desaturations_per_hour: float = bounded(2.5, 0)
     """Desaturations besides those that apneas and hypopneas cause."""
-    spontaneous_arousals_per_hour: float = bounded(6.0, 0)
+    spontaneous_arousals_per_hour: float = bounded(10.0, 0)
     """Arousals besides those that end apneas and hypopneas."""
     min_events: int = bounded(4, 0)
     """Each recording has at least this many apneas, hypopneas, desaturations and arousals."""

@@ -43,7 +43,7 @@ _BANDS = (
     ((12.5, 35.0), 1.0, (4.5, 3.2, 3.0, 2.6, 3.1), ("frontal", "left", "right")),
 )
 _SLOW_WAVE_UV = np.array((0.0, 2.0, 14.0, 62.0, 0.0))
-_SCALP_TONE = np.array((1.0, 0.42, 0.15, 0.1, 0.25))  # of scalp muscle, relative to wake
+_SCALP_TONE = np.array((1.0, 0.42, 0.08, 0.05, 0.2))  # of scalp muscle, relative to wake
 _TONE_UV = np.array((15.0, 8.5, 6.5, 5.5, 2.2))  # chin EMG; atonia in R (AASM)
 
 
@@ -138,19 +138,19 @@ def _add_spindles(slow, x, night, state, rng) -> None:
         norms.spindle_s(child.age_years),
     )
     rate = per_minute * state.by_stage((0, 0.05, 1.0, 0.45, 0)) * (state.arousal < 0.1)
-    gap_s = usual_s + 1
+    gap_s = 1.4 * usual_s + 1
     rate = rate / (1 - per_minute * gap_s / 60)  # those that the gap takes away
     for start_s in scatter(rng, rate, least_gap_s=gap_s):
         fast = rng.random() < 0.6
         hz = (fast_hz if fast else slow_hz) + child.spindle_shift_hz + 0.25 * rng.normal()
-        length_s = np.clip(usual_s * np.exp(0.3 * rng.normal()), 0.5, 4.5)
+        length_s = np.clip(usual_s * np.exp(0.25 * rng.normal()), 0.5, 4.5)
         if rng.random() < 0.75:
             start_s = _into_up_state(slow, start_s, length_s, state.rate_hz)
         t = state.times(length_s)
-        size_uv = 30 * child.spindle_gain * np.exp(0.3 * rng.normal())
+        size_uv = 36 * child.spindle_gain * np.exp(0.2 * rng.normal())
         slows = 0.25 / max(length_s, 1)  # spindles slow down a little as they go
         chirp = hz * t - slows * t * (t - length_s)
-        wave = size_uv * np.sin(np.pi * t / length_s) * np.sin(2 * np.pi * chirp)
+        wave = size_uv * np.sin(np.pi * t / length_s) ** 0.3 * np.sin(2 * np.pi * chirp)
         weights = on_map("central" if fast else "frontal")
         state.add_wave(x, start_s, wave, weights)
 

@@ -12,6 +12,8 @@ from pedsleepmae.simulate.norms import N1, N2, N3, REM, WAKE
 FEWEST_EPOCHS = 20  # below that a night cannot hold all stages
 AROUSAL, DESATURATION = "EEG arousal", "Oxygen Desaturation"
 SHALLOW_DIP = "dip"  # a fall of SpO2 below 3 %, which nobody scores
+# A scorer errs more beside a change of stage and less elsewhere: factors of STAGE_CONFUSION.
+BESIDE_CHANGE, ELSEWHERE = 1.8, 0.7
 RESPIRATORY = (*norms.APNEA_SHARES, *norms.HYPOPNEA_SHARES)
 
 
@@ -138,9 +140,11 @@ def draw_hypnogram(n_epochs: int, age_years: float, rng: Generator) -> np.ndarra
             f"give at least {FEWEST_EPOCHS} (10 minutes)"
         )
     # How long each stage lasts in this night, in epochs.
-    spread = np.array([0.35, 0.3, 0.1, 0.18, 0.18])  # of each share between nights
+    spread = np.array([0.55, 0.15, 0.1, 0.18, 0.18])  # of each share between nights
     shares = norms.stage_shares(age_years)
-    shares = 2 * shares - shares @ norms.STAGE_CONFUSION  # so that the scored shares are these
+    confused = norms.STAGE_CONFUSION - np.eye(5)
+    confused[N1] *= BESIDE_CHANGE  # N1 is brief
+    shares = shares - shares @ confused  # so that the scored shares are these
     shares = shares * np.exp(spread * rng.standard_normal(5) - spread**2 / 2)
     budget = _deal(n_epochs, shares, least=3 if n_epochs >= 60 else 1)
 
@@ -224,7 +228,7 @@ def score_stages(stages: np.ndarray, rng: Generator) -> np.ndarray:
     changes = np.diff(stages) != 0
     beside = np.r_[False, changes] | np.r_[changes, False]
     error = 1 - np.diag(norms.STAGE_CONFUSION)[stages]
-    wrong = rng.random(len(stages)) < error * np.where(beside, 1.8, 0.7)
+    wrong = rng.random(len(stages)) < error * np.where(beside, BESIDE_CHANGE, ELSEWHERE)
     scored = stages.copy()
     others = norms.STAGE_CONFUSION * (1 - np.eye(5))
     for epoch in np.flatnonzero(wrong):

@@ -52,15 +52,17 @@ def _curve(age_years: float, *points: tuple[float, float]) -> float:
 def stage_shares(age_years: float) -> np.ndarray:
     """Expected share of the scored night in W, N1, N2, N3, R; (5,), sums to 1.
 
-    At NCH's mean age the shares are NCH's. With age N3 and R fall and N2 rises (Scholle); the
-    slopes, 0.5 and 0.35 points a year, are ours.
+    At NCH's mean age the shares are NCH's. Of sleep, R falls from 28 % at 3.5 to 18 % at 15 years
+    and N3 to a fifth (Kurth, Scholle) while N2 rises; W and N1 stay; the values between are ours.
     """
-    years = np.clip(age_years, 0.25, 18) - NCH_MEAN_AGE_YEARS
+    asleep = 1 - NCH_STAGE_SHARES[WAKE]
+    n3_rem = np.array(NCH_STAGE_SHARES)[[N3, REM]] / asleep
+    n3 = _curve(age_years, (0.5, 0.315), (3, 0.31), (8.8, n3_rem[0]), (15.5, 0.205), (18, 0.19))
+    rem = _curve(age_years, (0.5, 0.31), (3.5, 0.27), (6, 0.212), (8.8, n3_rem[1]), (15, 0.182))
     shares = np.array(NCH_STAGE_SHARES)
-    shares[N3] -= 0.005 * years
-    shares[REM] -= 0.0035 * years
-    shares[N2] += 0.0085 * years
-    return shares / shares.sum()
+    shares[[N3, REM]] = asleep * np.array((n3, rem))
+    shares[N2] = 1 - shares[[WAKE, N1, N3, REM]].sum()
+    return shares
 
 
 def cycle_minutes(age_years: float) -> float:

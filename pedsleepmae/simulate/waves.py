@@ -166,7 +166,7 @@ def night_state(night: Night, rate_hz: int, rng: Generator) -> State:
     ]
     lengths = np.r_[rng.gamma(2.0, 2.5, len(starts) - moving.sum()), (ends - onsets)[moving]]
     open_eyes = np.zeros(n_knots)
-    blocks = np.cumsum(rng.gamma(2.0, 12.0, int(night.duration_s / 8) + 2))
+    blocks = np.cumsum(rng.gamma(1.2, 40.0, int(night.duration_s / 8) + 2))
     for first, last in zip(blocks[::2], blocks[1::2], strict=False):
         open_eyes[round(first * KNOT_HZ) : round(last * KNOT_HZ)] = 1.0
     moves = pulse(n_knots, starts, starts + lengths, rng.uniform(0.4, 1, len(starts)))
