@@ -39,8 +39,8 @@ class EventRates:
 
     The defaults are enriched so that a dozen short nights hold enough of each for six tasks: 5 %
     of the epochs with apnea, 6 % hypopnea, 9 % desaturation, 14 % arousal (NCH: 0.83, 1.97, 8.78,
-    4.71 %). NCH's prevalence comes of 0.85, 1.8, 6, 4.3 and min_events 0. Spontaneous arousals are as
-    frequent as in healthy children (9 to 16 an hour: Beck & Marcus, Sleep Med Clin 2009;4:393).
+    4.71 %). NCH's prevalence comes of 0.85, 1.8, 6, 4.3 and min_events 0. Spontaneous arousals are
+    as frequent as in healthy children (9 to 16 an hour: Beck & Marcus, Sleep Med Clin 2009;4:393).
     """
 
     apneas_per_hour: float = bounded(5.0, 0)
