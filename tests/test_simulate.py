@@ -178,6 +178,29 @@ def test_stage_shares_of_a_scored_cohort_are_near_nchs():
     assert 0.025 < shares[N1] < 0.045
 
 
+@pytest.mark.parametrize(
+    ("stage", "ages", "low", "high"),
+    [  # percent of sleep: Beck & Marcus 2009 (1 to 18 years), Kurth 2010 (the narrower ranges)
+        (N1, (1, 18), 4, 5),
+        (N2, (1, 18), 44, 56),
+        (N3, (1, 10), 29, 32),
+        (N3, (14, 17), 18.1, 23.3),
+        (R, (1, 18), 17, 21),
+        (R, (2, 5), 25.0, 30.2),
+        (R, (8, 11), 16.4, 21.2),
+        (R, (14, 17), 15.5, 21.1),
+    ],
+)
+def test_stages_of_whole_nights_lie_within_published_intervals(stage, ages, low, high):
+    shares = []
+    for seed in range(150):
+        rng = np.random.default_rng((4, seed))
+        stages = draw_hypnogram(960, rng.uniform(*ages), rng)
+        counts = np.bincount(score_stages(stages, rng), minlength=5)
+        shares.append(100 * counts[stage] / counts[1:].sum())
+    assert low <= np.median(shares) <= high
+
+
 def test_longer_nights_have_more_cycles():
     def n_rem_periods(n_epochs):
         stages = draw_hypnogram(n_epochs, 9.0, np.random.default_rng(1))
