@@ -21,6 +21,8 @@ from pedsleepmae.pages.plots import NAMES
 from pedsleepmae.probe.evaluation import JOINED, auroc_name
 from pedsleepmae.tasks import TASKS
 
+REFERENCES = ("epoch_labels", "chance")  # of single events: no features of an encoder's rival
+
 
 def main(folders: Iterable[Path]) -> None:
     for folder in folders:
@@ -59,6 +61,8 @@ def task_rows(content: Mapping) -> list[dict[str, str]]:
             "F1": in_digits(test["weighted_f1" if sleep else "f1"]),
         }
         for source, baseline in entry["baselines"].items():
+            if source == "prevalence":  # always 0.5
+                continue
             gain = signed_in_words(baseline["difference"][name])
             over = "gain over hand-made" if source == JOINED else "encoder over it"
             row[f"{NAMES[source]}: AUROC, {over}"] = f"{in_digits(baseline[name])}, {gain}"
@@ -98,7 +102,8 @@ def event_rows(content: Mapping) -> list[dict[str, str]]:
         }
         for source, other in sources.items():
             row[f"{NAMES[source]}: F1"] = in_digits(other["iou_0.2"]["f1"], 2)
-            if gain := entry["encoder_over"].get(source):
+            gain = entry["encoder_over"].get(source)
+            if gain and source not in REFERENCES:
                 told = f"{gain['f1']:+.2f} {interval_in_words(gain['ci95'], 2)}"
                 row[f"{NAMES[source]}: F1"] += f", encoder over it {told}"
         rows.append(row)
