@@ -52,7 +52,7 @@ def _curve(age_years: float, *points: tuple[float, float]) -> float:
 def stage_shares(age_years: float) -> np.ndarray:
     """Expected share of the scored night in W, N1, N2, N3, R; (5,), sums to 1.
 
-    At NCH's mean age the shares are NCH's. Of sleep, R falls from 28 % at 3.5 to 18 % at 15 years
+    At NCH's mean age the shares are NCH's. Of sleep, R falls from 27 % at 3.5 to 18 % at 15 years
     and N3 to a fifth (Kurth, Scholle) while N2 rises; W and N1 stay; the values between are ours.
     """
     asleep = 1 - NCH_STAGE_SHARES[WAKE]
