@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pedsleepmae import checkpoints, disk, metrics
-from pedsleepmae.machine import Compute, MachineError, only_run_in
+from pedsleepmae.machine import Compute, MachineError, World, only_run_in
 from pedsleepmae.model import MaskedAutoencoder, ModelSettings, flops_per_example
 from pedsleepmae.pretrain import monitor, trainer
 from pedsleepmae.pretrain.run import open_trainer, pretrain
@@ -250,7 +250,7 @@ def judge(
     settings.paths.output_dir = folder
     with quiet():
         compute = Compute.choose("cpu", "auto")
-        tables_of = run.compute_tables(settings, index, {"encoder": checkpoint}, compute)
+        tables_of = run.compute_tables(settings, index, {"encoder": checkpoint}, compute, World())
         fitting = FitSettings(settings.regularisation, settings.memory_gb)
         found = evaluation.compare(settings, index, tables_of, None, fitting)
     shutil.rmtree(folder / "embeddings")
