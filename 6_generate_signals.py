@@ -51,6 +51,8 @@ def open_inputs(settings: run.GenerateSettings) -> Inputs:
             "script 2"
         )
     warn(checkpoints.other_scaling(checkpoint.scaling, index.scaling))
+    if settings.show_all is None:
+        settings.show_all = model.settings.show_whole > 0
     return Inputs(index, checkpoint, model, targets, queries, compute)
 
 

@@ -28,7 +28,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,7 @@ def equal_steps(steps: int, today: dict[str, Any], model: dict[str, Any]) -> int
 def train(settings: trainer.PretrainSettings, *, untrained: bool) -> checkpoints.Checkpoint:
     """The checkpoint at the end of the schedule, or of weights as they were drawn."""
     last = settings.paths.run_dir / monitor.LAST
+    settings = replace(settings, resume=not untrained)
     with quiet():
         run_of = open_trainer(settings, load_index(settings.paths.batches_dir))
         if untrained:

@@ -50,7 +50,11 @@ class ModelSettings:
     mask_channels: float = bounded(0.0, 0, 1)
     """Share of training examples, 0 to 1, in which a random group of channels, or one channel of
     it, is hidden whole as if absent, and asked for in the loss; script 6 imputes only what a model
-    has been asked for so. Validation hides no whole channels."""
+    has been asked for so. Validation hides no channels so."""
+    show_whole: float = bounded(0.0, 0, 1)
+    """Share of training steps, 0 to 1, in which every example loses a channel or a group so and the
+    others are shown whole, no patch of them hidden: tokens as script 6 gives them to impute. In
+    such a step, and in as many batches of validation, only what was hidden counts in the loss."""
     token_layout: Literal["reference", "moment", "channel"] = "channel"
     """What a token is made of. reference: the original's view of memory; moment: the k-th kept
     patch of all 16 channels; channel: 16 kept patches of one channel."""
@@ -180,8 +184,8 @@ def random_channels(
 ) -> Tensor:
     """Draw which channels are hidden whole: ``hidden_BC``, True where hidden.
 
-    About ``share`` of the examples lose one of CHANNEL_GROUPS, each with the same chance; half of
-    those lose the whole group, the others one channel of it. ``rows`` as in :func:`random_mask`.
+    About ``share`` of the examples lose something: half of those one of CHANNEL_GROUPS, the others
+    one channel, each with the same chance. ``rows`` as in :func:`random_mask`.
     """
     device = generator.device
     member_GC = torch.zeros(len(CHANNEL_GROUPS), N_CHANNELS, dtype=torch.bool, device=device)
@@ -189,11 +193,9 @@ def random_channels(
         member_GC[group, list(channels)] = True
     chance_B2 = torch.rand(n_examples, 2, generator=generator, device=device)
     group_B = torch.randint(len(member_GC), (n_examples,), generator=generator, device=device)
-    noise_BC = torch.rand(n_examples, N_CHANNELS, generator=generator, device=device)
-    group_BC = member_GC[group_B]
-    best_B1 = torch.where(group_BC, noise_BC, -1).argmax(dim=1, keepdim=True)
-    single_BC = torch.zeros_like(group_BC).scatter_(1, best_B1, True)
-    hidden_BC = torch.where(chance_B2[:, 1:] < 0.5, group_BC, single_BC)
+    channel_B = torch.randint(N_CHANNELS, (n_examples,), generator=generator, device=device)
+    single_BC = F.one_hot(channel_B, N_CHANNELS).bool()
+    hidden_BC = torch.where(chance_B2[:, 1:] < 0.5, member_GC[group_B], single_BC)
     return (hidden_BC & (chance_B2[:, :1] < share))[rows]
 
 
@@ -489,6 +491,17 @@ class MaskedAutoencoder(nn.Module):
         share = self.settings.mask_channels
         return random_channels(n_examples, share, generator=generator, rows=rows) if share else None
 
+    def draw_whole(
+        self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
+    ) -> tuple[Tensor, Tensor] | None:
+        """``keep_BCK`` and ``hidden_BC`` of a step that shows channels whole; None: of another."""
+        share = self.settings.show_whole
+        if not share or torch.rand((), generator=generator, device=generator.device) >= share:
+            return None
+        hidden_BC = random_channels(n_examples, 1.0, generator=generator, rows=rows)
+        every_S = torch.arange(self.n_patches, device=generator.device)
+        return every_S.expand(len(hidden_BC), N_CHANNELS, -1), hidden_BC
+
     def forward(
         self, x_BCT: Tensor, present_BC: Tensor, keep_BCK: Tensor, hidden_BC: Tensor | None = None
     ) -> Tensor:
@@ -715,8 +728,9 @@ def check_poolings(pooling: str, candidates: Sequence[str]) -> list[str]:
 def flops_per_example(model: MaskedAutoencoder) -> float:
     """Operations (2 for a multiply-add) in the matrix products of training on one example.
 
-    Linear layers and attention; the backward pass counts twice the forward one. Norms, GELU, the
-    8-wide patch layers and the heads of bands are left out: under 1 %. Bands are measured once.
+    Linear layers and attention; the backward pass, of what is trained, counts twice the forward
+    one. Norms, GELU, the 8-wide patch layers and the heads of bands are left out: under 1 %. Bands
+    are measured once; steps that show channels whole are counted as those that do not.
     """
 
     def blocks(transformer: nn.ModuleList, width: int, n_tokens: int) -> float:
@@ -726,8 +740,9 @@ def flops_per_example(model: MaskedAutoencoder) -> float:
 
     encoder_width = PATCHES_PER_TOKEN * model.encoder.cls_token.shape[3]
     decoder_width = PATCHES_PER_TOKEN * model.decoder.mask_token.shape[3]
-    forward = blocks(model.encoder.transformer, encoder_width, 1 + model.n_keep)
-    forward += blocks(model.decoder.transformer, decoder_width, 1 + model.n_patches)
+    encoding = blocks(model.encoder.transformer, encoder_width, 1 + model.n_keep)
+    decoding = blocks(model.decoder.transformer, decoder_width, 1 + model.n_patches)
     if model.decoder.bridge is not None:
-        forward += 2 * (1 + model.n_keep) * encoder_width * decoder_width
-    return 3 * forward
+        decoding += 2 * (1 + model.n_keep) * encoder_width * decoder_width
+    trains_encoder = model.encoder.pos_embedding.requires_grad
+    return (3 if trains_encoder else 1) * encoding + 3 * decoding

@@ -99,10 +99,11 @@ def impute(
 ) -> Tensor:
     """These channels (B, H, 3840) from the others; the model never sees what stands in them.
 
-    To the encoder they are absent, as in a recording that lacks them. The others are masked as in
-    pretraining, by masks that together cover each patch, and the channels are read off where the
-    masks hide; with ``show_all`` the others are shown whole and all is read off at once, which only
-    a model pretrained with mask_channels has learnt to answer.
+    To the encoder they are absent, as in a recording that lacks them. With ``show_all`` the others
+    are shown whole, which a model pretrained with show_whole has learnt to answer best. Else they
+    are masked as in pretraining, by masks that together cover each patch, and the mean over the
+    masks is taken: of all that is decoded, or of what they hide, where pretraining hid no channels
+    and all else was never asked for.
     """
     shown_BC = present_BC.clone()
     shown_BC[:, list(channels)] = False
@@ -112,7 +113,11 @@ def impute(
     def decode(keep_1CK: Tensor) -> Tensor:
         return model.reconstruct(x_BCT, keep_1CK.expand(len(x_BCT), -1, -1), shown_BC)
 
-    return read_where_hidden(model, decode)[:, list(channels)]
+    if not model.settings.mask_channels:
+        return read_where_hidden(model, decode)[:, list(channels)]
+    masks = covering_masks(model, torch.Generator().manual_seed(0))
+    decoded = [decode(keep_1CK.to(x_BCT.device))[:, list(channels)] for keep_1CK in masks]
+    return torch.stack(decoded).mean(0)
 
 
 def read_where_hidden(model: MaskedAutoencoder, decode: Callable[[Tensor], Tensor]) -> Tensor:

@@ -38,9 +38,9 @@ class GenerateSettings:
     targets: list[str] = field(default_factory=lambda: ["each", "EEG", "EOG", "effort"])
     """What is hidden and imputed from the rest, one after the other: channels such as SPO2, groups
     (EEG, EOG, EMG, effort, flow, snore, CO2, SpO2), or each for every channel by itself."""
-    show_all: bool = False
+    show_all: bool | None = None
     """Impute from the other channels whole; false: from masked ones as in pretraining, in several
-    passes. Which is better differs from model to model; compare with split val."""
+    passes; none: whole where pretraining did so (model.show_whole above 0)."""
     split: Literal["train", "val", "test"] = "test"
     """Whose examples are imputed, averaged and searched for."""
     max_epochs: int = bounded(300, 2)
@@ -153,11 +153,12 @@ def as_content(
         if len(score_n):
             levels = (0.5, 0.95, 0.99, 1.0)
             quantiles[split] = {f"{q:g}": float(np.quantile(score_n, q)) for q in levels}
+    masked, whole = (checkpoint.model.get(name, 0.0) for name in ("mask_channels", "show_whole"))
     return {
         "checkpoint": str(settings.paths.checkpoint),
         "checkpoint_step": checkpoint.step,
         "checkpoint_simulated": checkpoint.simulated,
-        "mask_channels": checkpoint.model.get("mask_channels", 0.0),
+        "mask_channels": whole + (1 - whole) * masked,  # share of the examples that lost some
         "seen_patients": checkpoints.count_seen_patients(index, checkpoint.patients_seen),
         "typical_queries": not settings.neighbours_of,
         **{name: getattr(settings, name) for name in TOLD_SETTINGS},

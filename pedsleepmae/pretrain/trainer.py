@@ -94,6 +94,9 @@ class PretrainSettings:
     """Checkpoint whose weights to start from, such as checkpoint/m15p8_checkpoint.pt. The shape of
     the model (patch_size to decoder_num_layer, token_layout) is the checkpoint's; masks, loss and
     optimiser are those of these settings, and the optimiser starts anew."""
+    freeze_encoder: bool = False
+    """Train the decoder alone, for better imputation by script 6: the encoder stays that of
+    init_from to the last bit, and so do its embeddings and the probes fitted on them."""
     max_steps: int = bounded(100_000, 1)
     """Length of the schedule, optimiser steps."""
     stop_at_step: int | None = bounded(None, 1)
@@ -121,6 +124,11 @@ class PretrainSettings:
 
     def check(self) -> None:
         self.model.check()
+        if self.freeze_encoder and self.init_from is None:
+            raise SettingsError(
+                "freeze_encoder would leave the encoder as random weights were drawn; give the "
+                "checkpoint that it comes from as init_from"
+            )
         optim = self.optim
         if optim.accumulate > optim.batch_size:
             raise SettingsError(
@@ -212,6 +220,7 @@ class Trainer:
         seed = derived_seed(settings.seed, WEIGHTS)
         self.model.reset_parameters(torch.Generator().manual_seed(seed))
         self.model.to(self.device)
+        self.model.encoder.requires_grad_(not settings.freeze_encoder)
         if self.model.band_heads is not None:
             self.model.band_heads.measure(self._variance_sample())
         self.averaged = None
@@ -273,31 +282,39 @@ class Trainer:
             )
 
     def _accumulate_gradients(self, batch: data.Batch) -> tuple[Tensor, Tensor]:
-        """Backward pass of the batch in pieces; sums of errors (L, 16), of channels present (16,).
+        """Backward pass of the batch in pieces; sums of errors (L, 16), of channels counted (16,).
 
-        Every piece is weighted by the channels present in the whole batch, so that neither the
-        number of pieces nor that of processes changes the loss.
+        Every piece is weighted by the channels present in the whole batch (where channels are shown
+        whole by its examples: one is asked for in each, or a group), so that neither the number of
+        pieces nor that of processes changes the loss.
         """
         seed = derived_seed(self.settings.seed, TRAIN_MASKS, self.progress.step)
         self.generator.manual_seed(seed)
-        keep_BCK = self.model.draw_mask(batch.batch_size, self.generator, batch.rows)
-        hidden_BC = self.model.draw_hidden_channels(batch.batch_size, self.generator, batch.rows)
+        drawing = batch.batch_size, self.generator, batch.rows
         x_BCT = batch.x_BCT.to(self.device, non_blocking=True)
         present_BC = batch.present_BC.to(self.device, non_blocking=True)
+        if (whole := self.model.draw_whole(*drawing)) is not None:
+            keep_BCK, hidden_BC = whole
+            counted_BC, n_counted = present_BC & hidden_BC, batch.batch_size
+        else:
+            keep_BCK = self.model.draw_mask(*drawing)
+            hidden_BC = self.model.draw_hidden_channels(*drawing)
+            counted_BC, n_counted = present_BC, batch.n_present
         n_pieces = min(self.settings.optim.accumulate, len(x_BCT))
         error_LC = torch.zeros_like(self.interval.error_LC)
-        parts = [x_BCT, present_BC, keep_BCK] + ([] if hidden_BC is None else [hidden_BC])
+        parts = [counted_BC, x_BCT, present_BC, keep_BCK]
+        parts += [] if hidden_BC is None else [hidden_BC]
         pieces = zip(*(part.tensor_split(n_pieces) for part in parts), strict=True)
-        for i, (x, present, *masks) in enumerate(pieces):
+        for i, (counted, x, present, *masks) in enumerate(pieces):
             wait = self.world.size > 1 and i < n_pieces - 1
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
                 with self.compute.autocast():
                     error_LBC = balanced(self.parallel(x, present, *masks), self.weight_C)
-                loss = mean_over_present(total(error_LBC, self.parts), present, batch.n_present)
+                loss = mean_over_present(total(error_LBC, self.parts), counted, n_counted)
                 # Parallel processes average their gradients; the loss is a sum over all of them.
                 (loss * self.world.size).backward()
-            error_LC += (error_LBC.detach() * present).sum(dim=1)
-        return error_LC, present_BC.sum(dim=0)
+            error_LC += (error_LBC.detach() * counted).sum(dim=1)
+        return error_LC, counted_BC.sum(dim=0)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -358,13 +375,14 @@ class Trainer:
                 if gave_up := give_up():
                     break
                 number = i * self.world.size + self.world.rank
-                keep_BCK = self.val_mask(number, len(x_BCT))
+                keep_BCK, hidden_BC = self.val_masks(number, len(x_BCT))
                 present_BC = present_BC.to(self.device)
+                counted_BC = present_BC if hidden_BC is None else present_BC & hidden_BC
                 with self.compute.autocast():
                     x_BCT = x_BCT.to(self.device)
-                    error_LBC = self.saved_model.forward(x_BCT, present_BC, keep_BCK)
-                sums_C[:-1] += (balanced(error_LBC, self.weight_C) * present_BC).sum(dim=1)
-                sums_C[-1] += present_BC.sum(dim=0)
+                    error_LBC = self.saved_model.forward(x_BCT, present_BC, keep_BCK, hidden_BC)
+                sums_C[:-1] += (balanced(error_LBC, self.weight_C) * counted_BC).sum(dim=1)
+                sums_C[-1] += counted_BC.sum(dim=0)
         if self.world.any(gave_up, self.device):
             return None
         *error_LC, count_C = self.world.sum(sums_C).cpu().numpy()
@@ -372,8 +390,15 @@ class Trainer:
         return {**figures, "n_examples": len(self.val_positions)}
 
     def val_mask(self, number: int, n_examples: int) -> Tensor:
+        """``keep_BCK`` of a validation batch that hides patches."""
         self.generator.manual_seed(derived_seed(self.settings.seed, VAL_MASKS, number))
         return self.model.draw_mask(n_examples, self.generator)
+
+    def val_masks(self, number: int, n_examples: int) -> tuple[Tensor, Tensor | None]:
+        """``keep_BCK`` of a validation batch, and ``hidden_BC`` where it shows channels whole."""
+        self.generator.manual_seed(derived_seed(self.settings.seed, VAL_MASKS, number))
+        whole = self.model.draw_whole(n_examples, self.generator)
+        return whole or (self.val_mask(number, n_examples), None)
 
     # -------------------------------------------------------------- state
     def save(self, path: Path, *, to_resume: bool) -> None:
