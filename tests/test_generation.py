@@ -196,6 +196,27 @@ def test_what_stands_in_a_hidden_channel_has_no_influence_on_its_imputation(layo
     assert present.all()  # the caller's mask is left as it was
 
 
+def test_a_model_that_knows_hidden_channels_is_read_at_all_patches_by_every_mask():
+    """The decoder of a model that was never asked for whole channels is heard where masks hide."""
+    sizes = {"patch_size": 120, "emb_dim": 2, "num_layer": 1, "num_head": 2}
+    x = torch.randn(1, 16, EPOCH_SAMPLES, generator=torch.Generator().manual_seed(0))
+    present = torch.ones(1, 16, dtype=torch.bool)
+    shown = present.clone()
+    shown[:, 3] = False
+    imputed = {}
+    for share in (0.0, 0.5):
+        model = MaskedAutoencoder(**sizes, mask_channels=share).eval()
+        model.reset_parameters(torch.Generator().manual_seed(1))
+        imputed[share] = imputation.impute(model, x, present, [3])
+    masks = imputation.covering_masks(model, torch.Generator().manual_seed(0))
+    decoded_MT = torch.stack([model.reconstruct(x, keep, shown)[0, 3] for keep in masks])
+    torch.testing.assert_close(imputed[0.5][0, 0], decoded_MT.mean(0))
+    hidden_MT = torch.stack([hidden_patches(keep, 32)[0, 3] for keep in masks])
+    hidden_MT = hidden_MT.repeat_interleave(120, dim=1)
+    where_hidden_T = (decoded_MT * hidden_MT).sum(0) / hidden_MT.sum(0)
+    torch.testing.assert_close(imputed[0.0][0, 0], where_hidden_T)
+
+
 def test_samples_are_read_where_they_were_hidden():
     """A decoder that says 1 where a patch is hidden and 9 where it is shown is heard as 1."""
     model = MaskedAutoencoder(patch_size=20, emb_dim=2, num_layer=1, num_head=2, mask_ratio=0.4)
@@ -517,6 +538,7 @@ def test_the_script_writes_its_page_tables_and_pictures_and_names_no_patient(
     assert "model.mask_channels 0" in printed
     content = json.loads((out / "generate.json").read_text())
     assert content["simulated"] is True
+    assert content["show_all"] is False  # as this model was pretrained
     assert list(content["imputation"]) == ["SPO2", "EOG"]
     page = (out / "generate.html").read_text()
     assert "simulated data" in page

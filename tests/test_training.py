@@ -14,24 +14,26 @@ import torch
 import yaml
 from small_batches import make_examples, write_folder
 
-from pedsleepmae import data, load_model, machine
+from pedsleepmae import checkpoints, data, load_model, machine
 from pedsleepmae.channels import CHANNEL_GROUPS
 from pedsleepmae.checkpoints import (
     CheckpointError,
+    hash_encoder,
     hash_patients,
     read_checkpoint,
     save_checkpoint,
 )
 from pedsleepmae.errors import SettingsError, as_plain_dict, check_bounds
 from pedsleepmae.machine import Compute, World
-from pedsleepmae.model import BAND_HEADS, ModelSettings
-from pedsleepmae.optim import learning_rate, stop_on_signal
+from pedsleepmae.model import BAND_HEADS, MaskedAutoencoder, ModelSettings
+from pedsleepmae.optim import derived_seed, learning_rate, stop_on_signal
 from pedsleepmae.pretrain import monitor
-from pedsleepmae.pretrain.losses import losses_by_group
+from pedsleepmae.pretrain.losses import balanced, losses_by_group
 from pedsleepmae.pretrain.monitor import Logbook, probe_sleep_stage, read_metrics
 from pedsleepmae.pretrain.run import Outcome, open_trainer, pretrain
 from pedsleepmae.pretrain.run import save as save_run
 from pedsleepmae.pretrain.trainer import (
+    TRAIN_MASKS,
     DivergedError,
     OptimSettings,
     PretrainError,
@@ -163,7 +165,7 @@ def test_weight_decay_is_on_matrices_alone(batches_dir, tmp_path):
     assert len(decayed["params"]) + len(others["params"]) == len(names)
 
 
-@pytest.mark.parametrize("model", [TINY, BANDED])
+@pytest.mark.parametrize("model", [TINY, BANDED, replace(BANDED, show_whole=1.0)])
 def test_a_batch_in_pieces_gives_the_same_step(batches_dir, tmp_path, model):
     steps = []
     for accumulate in (1, 3):
@@ -359,6 +361,66 @@ def test_validation_is_the_same_each_time_and_does_not_change_the_weights(batche
     assert_same(dict(run.model.state_dict()), before)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_steps_show_channels_whole_as_often_as_asked(share):
+    model, n_whole = MaskedAutoencoder(**vars(replace(TINY, show_whole=share))), 0
+    for seed in range(200):
+        drawn = model.draw_whole(6, torch.Generator().manual_seed(seed), slice(2, 5))
+        if drawn is not None:
+            n_whole += 1
+            keep_BCK, hidden_BC = drawn
+            assert (keep_BCK == torch.arange(model.n_patches)).all()
+            assert keep_BCK.shape == (3, 16, model.n_patches)
+            assert hidden_BC.any(dim=1).all()
+    assert abs(n_whole - 200 * share) <= 5 * math.sqrt(200 * share)
+
+
+def test_where_channels_are_shown_whole_only_the_hidden_ones_count(batches_dir, tmp_path):
+    run = make_trainer(settings_for(batches_dir, tmp_path, model=replace(TINY, show_whole=1.0)))
+    batch = some_batch(6)
+    run.generator.manual_seed(derived_seed(run.settings.seed, TRAIN_MASKS, 0))
+    keep_BCK, hidden_BC = run.model.draw_whole(6, run.generator)
+    asked_BC = hidden_BC & batch.present_BC
+    with torch.no_grad():
+        error_LBC = balanced(
+            run.model(batch.x_BCT, batch.present_BC, keep_BCK, hidden_BC), run.weight_C
+        )
+    run.train_step(batch)
+    assert torch.equal(run.interval.count_C, asked_BC.sum(0).double())
+    torch.testing.assert_close(
+        run.interval.error_LC, (error_LBC * asked_BC).sum(dim=1).double(), rtol=1e-5, atol=1e-6
+    )
+    figures = run.validate(lambda: False)
+    asked = [name for name, loss in figures["loss_by_group"].items() if loss is not None]
+    assert 0 < len(asked) < len(CHANNEL_GROUPS)  # a few examples lose a channel or a group each
+
+
+def test_a_frozen_encoder_stays_to_the_last_bit_while_the_decoder_learns(batches_dir, tmp_path):
+    train(settings_for(batches_dir, tmp_path / "first", max_steps=3))
+    first = tmp_path / "first" / "checkpoint_last.pt"
+    settings = settings_for(
+        batches_dir,
+        tmp_path / "second",
+        init_from=first,
+        freeze_encoder=True,
+        model=replace(TINY, show_whole=0.5),
+        optim={"ema_decay": 0.9},
+    )
+    train(replace(settings, stop_at_step=5))
+    train(settings)
+    before = read_content(first)["state_dict"]
+    trained = read_content(tmp_path / "second" / "checkpoint_last.pt")
+    assert trained["step"] == 8
+    for weights in (trained["state_dict"], trained["training_weights"]):
+        changed = {name for name, value in weights.items() if not torch.equal(value, before[name])}
+        assert changed == {name for name in before if name.startswith("decoder.")}
+    published = checkpoints.publish(tmp_path / "second" / "checkpoint_last.pt", tmp_path / "p.pt")
+    again = checkpoints.publish(first, tmp_path / "q.pt")
+    assert hash_encoder(read_checkpoint(published[0]).build_model()) == hash_encoder(
+        read_checkpoint(again[0]).build_model()
+    )
+
+
 def test_losses_by_group_are_weighted_by_the_channels_present():
     error_C, count_C = np.zeros(16), np.zeros(16)
     error_C[[0, 3, 9]], count_C[[0, 3, 9]] = [3, 1, 10], [1, 3, 4]
@@ -441,7 +503,7 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
 ):
     other = {
         "optim": {"ema_decay": ema_decay, "accumulate": 2},
-        "model": replace(model, mask_channels=0.5),
+        "model": replace(model, mask_channels=0.5, show_whole=0.4),
     }
     train(settings_for(batches_dir, tmp_path / "whole", **other))
     parts = settings_for(batches_dir, tmp_path / "parts", **other)
@@ -685,6 +747,7 @@ def check_settings(settings: PretrainSettings) -> None:
         ({"optim": {"lr": math.nan}}, r"optim\.lr is nan"),
         ({"optim": {"ema_decay": 1.0}}, "less than 1"),
         ({"max_steps": 0}, "max_steps is 0; give 1 or more"),
+        ({"freeze_encoder": True}, "freeze_encoder would leave .* as init_from"),
         ({"stop_at_step": 0}, "stop_at_step is 0"),
     ],
 )
@@ -912,6 +975,7 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
     command += ["--paths.batches_dir", str(batches_dir), "--paths.run_dir", str(tmp_path / "two")]
     command += ["--model.patch_size", "20", "--model.emb_dim", "2", "--model.num_layer", "1"]
     command += ["--model.num_head", "2", "--model.mask_channels", "0.5", "--model.target", "both"]
+    command += ["--model.show_whole", "0.5"]
     command += ["--optim.batch_size", "5", "--optim.accumulate", "2", "--optim.lr", "0.01"]
     command += ["--optim.warmup_steps", "2", "--log_every", "1", "--max_steps", "6"]
     command += ["--probe_every", "0", "--device", "cpu", "--precision", "float32"]
@@ -922,7 +986,8 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("training examples of") == 1
     optim = {"batch_size": 5, "weight_decay": 0.0005}
-    other = {"optim": optim, "model": replace(TINY, mask_channels=0.5, target="both")}
+    model = replace(TINY, mask_channels=0.5, target="both", show_whole=0.5)
+    other = {"optim": optim, "model": model}
     train(settings_for(batches_dir, tmp_path / "one", max_steps=6, val_every=6, **other))
     for split, n_lines in {"train": 6, "val": 1}.items():
         alone, together = (
