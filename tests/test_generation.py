@@ -15,7 +15,7 @@ from pedsleepmae import data, store, tasks
 from pedsleepmae.channels import CHANNEL_NAMES, EPOCH_SAMPLES, RATE_HZ
 from pedsleepmae.checkpoints import hash_patients, save_checkpoint
 from pedsleepmae.errors import GenerationError
-from pedsleepmae.generate import imputation
+from pedsleepmae.generate import imputation, run
 from pedsleepmae.generate import space as generate_space
 from pedsleepmae.generate.imputation import Imputer, RecordingMoments
 from pedsleepmae.generate.means import decode_class_means, decode_mean
@@ -525,6 +525,19 @@ def call(tmp_path_factory) -> list[str]:
     ]  # fmt: skip
 
 
+def test_channels_are_shown_whole_where_pretraining_did_so_unless_told(script, call, tmp_path):
+    content = torch.load(call[3], weights_only=True)
+    content["model"]["show_whole"] = 0.3
+    save_checkpoint(tmp_path / "whole.pt", content)
+    settings = run.GenerateSettings()
+    settings.paths.batches_dir, settings.paths.checkpoint = Path(call[1]), tmp_path / "whole.pt"
+    script.open_inputs(settings)
+    assert settings.show_all is True
+    settings.show_all = False
+    script.open_inputs(settings)
+    assert settings.show_all is False
+
+
 def test_the_script_writes_its_page_tables_and_pictures_and_names_no_patient(
     script, call, capsys, monkeypatch
 ):
@@ -535,7 +548,7 @@ def test_the_script_writes_its_page_tables_and_pictures_and_names_no_patient(
     out = Path(call[5])
     printed = capsys.readouterr().out
     assert "simulated" in printed
-    assert "model.mask_channels 0" in printed
+    assert "model.show_whole 0" in printed
     content = json.loads((out / "generate.json").read_text())
     assert content["simulated"] is True
     assert content["show_all"] is False  # as this model was pretrained

@@ -113,9 +113,9 @@ def cautions(found: Generation, content: Mapping) -> list[str]:
     lines = data_cautions(content, "the val and test patients of these batches")
     if not content["mask_channels"]:
         lines.append(
-            "Pretraining hid patches but never whole channels (model.mask_channels 0): the model "
-            "was never asked for a channel that it sees nothing of, so imputing is outside its "
-            "training."
+            "Pretraining hid patches but never whole channels (model.mask_channels and "
+            "model.show_whole 0): the model was never asked for a channel that it sees nothing of, "
+            "so imputing is outside its training."
         )
     if content["patient_disjoint"]:
         n_patients = len(np.unique(found.index.patient_ids[found.index.rows(content["split"])]))

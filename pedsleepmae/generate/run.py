@@ -22,7 +22,8 @@ class GeneratePaths:
     batches_dir: Path = Path("data/batches")
     """Folder of batch files from script 1 (or the original authors' combined_*.hdf5)."""
     checkpoint: Path = Path("checkpoint/m15p8_checkpoint.pt")
-    """Checkpoint with its decoder; pretrained with model.mask_channels for imputation."""
+    """Checkpoint with its decoder; for imputation pretrained with model.show_whole or
+    model.mask_channels."""
     output_dir: Path = Path("results/generate")
     """Written: generate.json, generate.html, tables (CSV), pictures (PNG)."""
     embeddings_dir: Path | None = None
