@@ -86,6 +86,8 @@ class ExampleIndex:
     ``file_of`` (N,) indexes ``files``, ``row_of`` (N,) the row in that file; ``split`` (N,) holds
     0, 1, 2 for SPLITS = train, val, test. ``split_hash`` identifies who is in which split;
     ``scaling`` is the setting by which script 1 standardised, "" where that is not known.
+    ``content_hash`` tells these examples from others of the same patients: another label, channel
+    or scaling changes it.
     """
 
     files: list[Path]
@@ -101,6 +103,7 @@ class ExampleIndex:
     patient_disjoint: bool
     simulated: bool
     scaling: str = ""
+    content_hash: str = ""
 
     def __len__(self) -> int:
         return len(self.file_of)
@@ -395,6 +398,7 @@ def load_index(
         patient_disjoint=not shared,
         simulated=simulated,
         scaling=scaling,
+        content_hash=hashlib.sha256(b"".join(twins)).hexdigest()[:16],
     )
 
 

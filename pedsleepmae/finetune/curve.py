@@ -29,6 +29,7 @@ from pedsleepmae.machine import Compute, World
 from pedsleepmae.optim import derived_seed, stop_on_signal
 from pedsleepmae.probe import embeddings, linear
 from pedsleepmae.probe.evaluation import auroc_name, fit_and_choose
+from pedsleepmae.probe.handmade import FEATURES_VERSION
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.readout import ProbeTable, ReadOut
 from pedsleepmae.probe.tables import FeatureTable, HeldTable, split_layer
@@ -143,7 +144,7 @@ def _key(
     del own["resume"], own["save_every"]
     facts = [own, settings.seed, settings.tasks, settings.label_ways, settings.normalise]
     facts += [settings.bootstrap_draws, list(read_outs), compute.precision, list(fitting.strengths)]
-    facts += [checkpoint.sha256, index.split_hash, len(index)]
+    facts += [checkpoint.sha256, index.split_hash, index.content_hash, FEATURES_VERSION]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
