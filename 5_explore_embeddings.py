@@ -99,7 +99,9 @@ def main(argv: list[str]) -> int:
         print(report.text_summary(content))
         print(f"page: {page}")
 
-    return run_script(lambda: open_inputs(settings), work)
+    return run_script(
+        lambda: open_inputs(settings), work, "it begins anew, with its embeddings kept"
+    )
 
 
 if __name__ == "__main__":

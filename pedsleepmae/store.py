@@ -86,6 +86,8 @@ class ExampleIndex:
     ``file_of`` (N,) indexes ``files``, ``row_of`` (N,) the row in that file; ``split`` (N,) holds
     0, 1, 2 for SPLITS = train, val, test. ``split_hash`` identifies who is in which split;
     ``scaling`` is the setting by which script 1 standardised, "" where that is not known.
+    ``content_hash`` tells these examples from others of the same patients: another label, channel
+    or scaling changes it.
     """
 
     files: list[Path]
@@ -101,6 +103,7 @@ class ExampleIndex:
     patient_disjoint: bool
     simulated: bool
     scaling: str = ""
+    content_hash: str = ""
 
     def __len__(self) -> int:
         return len(self.file_of)
@@ -343,19 +346,7 @@ def load_index(
     """
     by_split = list_batch_files(batches_dir)
     _check_complete(batches_dir, by_split)
-    parts, files, facts, twins = [], [], [], {}
-    for split, paths in by_split.items():
-        for path in paths:
-            columns, facts_of_file, mark = _read_columns(path)
-            if (twin := twins.setdefault(mark, path)) != path:
-                raise StoreError(f"{path}: holds the same examples as {twin}; delete one of them")
-            n = len(columns["patient"])
-            columns["file"] = np.full(n, len(files), np.int32)
-            columns["row"] = np.arange(n, dtype=np.int32)
-            columns["split"] = np.full(n, SPLITS.index(split) if split else -1, np.int8)
-            parts.append(columns)
-            files.append(path)
-            facts.append(facts_of_file)
+    files, data, facts, content_hash = _read_all_columns(by_split)
     _read_variable_texts(files, facts)
     runs = {tuple(facts_of_file.values()) for facts_of_file in facts}
     if len(runs) > 1:
@@ -363,7 +354,6 @@ def load_index(
             f"{batches_dir}: its batch files come from {len(runs)} different runs of script "
             "1; run script 1 again, or delete the folder's train/, val/ and test/ first"
         )
-    data = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}  # (N, …)
     ((stored_hash, disjoint, simulated, scaling),) = runs
     split = data["split"]
     if "" in by_split:
@@ -395,6 +385,7 @@ def load_index(
         patient_disjoint=not shared,
         simulated=simulated,
         scaling=scaling,
+        content_hash=content_hash,
     )
 
 
@@ -415,6 +406,31 @@ def _check_complete(batches_dir: Path, by_split: dict[str, list[Path]]) -> None:
                 f"{odd[0]}: {what} since script 1 wrote {n_files} files to {split}/; run it again "
                 "with the same settings"
             )
+
+
+def _read_all_columns(
+    by_split: dict[str, list[Path]],
+) -> tuple[list[Path], dict[str, np.ndarray], list[dict[str, Any]], str]:
+    """Files in order; their columns one after the other, (N, …), with file, row and split; the
+    facts of each file; 16 hexadecimal digits of what all of them hold.
+
+    StoreError for two files with the same examples.
+    """
+    parts, files, facts, twins = [], [], [], {}
+    for split, paths in by_split.items():
+        for path in paths:
+            columns, facts_of_file, mark = _read_columns(path)
+            if (twin := twins.setdefault(mark, path)) != path:
+                raise StoreError(f"{path}: holds the same examples as {twin}; delete one of them")
+            n = len(columns["patient"])
+            columns["file"] = np.full(n, len(files), np.int32)
+            columns["row"] = np.arange(n, dtype=np.int32)
+            columns["split"] = np.full(n, SPLITS.index(split) if split else -1, np.int8)
+            parts.append(columns)
+            files.append(path)
+            facts.append(facts_of_file)
+    data = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return files, data, facts, hashlib.sha256(b"".join(twins)).hexdigest()[:16]
 
 
 def _read_columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], bytes]:

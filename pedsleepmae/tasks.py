@@ -71,7 +71,8 @@ NOTICE = "Research software, no medical device: not for diagnosis or treatment."
 def task_labels(labels: Mapping[str, np.ndarray], task: str) -> np.ndarray:
     """Class of each epoch, (N,), -1 for epochs that the task leaves out; by the keys of LABELS.
 
-    Types of event are collapsed to 0 and 1, as in the paper; unscored epochs have no stage.
+    Types of event are collapsed to 0 and 1, as in the paper. Unscored epochs (kept where script 1's
+    keep_unscored asks for it) have no class in any task: nobody looked for events in them.
     """
     if task == "sleep":
         return np.where(labels["sleep"] < N_CLASSES["sleep"], labels["sleep"], -1)
@@ -83,7 +84,7 @@ def task_labels(labels: Mapping[str, np.ndarray], task: str) -> np.ndarray:
         "desaturation": labels["desat"] > 0,
         "arousal": labels["eeg"] > 0,
     }
-    return events[task].astype(np.int64)
+    return np.where(labels["sleep"] == UNSCORED, -1, events[task].astype(np.int64))
 
 
 def class_members(labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,13 +8,14 @@ import small_probes
 import torch
 from edf_files import nch_study, stage_rows, write_tsv
 
-from pedsleepmae import metrics
+from pedsleepmae import metrics, store
 from pedsleepmae.channels import CHANNEL_NAMES, N_CHANNELS
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.model import MaskedAutoencoder
 from pedsleepmae.probe import detection, events, steps
 from pedsleepmae.probe.detection import KINDS, NightSteps
 from pedsleepmae.probe.truth import read_events
+from pedsleepmae.tasks import LABELS
 
 
 # ------------------------------------------------------------------ features of seconds
@@ -184,6 +185,31 @@ def test_match_figures_by_hand():
     empty, _ = events.match_figures(np.zeros((2, 3)), np.ones((4, 2)))
     assert empty["f1"] is None
     assert empty["ci95"]["f1"] is None
+
+
+def test_nights_of_too_little_scored_sleep_have_no_index_and_stop_nothing():
+    n = 40  # 20 minutes, scored awake throughout, called asleep
+    labels = {name: np.zeros(n, np.int64) for name in LABELS}
+    index = store.ExampleIndex(
+        files=[],
+        file_of=np.zeros(n, int),
+        row_of=np.arange(n),
+        split=np.full(n, 2),
+        labels=labels,
+        patient_ids=np.ones(n, int),
+        study_ids=np.ones(n, int),
+        onsets_s=30.0 * np.arange(n),
+        present=np.ones((n, N_CHANNELS), bool),
+        split_hash="",
+        patient_disjoint=True,
+        simulated=True,
+    )
+    nobody = dict(events.NO_EVENTS)
+    table = events.index_table(index, [np.arange(n)], [nobody], [nobody], np.full(n, 2))
+    figures = events.index_figures(table)
+    assert table["arousal_index_predicted"].tolist() == [0.0]
+    assert table["arousal_index_scored"].isna().all()
+    assert {found["n"] for found in figures.values()} == {0}
 
 
 def test_absolute_agreement_by_hand():

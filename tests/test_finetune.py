@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,18 @@ def job_for(index, folder, mode="lora", **changes) -> loop.Job:
     fitting = FitSettings([1e-2])
     job = run.make_job(settings, index, checkpoint, mode, tables[mode], COMPUTE, fitting, 0)
     return replace(job, **changes)
+
+
+def test_a_state_of_other_signals_is_not_gone_on_from(index, folder, tmp_path):
+    other = tmp_path / "batches"
+    patients = (("train", 3), ("val", 2), ("test", 2))
+    write_cohort(other, n_epochs=20, patients=patients)
+    for path in other.glob("*/combined_*.hdf5"):
+        with h5py.File(path, "r+") as file:  # as after another scaling of the same recordings
+            file["signals"][...] = file["signals"][...] / 2
+    scaled = store.load_index(other)
+    assert scaled.split_hash == index.split_hash
+    assert job_for(scaled, folder).facts != job_for(index, folder).facts
 
 
 def same(one: dict, other: dict) -> bool:

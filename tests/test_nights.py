@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from planted import write_cohort
 from small_probes import ROOT, paths, run_script, save_model, script_3
 
+from pedsleepmae import shipped
 from pedsleepmae.errors import SettingsError
 from pedsleepmae.score import files, nights, run
+from pedsleepmae.score.night import load_scorer
 
 FEW = ["EEG C4-M1", "EEG LOC-M2", "Resp Thoracic", "SPO2"]  # channels, to be quick
 
@@ -246,6 +248,20 @@ def scored_now(trained, folder, monkeypatch, *argv) -> list[str]:
         patch.setattr(run, "score_recording", count)
         assert script_4(trained, folder / "out", folder / "in", *argv) == 0
     return names
+
+
+def test_new_probes_that_ship_make_results_anew_from_any_folder(trained, tmp_path, monkeypatch):
+    probes = tmp_path / "shipped" / "checkpoint" / "probes.npz"
+    probes.parent.mkdir(parents=True)
+    probes.write_bytes(b"old")
+    monkeypatch.setattr(shipped, "shipped_path", lambda name: tmp_path / "shipped" / name)
+    monkeypatch.chdir(tmp_path)
+    scorer = load_scorer(trained / "model.pt", trained / "results" / "probes.npz")
+    settings = run.ScoreSettings(use_annotations=False)
+    assert not settings.paths.probes.exists()
+    before = run.fingerprint(scorer, tmp_path / "a.edf", settings)
+    probes.write_bytes(b"other")
+    assert run.fingerprint(scorer, tmp_path / "a.edf", settings) != before
 
 
 def test_what_a_result_depends_on_makes_it_anew(trained, two, monkeypatch):

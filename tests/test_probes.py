@@ -261,9 +261,9 @@ def test_labels_are_collapsed_as_in_the_paper(tmp_path):
     index = planted_index(tmp_path, {"train": 1, "val": 1, "test": 1}, n_epochs=5, seed=9)
     index.labels["apnea"][:5], index.labels["hypop"][:5] = [0, 1, 2, 3, 0], [0, 0, 2, 0, 1]
     index.labels["sleep"][:5] = [-1, 0, 4, 2, 1]
-    assert task_labels(index.labels, "apnea")[:5].tolist() == [0, 1, 1, 1, 0]
-    assert task_labels(index.labels, "hypopnea")[:5].tolist() == [0, 0, 1, 0, 1]
-    assert task_labels(index.labels, "apnea_hypopnea")[:5].tolist() == [0, 1, 1, 1, 1]
+    assert task_labels(index.labels, "apnea")[:5].tolist() == [-1, 1, 1, 1, 0]
+    assert task_labels(index.labels, "hypopnea")[:5].tolist() == [-1, 0, 1, 0, 1]
+    assert task_labels(index.labels, "apnea_hypopnea")[:5].tolist() == [-1, 1, 1, 1, 1]
     assert task_labels(index.labels, "sleep")[:5].tolist() == [-1, 0, 4, 2, 1]
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 import zipfile
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from edf_files import nch_file, stage_rows, write_tsv
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
 from planted import write_cohort
 from sklearn.metrics import confusion_matrix, f1_score
 from small_probes import paths, run_script, save_model, script_3
@@ -26,6 +29,7 @@ from pedsleepmae.prepare.layouts import find_scoring
 from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.probe.density import TrainingDensity, fit_density
 from pedsleepmae.probe.files import load_basis, load_montages, load_probes
+from pedsleepmae.probe.montages import better_on_val
 from pedsleepmae.score import files, report, run
 from pedsleepmae.score.night import (
     Night,
@@ -103,9 +107,11 @@ def test_epochs_that_script_3_scored_get_the_same_scores(trained, scorer):
     matrix = confusion_matrix(truth[known], called[known], labels=range(5))
     assert matrix.tolist() == tasks["sleep"]["test"]["confusion_matrix"]
     for task in ("apnea", "arousal"):
-        f1 = f1_score(night.scored[task], night.called[task])
+        assert (night.scored[task][~known] == -1).all()  # nobody looked for events there
+        event_n, called_n = night.scored[task][known], night.called[task][known]
+        f1 = f1_score(event_n, called_n)
         assert f1 == pytest.approx(tasks[task]["test"]["f1"], abs=1e-12)
-        brier = ((night.prob[task][:, 1] - night.scored[task]) ** 2).mean()
+        brier = ((night.prob[task][known, 1] - event_n) ** 2).mean()
         assert brier == pytest.approx(tasks[task]["test"]["brier"], abs=1e-9)
     agreement = stage_agreement(night)
     assert agreement["kappa"] == pytest.approx(tasks["sleep"]["test"]["kappa"], abs=1e-9)
@@ -661,6 +667,19 @@ def test_a_sine_has_its_power_at_its_frequency():
     assert power_NM[0, ~near].sum() < 1e-3 * power_NM[0, near].sum()
 
 
+def test_a_gap_in_the_eeg_costs_the_spectrogram_that_epoch_alone(trained):
+    examples = stored_examples(trained, "test")
+    examples.signals[1, 4, :300] = np.nan
+    figure = Figure()
+    ax = figure.subplots()
+    report._draw_spectrogram(figure, ax, examples.onsets_s / 3600, examples, 4)
+    (mesh, *_) = [part for part in ax.get_children() if isinstance(part, QuadMesh)]
+    low, high = mesh.get_clim()
+    clean = examples.signals[:, 4].astype(float) * 1e6  # stored_examples has scale 1
+    _, power_NM = report.power_density(np.delete(clean, 1, axis=0))
+    assert low < 10 * np.log10(np.median(power_NM)) < high
+
+
 def test_recordings_of_mne_refuse_what_gives_no_examples():
     info = mne.create_info(["EEG C4-M1", "nothing"], 128.0, "eeg")
     raw = mne.io.RawArray(
@@ -685,6 +704,14 @@ def test_probes_of_every_montage_come_back_and_the_table_shows_them(trained):
     assert set(rows["probes"]) == ways
     assert rows.set_index(["montage", "task", "probes"]).index.is_unique
     assert "With fewer channels" in (trained / "results" / "report.html").read_text("utf-8")
+
+
+def test_a_task_that_cannot_be_refitted_for_a_montage_keeps_its_probe():
+    choice = namedtuple("Choice", "probe score")
+    kept = {task: choice(f"kept {task}", 0.8) for task in ("sleep", "apnea", "arousal")}
+    refitted = {"sleep": choice("new sleep", 0.9), "arousal": choice("new arousal", None)}
+    found = better_on_val(refitted, kept)
+    assert found == {"sleep": "new sleep", "apnea": "kept apnea", "arousal": "kept arousal"}
 
 
 def test_a_recording_is_scored_by_the_probes_of_its_own_montage(trained, scorer):

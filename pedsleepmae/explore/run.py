@@ -53,8 +53,8 @@ class ExploreSettings:
     cohort: CohortSettings = field(default_factory=CohortSettings)
     distances: DistanceSettings = field(default_factory=DistanceSettings)
     pooling: str = "time_abs"
-    """How an embedding becomes features: mean, max, time_mean, time_abs, class, or several joined
-    by +; script 3's metrics.json names the best."""
+    """How an embedding becomes features, as in script 3: mean, max, time_mean, time_abs, time_std,
+    time_max, time_min, class, or several joined by +; its metrics.json names the best."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Which patients; all: every split (a rare disease needs it; pretraining saw the signals of
     train, never a diagnosis)."""

@@ -29,6 +29,7 @@ from pedsleepmae.machine import Compute, World
 from pedsleepmae.optim import derived_seed, stop_on_signal
 from pedsleepmae.probe import embeddings, linear
 from pedsleepmae.probe.evaluation import auroc_name, fit_and_choose
+from pedsleepmae.probe.handmade import FEATURES_VERSION
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.readout import ProbeTable, ReadOut
 from pedsleepmae.probe.tables import FeatureTable, HeldTable, split_layer
@@ -59,6 +60,25 @@ class Curve:
 
     rows: list[dict[str, Any]]
     draws: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class CurveInputs:
+    """What is the same in all draws.
+
+    ``tables``: of the ways that train nothing, by way and name; ``starts``: by way that trains,
+    what the encoder at its start says; ``read_outs``: what is read of a trained encoder;
+    ``folder``: where draws that are done stand.
+    """
+
+    settings: ClassifierSettings
+    checkpoint: Checkpoint
+    tables: Mapping[str, Mapping[str, FeatureTable]]
+    starts: Mapping[str, FeatureTable]
+    read_outs: Sequence[str]
+    compute: Compute
+    fitting: FitSettings
+    folder: Path
 
 
 def draw_patients(
@@ -107,19 +127,17 @@ def measure_curve(
         index.patient_ids[train], settings.label_curve, settings.label_draws, settings.seed
     )
     folder = settings.paths.output_dir / "curve"
+    same = CurveInputs(settings, checkpoint, tables, starts, read_outs, compute, fitting, folder)
     with machine.only_run_in(folder, "paths.output_dir"):
         disk.remove_partial(folder, ".*.partial")
-        key = _key(settings, index, checkpoint, read_outs, compute, fitting)
+        key = _key(same, index)
         found = []
         for number, draw in enumerate(draws):
             place = folder / f"{key}_{draw.name}.json"
             figures = disk.read_state(place)
             if not figures:
                 print(f"label_curve: draw {number + 1} of {len(draws)}", flush=True)
-                figures = measure_draw(
-                    *(settings, label_few(index, draw.patients), checkpoint, tables, starts),
-                    *(read_outs, compute, fitting, draw, folder),
-                )
+                figures = measure_draw(same, label_few(index, draw.patients), draw)
                 disk.write_state(place, figures)
                 for left in folder.glob(f"{draw.name}_*.pt"):
                     left.unlink()
@@ -130,51 +148,37 @@ def measure_curve(
     return Curve(rows, pd.DataFrame(listed, columns=["n_patients", "draw", "patient_id"]))
 
 
-def _key(
-    settings: ClassifierSettings,
-    index: store.ExampleIndex,
-    checkpoint: Checkpoint,
-    read_outs: Sequence[str],
-    compute: Compute,
-    fitting: FitSettings,
-) -> str:
-    """What tells figures of these settings from those of others."""
-    own = asdict(settings.finetune)
+def _key(same: CurveInputs, index: store.ExampleIndex) -> str:
+    """What tells figures of these settings and examples from those of others."""
+    settings, own = same.settings, asdict(same.settings.finetune)
     del own["resume"], own["save_every"]
     facts = [own, settings.seed, settings.tasks, settings.label_ways, settings.normalise]
-    facts += [settings.bootstrap_draws, list(read_outs), compute.precision, list(fitting.strengths)]
-    facts += [checkpoint.sha256, index.split_hash, len(index)]
+    facts += [settings.bootstrap_draws, list(same.read_outs), same.compute.precision]
+    facts += [list(same.fitting.strengths), same.checkpoint.sha256]
+    facts += [index.split_hash, index.content_hash, FEATURES_VERSION]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
-def measure_draw(
-    settings: ClassifierSettings,
-    index: store.ExampleIndex,
-    checkpoint: Checkpoint,
-    tables: Mapping[str, Mapping[str, FeatureTable]],
-    starts: Mapping[str, FeatureTable],
-    read_outs: Sequence[str],
-    compute: Compute,
-    fitting: FitSettings,
-    draw: Draw,
-    folder: Path,
-) -> dict[str, Any]:
-    """Figures of every way with the labels of this draw, {"ways": {way: {task: …}}, …}."""
-    ways, rates = {}, {}
+def measure_draw(same: CurveInputs, index: store.ExampleIndex, draw: Draw) -> dict[str, Any]:
+    """Figures of every way with the labels of this draw, {"ways": {way: {task: …}}, …}.
+
+    ``index``: with the draw's patients as its train patients (:func:`label_few`).
+    """
+    settings, compute, fitting, ways, rates = same.settings, same.compute, same.fitting, {}, {}
     seed = derived_seed(settings.seed, draw.n_patients, draw.number)
     for way in settings.label_ways:
         if way in TRAINED:
-            start = of_index(starts[way], index)
-            job = make_job(settings, index, checkpoint, way, start, compute, fitting, seed)
-            place = folder / f"{draw.name}_{way}.pt"
+            start = of_index(same.starts[way], index)
+            job = make_job(settings, index, same.checkpoint, way, start, compute, fitting, seed)
+            place = same.folder / f"{draw.name}_{way}.pt"
             with stop_on_signal() as stop_wanted:
                 found = tune(job, settings.finetune, compute, World(), place, stop_wanted)
             rates[way] = found.trials[found.chosen]
             tuned = TunedEncoder(job.build(), job.heads)
             tuned.take_weights(found.weights)
-            candidates = hold_features(tuned.model, index, read_outs, compute)
+            candidates = hold_features(tuned.model, index, same.read_outs, compute)
         else:
-            candidates = [of_index(table, index) for table in tables[way].values()]
+            candidates = [of_index(table, index) for table in same.tables[way].values()]
         ways[way] = judge(settings, index, candidates, fitting)
     return {"ways": ways, "chosen": rates, "n_train_epochs": len(index.rows("train"))}
 

@@ -104,6 +104,7 @@ def make_job(
     facts = {
         **{"mode": mode, "seed": seed, "tasks": settings.tasks, "finetune": own},
         **{"checkpoint": checkpoint.sha256, "split": index.split_hash, "n": len(train)},
+        **{"examples": index.content_hash},
         **{"patients": hashlib.sha256(patients.tobytes()).hexdigest()},
         **{"precision": compute.precision, "strengths": list(fitting.strengths)},
     }

@@ -194,6 +194,50 @@ def compare(
     a source the best on val stands for it. ``studies``: as of read_studies.
     """
     labels = {task: task_labels(index.labels, task) for task in settings.tasks}
+    used, scores, non_finite = choose_features(settings, index, tables, labels, fitting)
+    best_table = used["encoder"][0]
+    # From here on the test patients are read, for what has been chosen.
+    test = index.rows("test")
+    test = test[np.lexsort([index.onsets_s[test], index.study_ids[test], index.patient_ids[test]])]
+    chosen: dict[str, dict[str, Chosen]] = {task: {} for task in settings.tasks}
+    for source, (table, choices) in used.items():
+        probes = {task: choice.probe.linear for task, choice in choices.items()}
+        logits = linear.predict(table, test, probes, fitting)
+        for task, choice in choices.items():
+            chosen[task][source] = table.name, choice, logits[task]
+    held_out = HeldOut(index, test, studies, settings)
+    tasks = {task: _judge_task(held_out, task, labels[task], chosen[task]) for task in labels}
+
+    per_epoch = events_per_epoch(index, studies)
+    fitted = {task: r.by_source["encoder"] for task, r in tasks.items() if r.reason is None}
+    prob_of = {task: result.prob_NK for task, result in fitted.items()}
+    nights = night_table(index, test, prob_of, studies, per_epoch)
+    return Results(
+        index=index,
+        test=test,
+        tasks=tasks,
+        fitted=fitted,
+        pooling_scores=scores,
+        best_table=best_table,
+        non_finite=non_finite,
+        nights=nights,
+        agreement=night_agreement(nights),
+        events_per_epoch=per_epoch,
+    )
+
+
+def choose_features(
+    settings: ProbeSettings,
+    index: store.ExampleIndex,
+    tables: Mapping[str, Mapping[str, FeatureTable]],
+    labels: Mapping[str, np.ndarray],
+    fitting: FitSettings,
+) -> tuple[dict[str, tuple[ProbeTable, dict[str, Choice]]], pd.DataFrame, dict[str, int]]:
+    """The features that stand for each source, best of its tables on val, with their probes.
+
+    Besides, a row for all that were tried, and how many train rows of each are not finite. Sources
+    as of :func:`compare`, with "handmade+encoder" and "context". Test patients are not read.
+    """
     used: dict[str, tuple[ProbeTable, dict[str, Choice]]] = {}
     scores, non_finite, best = [], {}, {}  # best: mean validation score of each source
 
@@ -218,39 +262,10 @@ def compare(
     if "handmade" in used:
         both = used["handmade"][0].read_outs + used["encoder"][0].read_outs
         try_on_val(JOINED, both)
-    best_table = used["encoder"][0]
     if settings.context:
-        wide = best_table.with_context(settings.context)
+        wide = used["encoder"][0].with_context(settings.context)
         used["context"] = wide, fit_and_choose(index, wide, labels, fitting)[0]
-
-    # From here on the test patients are read, for what has been chosen.
-    test = index.rows("test")
-    test = test[np.lexsort([index.onsets_s[test], index.study_ids[test], index.patient_ids[test]])]
-    chosen: dict[str, dict[str, Chosen]] = {task: {} for task in settings.tasks}
-    for source, (table, choices) in used.items():
-        probes = {task: choice.probe.linear for task, choice in choices.items()}
-        logits = linear.predict(table, test, probes, fitting)
-        for task, choice in choices.items():
-            chosen[task][source] = table.name, choice, logits[task]
-    held_out = HeldOut(index, test, studies, settings)
-    tasks = {task: _judge_task(held_out, task, labels[task], chosen[task]) for task in labels}
-
-    per_epoch = events_per_epoch(index, studies)
-    fitted = {task: r.by_source["encoder"] for task, r in tasks.items() if r.reason is None}
-    prob_of = {task: result.prob_NK for task, result in fitted.items()}
-    nights = night_table(index, test, prob_of, studies, per_epoch)
-    return Results(
-        index=index,
-        test=test,
-        tasks=tasks,
-        fitted=fitted,
-        pooling_scores=pd.DataFrame(scores),
-        best_table=best_table,
-        non_finite=non_finite,
-        nights=nights,
-        agreement=night_agreement(nights),
-        events_per_epoch=per_epoch,
-    )
+    return used, pd.DataFrame(scores), non_finite
 
 
 def fit_and_choose(

@@ -325,7 +325,7 @@ def index_table(
     found: Found,
     stages: np.ndarray,
 ) -> pd.DataFrame:
-    """A row a night with 15 minutes of scored sleep: events that begin in sleep, per hour of it.
+    """A row a night: events that begin in sleep, per hour of it, NaN on less than 15 minutes of it.
 
     ``_scored``: the scorer's events and stages; ``_predicted``: events found and ``stages``.
     """
@@ -341,7 +341,10 @@ def index_table(
             hours = float((stage_N > 0).sum() * EPOCH_S / 3600)
             row[f"sleep_hours_{way}"] = hours
             for name, kind in INDICES.items():
-                if kind in spans_of and hours >= MIN_SLEEP_HOURS:
+                if kind not in spans_of:
+                    continue
+                row[f"{name}_{way}"] = np.nan  # the column stands though no night has such sleep
+                if hours >= MIN_SLEEP_HOURS:
                     counts = count_by_stage(spans_of[kind], onsets_s, stage_N)
                     row[f"{name}_{way}"] = (counts["nrem"] + counts["rem"]) / hours
         rows.append(row)

@@ -59,10 +59,7 @@ def judge_montages(
         probe_table = ProbeTable([ReadOut(table, read_out.normalise)])
         refitted, _ = fit_and_choose(part, probe_table, labels, fitting)
         kept = _recalibrate(part, probe_table, labels, results, fitting)
-        probes = {
-            task: max(refitted[task], kept[task], key=lambda choice: choice.score or 0.0).probe
-            for task in refitted
-        }
+        probes = better_on_val(refitted, kept)
         rows = _judge(settings, part, probe_table, labels, results, probes, fitting)
         rows = [{"montage": name, "n_channels": int(shown_C.sum())} | row for row in rows]
         found[name] = Montage(probes, rows)
@@ -90,6 +87,20 @@ def _recalibrate(
             task, labels[task][val][known], result.probe.classes, candidate
         )
     return choices
+
+
+def better_on_val(
+    refitted: Mapping[str, Choice], kept: Mapping[str, Choice]
+) -> dict[str, TaskProbe]:
+    """Of each task of ``kept`` the probe that val prefers; the refitted one where they are equal.
+
+    A task of which the sample's train epochs show one class alone has nothing refitted.
+    """
+    probes = {}
+    for task, choice in kept.items():
+        rivals = [refitted[task], choice] if task in refitted else [choice]
+        probes[task] = max(rivals, key=lambda rival: rival.score or 0.0).probe
+    return probes
 
 
 def first_files(index: store.ExampleIndex, n_epochs: int) -> store.ExampleIndex:

@@ -53,16 +53,22 @@ def open_inputs(
     if settings.events:  # said now, not after the hours before they are needed
         check_patches(encoders["encoder"].build_model().n_patches)
         read_events(paths.batches_dir)
-    seen = []  # patients of all encoders' pretraining; None where one of them is unknown
     for encoder in encoders.values():
         encoder.build_model()  # says now what does not fit
         read_outs(settings, encoder)
         warn(checkpoints.other_scaling(encoder.scaling, index.scaling))
-        known = None not in (seen, encoder.patients_seen)
-        seen = [*seen, *encoder.patients_seen] if known else None
-    n_seen = checkpoints.check_seen_patients(index, seen, settings.allow_seen_patients)
+        # One by one: what is not known of one encoder must not hide what another has seen.
+        checkpoints.check_seen_patients(index, encoder.patients_seen, settings.allow_seen_patients)
+    n_seen = count_seen(index, encoders)
     compute = machine.Compute.choose(settings.device, settings.precision, settings.batch_size)
     return index, encoders, n_seen, compute
+
+
+def count_seen(index: store.ExampleIndex, encoders: Mapping[str, Checkpoint]) -> int | None:
+    """Judged patients that any of the encoders saw in pretraining; None: unknown of one of them."""
+    seen = [encoder.patients_seen for encoder in encoders.values()]
+    everyone = None if None in seen else [digest for own in seen for digest in own]
+    return checkpoints.count_seen_patients(index, everyone)
 
 
 def compute_tables(

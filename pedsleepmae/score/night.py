@@ -104,14 +104,7 @@ def load_scorer(
     pooling, probes = load_probes(probe_file)
     basis = load_basis(probe_file)
     facts = basis.facts
-    lacking = missing_fact(facts, FACTS | {"tasks": {task: task_facts(task) for task in probes}})
-    if not lacking and facts["precision"] not in ("float32", "bfloat16"):
-        lacking = "precision"
-    if lacking:
-        raise ProbeError(
-            f"{probe_file}: does not say what its probes rest on ({lacking} is missing or of "
-            "another type); run script 3 again"
-        )
+    _check_facts(facts, probes, probe_file)
     compute = Compute.choose(device, precision, batch_size)
     if precision == "auto" and compute.precision == "bfloat16":
         compute = Compute.choose(device, facts["precision"], batch_size)
@@ -131,13 +124,38 @@ def load_scorer(
         raise ProbeError(
             f"{probe_file}: there is no montage {printable(odd.pop())}; update the code"
         )
+    _check_features(model, pooling, [probes, *montages.values()], basis, probe_file)
+    step_probes = _step_probes_of(model, probe_file)
+    own = content.path, content.scaling, compute, far_share, montages, step_probes
+    return Scorer(model, pooling, probes, basis, *own)
+
+
+def _check_facts(facts: Mapping, tasks: Iterable[str], probe_file: Path) -> None:
+    """ProbeError unless a file of probes says what these tasks' rest on."""
+    lacking = missing_fact(facts, FACTS | {"tasks": {task: task_facts(task) for task in tasks}})
+    if not lacking and facts["precision"] not in ("float32", "bfloat16"):
+        lacking = "precision"
+    if lacking:
+        raise ProbeError(
+            f"{probe_file}: does not say what its probes rest on ({lacking} is missing or of "
+            "another type); run script 3 again"
+        )
+
+
+def _check_features(
+    model: MaskedAutoencoder,
+    pooling: str,
+    sets: Iterable[Mapping[str, TaskProbe]],
+    basis: Basis,
+    probe_file: Path,
+) -> None:
+    """ProbeError unless all probes, and the density, read what the pooling of the model gives."""
     name, layer = split_layer(pooling)
     check_poolings(name, [])
     if layer is not None and not 1 <= layer <= len(model.encoder.transformer):
         raise ProbeError(f"{probe_file}: this encoder has no block {layer}; run script 3 again")
     n_features = model.n_features(name)
-    n_marks = 0 if facts.get("normalise") is None else N_CHANNELS
-    sets = [probes, *montages.values()]
+    n_marks = 0 if basis.facts.get("normalise") is None else N_CHANNELS
     for task, probe in [item for each in sets for item in each.items()]:
         n_read = len(probe.linear.weight_FK) - n_marks
         if n_read != n_features or len(basis.density.mean_F) != n_features:
@@ -145,9 +163,6 @@ def load_scorer(
                 f"{probe_file}: the probe of {task} reads {n_read} numbers, but pooling {pooling} "
                 f"of this encoder gives {n_features}; run script 3 again"
             )
-    step_probes = _step_probes_of(model, probe_file)
-    own = content.path, content.scaling, compute, far_share, montages, step_probes
-    return Scorer(model, pooling, probes, basis, *own)
 
 
 def _adapter_of_probes(path: Path | str | None, facts: Mapping, probe_file: Path) -> Adapter | None:

@@ -120,7 +120,8 @@ def _draw_spectrogram(figure, ax: Axes, hours: np.ndarray, examples: store.Examp
     hz, power_NM = power_density(x_NT)
     shown = (hz >= SPECTRUM_HZ[0]) & (hz <= SPECTRUM_HZ[1])
     decibel_NM = 10 * np.log10(np.maximum(power_NM[:, shown], 1e-6))
-    low, high = np.percentile(decibel_NM, (2, 98))
+    # An epoch with a gap is NaN throughout; it stays blank and takes the colours from no other.
+    low, high = np.nanpercentile(decibel_NM, (2, 98)) if np.isfinite(decibel_NM).any() else (0, 1)
     colours = {"cmap": "viridis", "vmin": low, "vmax": max(high, low + 1)}
     rows = np.append(hz[shown], hz[shown][-1] + hz[1]) - hz[1] / 2
     for run in _adjoining(examples.onsets_s[known]):

@@ -22,6 +22,7 @@ from pedsleepmae.score import exports, files, nights, report
 from pedsleepmae.score.lights import check_lights, find_lights
 from pedsleepmae.score.night import Scorer, score_examples
 from pedsleepmae.score.summary import summarise
+from pedsleepmae.shipped import find_file
 from pedsleepmae.store import Examples
 
 SCORE_VERSION = 1  # raised when what is written for the same recording and settings changes
@@ -222,7 +223,7 @@ def fingerprint(scorer: Scorer, recording: Path, settings: ScoreSettings) -> str
     annotations = None
     if settings.use_annotations:
         annotations = settings.paths.annotations or find_annotations(recording)
-    used = filter(None, (recording, annotations, settings.paths.probes))
+    used = filter(None, (recording, annotations, find_file(settings.paths.probes)))
     rules = [item.name for item in fields(ReadSettings)]
     rules += ["use_annotations", "grid_offset_s", "far_share", "lights_off", "lights_on"]
     values = as_plain_dict(settings)

@@ -118,8 +118,8 @@ def count_night(night: Night, facts: Mapping) -> dict[str, Count]:
     """By way (value, called, scored) what each epoch in bed counts; events where they are known.
 
     Single events count where they begin. Without probes of these, epochs with an event count as
-    many as one such epoch of sleep had
-    among the val patients; where that is not known all ways count epochs.
+    many as one such epoch of sleep had among the val patients; where that is not known all ways
+    count epochs.
     """
     bed, per_epoch = night.in_bed_N, facts["nights"]["events_per_epoch"]
     counts = {}
