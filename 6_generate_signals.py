@@ -86,7 +86,9 @@ def main(argv: list[str]) -> int:
         print(report.text_summary(found, content))
         print(f"report: {page}")
 
-    return run_script(lambda: open_inputs(settings), work)
+    return run_script(
+        lambda: open_inputs(settings), work, "it begins anew, with its embeddings kept"
+    )
 
 
 if __name__ == "__main__":

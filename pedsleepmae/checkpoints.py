@@ -172,7 +172,8 @@ def read_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> Che
     facts["resume"] = {name: content[name] for name in TO_RESUME if name in content}
     if decoder and path.with_name(decoder).is_file():
         _, more = read_content(path.with_name(decoder), device)
-        facts["state_dict"] |= more["state_dict"]
+        theirs = more["state_dict"].items()  # of which the encoder's, if any, are another model's
+        facts["state_dict"] |= {n: value for n, value in theirs if n.startswith("decoder.")}
     return Checkpoint(path, sha256, device, **facts)
 
 

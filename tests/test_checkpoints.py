@@ -146,6 +146,17 @@ def test_an_encoder_without_its_decoder_embeds_and_says_what_is_missing(tmp_path
         model.reconstruct(X)
 
 
+def test_a_decoder_file_does_not_change_the_encoder(tmp_path):
+    path = published(tmp_path, 1000)
+    (path.parent / "SHA256SUMS").unlink()
+    before = load_model(path).embed(X)
+    beside = path.with_name("m15p8_checkpoint.decoder.pt")
+    save_checkpoint(
+        beside, content(state_dict={n: v + 1 for n, v in content()["state_dict"].items()})
+    )
+    assert torch.equal(load_model(path).embed(X), before)
+
+
 @pytest.mark.parametrize("name", ["m15p8_checkpoint.pt", "m15p8_checkpoint.decoder.pt"])
 def test_a_published_file_that_was_changed_is_refused(tmp_path, name):
     path = published(tmp_path, 1000)
