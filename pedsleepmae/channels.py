@@ -329,11 +329,20 @@ def _unit_of(signal: SignalInfo, channel: Channel, units: Mapping[str, str]) -> 
 
 
 def unit_in_volts(unit: str) -> float | None:
-    """Volts of a header's unit, None when it is no voltage; the micro sign in any encoding."""
+    """Volts of a header's unit, None when it is no voltage; the micro sign in any encoding.
+
+    Also where it is written out: "microvolt", "uVolts", "u V".
+    """
     # Micro sign and Greek mu, as themselves and as UTF-8 bytes that were read as latin-1.
     for micro in ("\u00c2\u00b5", "\u00ce\u00bc", "\u00b5", "\u03bc"):
         unit = unit.replace(micro, "u")
-    return {name.lower(): factor for name, factor in VOLTS.items()}.get(unit.strip().lower())
+    unit = "".join(unit.lower().split())
+    for word, letter in (("micro", "u"), ("milli", "m"), ("nano", "n")):
+        unit = unit.replace(word, letter)
+    unit = re.sub(
+        r"volts?$|(?<=[unm])vol$", "v", unit
+    )  # the header's field ends after 8 characters
+    return {name.lower(): factor for name, factor in VOLTS.items()}.get(unit)
 
 
 def _to_volts(signal: SignalInfo) -> tuple[float, str] | None:

@@ -405,3 +405,36 @@ def test_control_characters_of_annotations_reach_no_remark(tmp_path):
     path = tmp_path / "1_2.tsv"
     path.write_text("0\t30\tSleep stage W\n30\t30\tSleep stage \x1b[2J\x9b\u202e\n")
     assert all(remark.isprintable() for remark in read_tsv(path).remarks)
+
+
+# ------------------------------------------------------------------ other files than NCH's
+TSV = "onset\tduration\tdescription\n0\t30\tSleep stage N2\n35\t20\tCentral Apnea\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig", "latin-1"])
+def test_a_tsv_is_read_in_any_encoding(encoding, tmp_path):
+    path = tmp_path / "1_2.tsv"
+    path.write_bytes(TSV.encode(encoding))
+    scoring = read_tsv(path)
+    assert scoring.stages.tolist() == [2]
+    assert [event.onset_s for event in scoring.events] == [35]
+
+
+def test_columns_are_found_by_their_names_and_others_refused(tmp_path):
+    path = tmp_path / "1_2.tsv"
+    path.write_text("epoch\tduration\tonset\tdescription\n7\t30\t90\tSleep stage N2\n")
+    assert read_tsv(path).stage_onsets_s.tolist() == [90]
+    path.write_text("onset\tend\tdescription\n0\t30\tSleep stage N2\n35\t55\tCentral Apnea\n")
+    with pytest.raises(AnnotationError, match="columns onset, duration, description"):
+        read_tsv(path)  # an end read as a duration would make events longer
+
+
+def test_events_in_unknown_words_are_told_and_only_frequent_words_quoted():
+    stages = [(30.0 * i, 30.0, "Sleep stage N2") for i in range(4)]
+    rare = [(35.0, 12.0, "Ms Roe, apnea?")]
+    remarks = scoring_from_rows(stages + rare).remarks
+    assert remarks == ["1 rows whose words are no known event left out"]
+    often = [(10.0 * i, 5.0, "Obstructive Apnoea") for i in range(6)]
+    (remark,) = scoring_from_rows(stages + often).remarks[:1]
+    assert "'Obstructive Apnoea' (6)" in remark
+    assert scoring_from_rows([*stages, (35.0, 0.0, "not an apnea")]).remarks == []

@@ -160,3 +160,33 @@ def test_odd_patient_numbers_in_diagnoses_are_passed_over(tmp_path):
         encoding="utf-8",
     )
     assert diagnoses.read_diagnosed(tmp_path, ["G47.33"]) == {"G47.33": {7}}
+
+
+# ------------------------------------------------------------------ packed, linked
+def test_packed_recordings_and_other_formats_are_listed(tmp_path):
+    for name in (
+        "1_1.edf",
+        "1_1.edf.gz",
+        "3_3.edf.gz",
+        "4_4.ZIP",
+        "5_5.bdf",
+        "6_6.rec",
+        "notes.zip",
+    ):
+        (tmp_path / name).write_bytes(b"x")
+    problems = {s.edf.name: s.problem for s in layouts.find_studies(tmp_path, "nch")}
+    assert problems == {
+        "1_1.edf": "no .tsv beside it",
+        "3_3.edf.gz": "3_3.edf.gz: is compressed: unpack it",
+        "4_4.ZIP": "4_4.ZIP: is compressed: unpack it",
+        "5_5.bdf": "5_5.bdf: is no EDF file: convert it to EDF",
+        "6_6.rec": "6_6.rec: is no EDF file: convert it to EDF",
+    }
+
+
+def test_a_link_to_a_recording_makes_no_second_patient(tmp_path):
+    for suffix in ("edf", "tsv"):
+        (tmp_path / f"1_1.{suffix}").write_bytes(b"x")
+        (tmp_path / f"2_2.{suffix}").symlink_to(f"1_1.{suffix}")
+    problems = [study.problem for study in layouts.find_studies(tmp_path, "nch")]
+    assert problems == ["", "same file as 1_1.edf"]

@@ -8,7 +8,7 @@ from edf_files import Signal, nch_file, stage_rows, write_tsv
 
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import layouts
-from pedsleepmae.prepare.examples import ExampleSettings, build_examples
+from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, build_examples
 from pedsleepmae.prepare.readings import hold_short_gaps, is_reading, judge_voltage, runs_of
 from pedsleepmae.prepare.signals import undo_standard
 
@@ -147,3 +147,56 @@ def test_the_flat_line_of_an_apnea_is_a_signal(tmp_path):
     examples, _ = examples_of(tmp_path, with_signal(CAPNO, x, "mmHg", -10, 100))
     assert examples.present[:, CAPNO].all()
     assert np.isfinite(examples.signals[:, CAPNO]).all()
+
+
+# ------------------------------------------------------------------ other units, slow signals
+@pytest.mark.parametrize("unit", ["microV", "uVolt", "u V", "Microvolts"])
+def test_a_unit_that_is_written_out_is_that_unit(tmp_path, unit):
+    right, _ = examples_of(tmp_path / "a", nch_file(seconds=SECONDS))
+    file = in_units(nch_file(seconds=SECONDS), unit, ("8711", "-8711"))
+    same, outcome = examples_of(tmp_path / "b", file)
+    assert not outcome.absent
+    np.testing.assert_array_equal(same.signals, right.signals)
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("mm Hg", 1), ("Torr", 1), ("kPa", 1 / 7.5)])
+def test_a_code_of_a_capnograph_is_missing_in_any_unit_of_pressure(tmp_path, unit, scale):
+    t = np.arange(SECONDS * 4) / 4
+    x = np.where((t >= 120) & (t < 150), 999, 38 * (np.sin(np.pi * t / 2) > 0) + np.sin(t)) * scale
+    limit = round(1000 * scale)
+    file = with_signal(CHANNEL_NAMES.index("CAPNO"), x, unit, -limit, limit)
+    examples, _ = examples_of(tmp_path, file)
+    assert examples.present[:, CHANNEL_NAMES.index("CAPNO")].tolist() == [i != 4 for i in range(20)]
+
+
+def test_a_signal_too_slow_for_an_eeg_is_none(tmp_path):
+    file = nch_file(seconds=SECONDS)
+    file.signals[0].digital, file.signals[0].per_record = file.signals[0].digital[::256], 4
+    examples, outcome = examples_of(tmp_path, file)
+    assert "1 Hz is too slow for EEG" in outcome.absent["EEG C3-M2"]
+    assert not examples.present[:, 0].any()
+
+
+# ------------------------------------------------------------------ annotations of another night
+def scored(folder: Path, rows: list, **fields):
+    nch_file(seconds=300, **fields).write(folder / "1_2.edf")
+    write_tsv(folder / "1_2.tsv", rows)
+    (study,) = layouts.find_studies(folder, "nch")
+    return build_examples(study, ExampleSettings())
+
+
+def test_epochs_and_events_outside_the_recording_are_told(tmp_path):
+    rows = [*stage_rows(0, "2" * 12), (500, 20, "Central Apnea")]
+    examples, outcome = scored(tmp_path, rows)
+    assert len(examples) == 10
+    assert "2 scored epochs left out that do not lie inside the recording" in outcome.remarks
+    assert "1 scored events lie outside the recording and mark nothing" in outcome.remarks
+
+
+def test_annotations_of_which_most_lie_outside_are_refused(tmp_path):
+    rows = [(1000 * onset, 1000 * s, text) for onset, s, text in stage_rows(0, "W123R")]
+    with pytest.raises(UnusableRecording, match="another recording's, or their times no seconds"):
+        scored(tmp_path, rows)
+    # What a file was cut off by is no other night: the header tells how long it was.
+    examples, _ = scored(tmp_path, stage_rows(0, "2" * 60), n_records="450")
+    assert len(examples) == 10

@@ -304,3 +304,44 @@ def test_more_rows_than_memory_holds_are_refused_before(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "LARGEST_ROWS", 100)
     with pytest.raises(RecordingError, match="MB of annotations"):
         read_edf_annotations(path)
+
+
+# ------------------------------------------------------------------ times of records
+def with_times(path: Path, onsets_s, reserved: str = "EDF+C", start: bytes = b"20.03.07") -> Path:
+    """A recording of 1-s records, each with its own time."""
+    file = nch_file(seconds=len(onsets_s), record_s=1, reserved=reserved)
+    clocks = b"".join((b"%+g\x14\x14" % onset_s).ljust(40, b"\0") for onset_s in onsets_s)
+    file.signals.append(Signal("EDF Annotations", np.frombuffer(clocks, "<i2"), 20))
+    file.header["starttime"] = start
+    return file.write(path)
+
+
+@pytest.mark.parametrize("reserved", ["EDF+C", ""])
+def test_a_gap_is_refused_whatever_the_header_calls_the_file(reserved, tmp_path):
+    onsets_s = [i + 60.0 * (i >= 20) for i in range(40)]
+    with pytest.raises(RecordingError, match="off by 60 s after second 20 of the samples"):
+        open_edf(with_times(tmp_path / "1_2.edf", onsets_s, reserved))
+    with pytest.raises(RecordingError, match="discontinuous"):
+        open_edf(with_times(tmp_path / "1_2.edf", onsets_s, "edf+d"))
+
+
+@pytest.mark.parametrize("first_s", [0.0, 0.5])
+def test_records_that_follow_each_other_are_read(first_s, tmp_path):
+    path = with_times(tmp_path / "1_2.edf", [first_s + i for i in range(40)])
+    assert open_edf(path).duration_s == 40
+    assert open_edf(with_times(tmp_path / "1_2.edf", [0.0] * 40)).duration_s == 40  # never filled
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [(b"20.02.07", "60 s earlier"), (b"20.03.37", "30 s later"), (b"20.03.07", ""),
+     (b"00.00.00", "")],
+)  # fmt: skip
+def test_annotations_that_start_at_another_time_are_refused(start, words, tmp_path):
+    recording = with_times(tmp_path / "1_2.edf", range(40))
+    other = with_times(tmp_path / "other.edf", range(40), start=start)
+    if words:
+        with pytest.raises(RecordingError, match=words):
+            recordings.refuse_other_start(other, recording)
+    else:
+        recordings.refuse_other_start(other, recording)

@@ -121,3 +121,29 @@ def test_rows_with_unknown_words_are_counted_and_named():
     assert remark == (
         "16 rows whose words are no known stage left out: 'Tiefschlaf' (15), 'Sleep stage XY' (1)"
     )
+
+
+# ------------------------------------------------------------------ two scorings, numbers
+@pytest.mark.parametrize("later_s", [0.01, 15.0])
+def test_of_two_scorings_in_one_file_no_disputed_epoch_is_kept(later_s):
+    rows = [(30.0 * i, 30.0, STAGE[2]) for i in range(4)]
+    other = [(30.0 * i + later_s, 30.0, STAGE[0]) for i in range(3)]
+    onsets_s, stages, remarks = epochs(rows + other)
+    assert stages == [2] * len(onsets_s)
+    assert len(onsets_s) <= 2
+    assert any("scored twice and differently left out" in remark for remark in remarks)
+
+
+def test_onsets_that_count_epochs_are_no_seconds():
+    assert epochs([(float(i), 30.0, STAGE[i % 5]) for i in range(20)])[1] == []
+
+
+def test_a_number_that_may_be_deep_sleep_or_rem_is_left_out_and_told():
+    def stages_of(numbers):
+        return epochs([(30.0 * i, 30.0, f"Sleep stage {n}") for i, n in enumerate(numbers)])
+
+    _, stages, (remark,) = stages_of("01234")
+    assert stages == [1, 2, 3]
+    assert "'Sleep stage 4' (1)" in remark
+    assert stages_of("1234R")[1] == [1, 2, 3, 3, 4]
+    assert stages_of("02345")[1] == [2, 3, 3]

@@ -544,3 +544,32 @@ def test_an_ids_file_elsewhere_is_used_and_one_that_cannot_be_written_is_told(tm
     write(tmp_path / "file", "")
     with pytest.raises(SettingsError, match=r"paths\.ids: .* cannot be written"):
         ids.Ids(tmp_path / "file" / "ids.csv").extend([("A", "1")]).write()
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_times_of_day_across_a_change_of_the_clock_are_refused(hours, tmp_path):
+    recording = nch_file(seconds=300, header={"starttime": b"23.00.00"}).write(tmp_path / "a.edf")
+
+    def scoring_of(jump_s):
+        times = [f"{(23 * 3600 + 30 * i + jump_s * (i > 4)) % 86400}" for i in range(10)]
+        clocks = [f"{int(t) // 3600}:{int(t) // 60 % 60:02}:{int(t) % 60:02}" for t in times]
+        text = "onset,duration,description\n" + "".join(f"{c},30,N2\n" for c in clocks)
+        (tmp_path / "a.csv").write_text(text)
+        return read_text_annotations(tmp_path / "a.csv", AnnotationTable(), recording)
+
+    assert scoring_of(0).stage_onsets_s.tolist() == [30.0 * i for i in range(10)]
+    with pytest.raises(AnnotationError, match="jump by an hour"):
+        scoring_of(3600 * hours)
+
+
+def test_commas_between_thousands_are_no_decimal_ones(tmp_path):
+    def scoring_of(onsets):
+        rows = "".join(f'"{onset}",30,N2\n' for onset in onsets)
+        (tmp_path / "a.csv").write_text("onset,duration,description\n" + rows)
+        return read_text_annotations(tmp_path / "a.csv", AnnotationTable(), None)
+
+    with pytest.raises(AnnotationError, match="between thousands"):
+        scoring_of(["960", "990", "1,020", "1,050"])
+    assert scoring_of(["0,125", "30,125", "60,125"]).stage_onsets_s.tolist() == [
+        0.125, 30.125, 60.125
+    ]  # fmt: skip

@@ -19,7 +19,16 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import file_problem
-from pedsleepmae.prepare.stages import LONGEST_S, TOLERANCE_S, epochs_of_rows, stage_rows
+from pedsleepmae.prepare.delimited import decode, plain_name
+from pedsleepmae.prepare.stages import (
+    GRID_ROWS,
+    LONGEST_S,
+    LONGEST_WORD,
+    TOLD_WORDS,
+    TOLERANCE_S,
+    epochs_of_rows,
+    stage_rows,
+)
 from pedsleepmae.tasks import EVENT_KINDS, EVENT_NAMES, NOTICE, UNSCORED
 
 # Bytes of a .tsv or .xml: NCH's and CHAT's have under 2 MB, and rows grow tenfold in memory.
@@ -43,6 +52,8 @@ EVENTS = _RESPIRATORY | {
 # NSRR: the part of EventConcept before "|". CHAT scored mixed apneas as `Unsure`.
 # Rows of a technician, in many words and cases; EDF+ may add "@@" and a channel.
 _LIGHTS = re.compile(r"lights?[ _-]?(off|out|on)(@@.*)?")
+# What an event's name holds in any language of the field; with a duration it is hardly a note.
+_EVENT = re.compile(r"apn|hypop|desat|entsätt|arous", re.IGNORECASE)
 NSRR_STAGES = {f"stage {k} sleep": min(k, 3) for k in (1, 2, 3, 4)}
 NSRR_STAGES |= {"wake": 0, "rem sleep": 4, "movement": UNSCORED, "unscored": UNSCORED}
 NSRR_EVENTS = _RESPIRATORY | {
@@ -109,22 +120,32 @@ def read_tsv(path: Path) -> Scoring:
     if not raw.strip(b"\0 \r\n\t"):
         what = "only NUL bytes" if raw.strip(b" \r\n\t") else "nothing"
         raise AnnotationError(f"{name}: the file holds {what}; fetch it again")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    rows = []
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text)):
-        fields = line.strip("\0").split("\t")
-        is_header = number == 0 and fields[0].strip().lower() == "onset"
-        if line.strip("\0 \t") and not is_header:
-            rows.append(_read_row(fields))
+    rows, places = [], range(3)
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", decode(raw))):
+        fields = line.split("\t")
+        if number == 0 and "onset" in (names := [plain_name(field) for field in fields]):
+            places = _places_of_columns(name, names)
+        elif line.strip(" \t"):
+            rows.append(_read_row([fields[i] for i in places if i < len(fields)]))
     if not any(rows):
         raise AnnotationError(
             f"{name}: no row with a numeric onset and duration; expected the columns "
             "onset, duration, description separated by tabs"
         )
     return scoring_from_rows(rows)
+
+
+def _places_of_columns(name: str, header: list[str]) -> list[int]:
+    """Where onset, duration and description stand; AnnotationError for a header of others."""
+    wanted = ["onset", "duration", "description"]
+    if all(header.count(column) == 1 for column in wanted):
+        return [header.index(column) for column in wanted]
+    if header[:2] == wanted[:2] or header == ["onset"]:
+        return [0, 1, 2]
+    raise AnnotationError(
+        f"{name}: its header has not the columns onset, duration, description; rename them, or say "
+        "which they are with --layout table and annotation_table"
+    )
 
 
 def _read_file(path: Path) -> tuple[str, bytes]:
@@ -208,10 +229,25 @@ def scoring_from_rows(
             found_events.append(Event(onset_s, duration_s, *events[name]))
         else:
             remarks["stage or event rows with an impossible time left out"] += 1
-    onsets_s, scored = epochs_of_rows(stage_rows(others, stages, remarks, own_stages), remarks)
+    staged = stage_rows(others, stages, remarks, own_stages)
+    onsets_s, scored = epochs_of_rows(staged, remarks)
+    _tell_unknown_events(others, remarks)
     found_events.sort(key=lambda event: (event.onset_s, event.duration_s, event.kind, event.code))
     told = [f"{n} {what}" for what, n in remarks.items()]
     return Scoring(onsets_s, scored, found_events, told, lights_s[False], lights_s[True])
+
+
+def _tell_unknown_events(rows: Iterable[tuple[float, float, str]], remarks: Counter) -> None:
+    """Tell rows that last and speak of an event in words that are none of the known ones.
+
+    Rare words may be a technician's note on the patient and are only counted.
+    """
+    found = Counter(text for _, duration_s, text in rows if duration_s > 0 and _EVENT.search(text))
+    if found:
+        told = [f"{t[:LONGEST_WORD]!r} ({n})" for t, n in found.most_common(TOLD_WORDS)]
+        told = told[: sum(n >= GRID_ROWS for n in found.values())]
+        words = f": {', '.join(told)}" if told else ""
+        remarks[f"rows whose words are no known event left out{words}"] = found.total()
 
 
 def named_events(events: Iterable[Event]) -> list[tuple[str, float, float]]:
@@ -234,9 +270,7 @@ def label_epochs(
     at equal overlap the earlier one. Events in unscored stretches mark nothing.
     """
     onsets_s, stages = scoring.stage_onsets_s, scoring.stages
-    # The tolerance is far below a sample: a record duration such as 3.59766 s is rounded text.
-    inside = (onsets_s >= 0) & (onsets_s + EPOCH_S <= recording_s + 1e-3)
-    kept = inside & ((stages != UNSCORED) | keep_unscored)
+    kept = is_inside(onsets_s, recording_s) & ((stages != UNSCORED) | keep_unscored)
     onsets_s, stages = onsets_s[kept], stages[kept]
     codes = {kind: np.zeros(len(onsets_s), np.int64) for kind in EVENT_KINDS}
     longest_s = {kind: np.full(len(onsets_s), -1.0) for kind in EVENT_KINDS}
@@ -254,6 +288,12 @@ def label_epochs(
     begun = count_onsets(scoring.events, onsets_s)
     n_events = {kind: int(begun[kind][stages > 0].sum()) for kind in EVENT_KINDS}
     return EpochLabels(onsets_s, stages, codes, n_events, scoring.events)
+
+
+def is_inside(onsets_s: np.ndarray, recording_s: float) -> np.ndarray:
+    """True for epochs, (N,), whose 30 s lie inside a recording (0 to ``recording_s``)."""
+    # The tolerance is far below a sample: a record duration such as 3.59766 s is rounded text.
+    return (onsets_s >= 0) & (onsets_s + EPOCH_S <= recording_s + 1e-3)
 
 
 def count_onsets(events: Iterable[Event], onsets_s: np.ndarray) -> dict[str, np.ndarray]:

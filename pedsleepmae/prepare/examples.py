@@ -166,6 +166,7 @@ def choose_epochs(
     ``rule``: that of :func:`label_epochs`. Raises UnusableRecording when there are none.
     """
     recording.remarks.extend(scoring.remarks)
+    _refuse_other_night(recording, scoring)
     labels = label_epochs(scoring, recording.duration_s, **rule)
     if wake_margin_min is not None:
         labels = trim_wake(labels, wake_margin_min)
@@ -173,9 +174,36 @@ def choose_epochs(
         n_scored = int((scoring.stages >= 0).sum())
         raise UnusableRecording(
             f"no scored 30-s epoch inside the recording ({n_scored} scored stage rows, "
-            f"{recording.duration_s:.0f} s recorded)"
+            f"{'; '.join([f'{recording.duration_s:.0f} s recorded', *scoring.remarks])})"
         )
     return labels
+
+
+def _refuse_other_night(recording: Recording, scoring: Scoring) -> None:
+    """Tell scored epochs outside the recording; UnusableRecording when they are more than half.
+
+    Then the annotations are another recording's, or their times no seconds, and those epochs that
+    happen to fall inside would have any label. A file that was cut off is judged by the length that
+    its header states.
+    """
+    onsets_s = scoring.stage_onsets_s[scoring.stages >= 0]
+    n_inside = int(annotations.is_inside(onsets_s, recording.duration_s).sum())
+    stated_s = max(recording.duration_s, recording.stated_s)
+    if n_inside and 2 * annotations.is_inside(onsets_s, stated_s).sum() < len(onsets_s):
+        raise UnusableRecording(
+            f"only {n_inside} of {len(onsets_s)} scored epochs lie inside the recording "
+            f"({recording.duration_s:.0f} s recorded): are the annotations another recording's, or "
+            "their times no seconds?"
+        )
+    if n_inside < len(onsets_s):
+        recording.remarks.append(
+            f"{len(onsets_s) - n_inside} scored epochs left out that do not lie inside the "
+            "recording"
+        )
+    ends_s = [event.onset_s + event.duration_s for event in scoring.events]
+    starts_s = [event.onset_s for event in scoring.events]
+    if n := sum(e < 0 or s > recording.duration_s for s, e in zip(starts_s, ends_s, strict=True)):
+        recording.remarks.append(f"{n} scored events lie outside the recording and mark nothing")
 
 
 def read_channel(
@@ -200,6 +228,8 @@ def read_channel(
     if breathing and (share := readings.breathing_share(digital, source.rate_hz)) < breathing:
         raise UnusableRecording(f"{signal.label}: too little breathing ({share:.0%} of the time)")
     kind = channel.name.split()[0]
+    if kind in ("EEG", "EOG") and source.rate_hz < readings.SLOWEST_HZ:  # EMG may be an envelope
+        raise UnusableRecording(f"{signal.label}: {source.rate_hz:.3g} Hz is too slow for {kind}")
     if channel.kind == "percent":
         factor = percent_factor(x, unit_in_volts(source.unit))
         if factor is None:
@@ -228,8 +258,9 @@ def read_channel(
         x, missing = readings.hold_short_gaps(x, is_reading, source.rate_hz)
     elif channel.name != "SNORE":  # may be silent, to the last bit, for minutes
         missing |= readings.is_lost(flat, n_piece, len(x), source.rate_hz)
-    if channel.name == "CAPNO" and source.unit.strip().lower() == "mmhg":
-        missing |= readings.is_code(x)
+    mmhg_per_unit = readings.CO2_UNITS.get("".join(source.unit.lower().split()))
+    if channel.name == "CAPNO" and mmhg_per_unit:
+        missing |= readings.is_code(x * mmhg_per_unit)
     return x, missing, asdict(replace(quality, missing=float(missing.mean())))
 
 

@@ -8,7 +8,7 @@ and only integers reach an output path.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,10 +32,18 @@ from pedsleepmae.prepare.annotations import (
     read_tsv,
 )
 from pedsleepmae.prepare.delimited import as_onset, is_clock
-from pedsleepmae.prepare.recordings import RecordingError, read_edf_annotations, read_start_clock
+from pedsleepmae.prepare.recordings import (
+    RecordingError,
+    read_edf_annotations,
+    read_start_clock,
+    refuse_other_start,
+)
 from pedsleepmae.prepare.text_annotations import AnnotationTable, read_text_annotations
 
 _ID = rf"[0-9]{{1,{ID_DIGITS}}}"
+# Recordings that cannot be opened as they are; (name, ".edf" or None) of the packed ones.
+_PACKED = re.compile(r"(.*?)(\.(?i:edf))?\.(?i:gz|zip|bz2|xz|zst|7z|rar)", re.DOTALL)
+_OTHER_FORMAT = re.compile(r"(.*)\.(?i:bdf|rec)", re.DOTALL)
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 CHAT_STUDIES = {"baseline": 1, "followup": 2, "nonrandomized": 3}
 
@@ -107,13 +115,18 @@ def find_studies(recordings_dir: Path, layout: str) -> list[Study]:
     """Every recording below a folder, sorted by patient and study; unusable ones with a problem."""
     studies = _pair(sorted(walk(Path(recordings_dir))), LAYOUTS[layout])
     seen: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for i, study in enumerate(studies):
         if study.problem:
             continue
         first = seen.setdefault(study.key, study.edf)
-        if first != study.edf:
-            same = printable(str(first.relative_to(recordings_dir)))
-            studies[i] = replace(study, problem=f"same patient and study as {same}")
+        # A link under another name would make two patients of one.
+        file = files.setdefault(os.path.realpath(study.edf), study.edf)
+        for other, what in ((first, "same patient and study"), (file, "same file")):
+            if other != study.edf:
+                same = printable(str(other.relative_to(recordings_dir)))
+                studies[i] = replace(study, problem=f"{what} as {same}")
+                break
     return in_order(studies)
 
 
@@ -150,12 +163,30 @@ def _pair(files: list[Path], layout: Layout) -> list[Study]:
         if patient_id is None:
             problem = f"file name is not {layout.recording_in_words}"
         studies.append(Study(edf, found[0] if found else None, patient_id, study_id, problem))
+    studies += _not_readable(files, layout, known=dict(recordings))
     for key in annotations.keys() - dict(recordings):
         patient_id, study_id = _ids(key, layout)
         if patient_id is not None:
             path, problem = annotations[key][0], "annotations without a recording"
             studies.append(Study(path, path, patient_id, study_id, problem))
     return studies
+
+
+def _not_readable(files: list[Path], layout: Layout, known: Collection[str]) -> Iterator[Study]:
+    """Recordings, by their names, that are packed or no EDF; ``known``: keys of the others."""
+    for path in files:
+        packed = _PACKED.fullmatch(path.name)
+        other = _OTHER_FORMAT.fullmatch(path.name)
+        if not (packed or other):
+            continue
+        name = f"{(packed or other)[1]}.edf"
+        match = re.fullmatch(layout.recording, name, re.DOTALL)
+        patient_id, study_id = _ids(match[1], layout) if match else (None, None)
+        is_recording = patient_id is not None or (packed and packed[2])
+        if is_recording and not (match and match[1] in known):
+            problem = "is compressed: unpack it" if packed else "is no EDF file: convert it to EDF"
+            problem = f"{printable(path.name)}: {problem}"
+            yield Study(path, None, patient_id, study_id, problem)
 
 
 def _problem(edf: Path, annotations: list[Path], layout: Layout) -> str:
@@ -228,6 +259,8 @@ def read_annotations(
     table = table or AnnotationTable()
     if suffix in TEXT_SUFFIXES:
         return read_text_annotations(path, table, recording)
+    if recording is not None:
+        refuse_other_start(path, recording)
     return table.scoring(read_edf_annotations(path))
 
 

@@ -16,6 +16,7 @@ USED_VOLTS = (1e-7, 2e-3)
 USUAL_VOLTS = (5e-7, 5e-4)
 TYPICAL_VOLTS = (2e-6, 2e-4)  # what the likely unit would bring it to
 ENVELOPE_HZ = 10.0  # a "voltage" of a lower rate is an envelope, whose swing says nothing
+SLOWEST_HZ = 4.0  # EEG and EOG of a lower rate show not even the slow waves (up to 2 Hz)
 LOOKS = 400  # seconds of the night that are looked at
 FEWEST_SAMPLES = 32  # in a look
 
@@ -25,6 +26,7 @@ STEP_PERCENT = 10.0  # within a second; in the deepest apneas saturation falls b
 STEP_BACK_S = 180.0  # after which a new level is believed
 HELD_S = 10.0  # a gap up to this long is held: no shorter desaturation is scored (AASM)
 CO2_MMHG = (-15.0, 150.0)
+CO2_UNITS = {"mmhg": 1.0, "torr": 1.0, "kpa": 7.50062, "%": 7.6, "vol%": 7.6}  # mmHg, at 760
 LOST_S = 60.0  # no breath, heart or brain leaves an amplifier at one value for so long
 MOST_MISSING = 0.5  # an epoch that misses more of a channel does not have it
 

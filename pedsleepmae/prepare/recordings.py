@@ -36,6 +36,11 @@ HIGHEST_RATE_HZ = 1e5  # no amplifier of the night is faster; resampling would t
 LARGEST_ROWS, MOST_ROWS = 256_000_000, 5_000_000  # bytes, rows
 SMALLEST_READ = 64  # bytes that a look at one record counts for at least
 _START_TIME = re.compile(rb"([01][0-9]|2[0-3])[.:]([0-5][0-9])[.:]([0-5][0-9])")
+# Between the time that a record of EDF+ tells and the end of the one before; and in sum: record
+# durations are rounded text.
+LARGEST_JUMP_S, LARGEST_DRIFT_S = 0.1, 1.0
+DAY_S = 86400.0
+LONGEST_CLOCK = 64  # bytes of a record's own time
 _ROWS_LABEL = "EDF Annotations"
 LONGEST_REASON = 200  # characters of what a library says
 _CACHED_SAMPLES = 1 << 16  # 256 kB of float32: stays in the processor's cache from step to step
@@ -53,7 +58,8 @@ class Recording:
     ``read_digital(i)`` gives the samples of signal ``i`` as the file holds them, (n_native,); of an
     EDF file ``read_digital(i, start_s, end_s)`` those between two times, without reading the rest.
     ``start_clock_s``: the time of day at which it starts, seconds from midnight, None where the
-    header has none: for arithmetic, never to be told.
+    header has none: for arithmetic, never to be told. ``stated_s``: how long the header says
+    that it is, which a file that was cut off does not reach; 0 where it says nothing.
     """
 
     name: str
@@ -62,6 +68,7 @@ class Recording:
     read_digital: Callable[..., np.ndarray]
     simulated: bool = False
     remarks: list[str] = field(default_factory=list)
+    stated_s: float = 0.0
     start_clock_s: float | None = field(default=None, repr=False)
 
     def read(self, i: int, digital: np.ndarray | None = None, factor: float = 1.0) -> np.ndarray:
@@ -107,9 +114,10 @@ def open_edf(path: Path) -> Recording:
             edf = edfio.read_edf(source, header_encoding=_HEADER_ENCODING)
             record_s = float(edf.data_record_duration)
             n_records = int(edf.num_data_records)
-            discontinuous = edf.reserved.startswith("EDF+D")
+            discontinuous = edf.reserved.upper().startswith("EDF+D")
             recording_field = edf.local_recording_identification
             start_clock_s = _start_clock(path)
+            stated_s = _stated_records(path) * record_s
     except _HEADER_ERRORS as error:
         raise RecordingError(f"{name}: no readable EDF file ({_one_line(error)})") from error
     if discontinuous:
@@ -124,9 +132,14 @@ def open_edf(path: Path) -> Recording:
             f"{name}: its header says {n_records} records of {record_s:g} s, longer than "
             f"{LONGEST_RECORDING_S / 86400:.0f} days; mend the header, or cut the file"
         )
+    if jump := _jump_in_time(path, n_records):
+        raise RecordingError(
+            f"{name}: {jump}; a gap would shift the epochs: export it as EDF+C without gaps"
+        )
     return Recording(
         name=name,
         duration_s=n_records * record_s,
+        stated_s=stated_s,
         signals=[_signal_info(signal, record_s) for signal in edf.signals],
         read_digital=_sample_reader(path, edf, n_records * record_s),
         simulated=SIMULATED_MARK in recording_field,
@@ -142,6 +155,14 @@ def _start_clock(path: Path) -> float | None:
         return None
     hours, minutes, seconds = map(int, found.groups())
     return 3600.0 * hours + 60 * minutes + seconds
+
+
+def _stated_records(path: Path) -> int:
+    """How many records the header says that there are; 0 where it does not."""
+    try:
+        return max(int(_read_header(path).main[236:244]), 0)
+    except ValueError:
+        return 0
 
 
 def _checked_name(path: Path) -> str:
@@ -268,6 +289,27 @@ def read_start_clock(path: Path) -> float:
     return recording.start_clock_s + _start_fraction_s(path, _read_header(path))
 
 
+def refuse_other_start(path: Path, recording: Path) -> None:
+    """RecordingError for EDF+ annotations that start at another time of day than the recording.
+
+    Its onsets count from its own start. Midnight is what programs write that do not know the time;
+    dates do not count, which are shifted to hide who it was.
+    """
+    name = _checked_name(path)
+    try:
+        clocks_s = [_start_clock(file) for file in (path, recording)]
+    except ValueError:  # told where the file is read
+        return
+    if all(clocks_s):
+        apart_s = (clocks_s[0] - clocks_s[1] + DAY_S / 2) % DAY_S - DAY_S / 2
+        if abs(apart_s) > LARGEST_DRIFT_S:
+            when = "later" if apart_s > 0 else "earlier"
+            raise RecordingError(
+                f"{name}: starts {abs(apart_s):g} s {when} than the recording, so its onsets are "
+                "others: export it from the start of the recording"
+            )
+
+
 # ------------------------------------------------------------------ rows of EDF+
 def holds_rows_alone(path: Path) -> bool:
     """True for an EDF+ file of annotations without signals; False where that cannot be told."""
@@ -326,6 +368,37 @@ def _places_of_rows(header: _Header) -> tuple[list[tuple[int, int]], int]:
         if label == _ROWS_LABEL
     ]
     return places, 2 * ends[-1]
+
+
+def _jump_in_time(path: Path, n_records: int) -> str:
+    """Where the records of an EDF+ file do not follow each other by what they say; "" nowhere.
+
+    Each begins with its time. A file with gaps may be called EDF+C, or plain EDF, all the same.
+    """
+    header = _read_header(path)
+    places, record_bytes = _places_of_rows(header)
+    if not places:
+        return ""
+    first, n = places[0]
+    onsets_s = np.full(n_records, np.nan)
+    with open(path, "rb") as file:
+        for record in range(n_records):
+            file.seek(header.n_bytes + record_bytes * record + first)
+            row = next(_rows_of(file.read(min(n, LONGEST_CLOCK))), None)
+            if row is not None and row[2] == "":
+                onsets_s[record] = row[0]
+    told = np.flatnonzero(np.isfinite(onsets_s))
+    if len(set(onsets_s[told])) < 2:  # some programs leave the first time in every record
+        return ""
+    off_s = onsets_s[told] - onsets_s[told[0]] - header.record_s * (told - told[0])
+    jumps_s = np.diff(off_s)
+    worst = int(np.abs(jumps_s).argmax())
+    if np.abs(jumps_s[worst]) <= LARGEST_JUMP_S and np.abs(off_s).max() <= LARGEST_DRIFT_S:
+        return ""
+    return (
+        f"its records do not follow each other in time (off by {jumps_s[worst]:.3g} s after second "
+        f"{told[worst + 1] * header.record_s:g} of the samples, {off_s[-1]:.3g} s at the end)"
+    )
 
 
 def _start_fraction_s(path: Path, header: _Header) -> float:

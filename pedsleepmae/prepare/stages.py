@@ -18,6 +18,7 @@ from pedsleepmae.tasks import STAGES, UNSCORED
 
 LONGEST_S = 48 * 3600.0  # longer rows, and onsets farther off, are writing errors
 TOLERANCE_S = 1e-3  # below a sample: onsets and record durations are rounded text
+SAME_ONSET_S = 0.1  # between two scorers' rounding of one onset; no grid is as fine
 LEFT_OUT = -2  # two scored rows disagree: neither can be trusted
 N_CODES = len(STAGES) - LEFT_OUT
 GRID_ROWS = 5  # so many rows of 30 s with one unknown word are no notes: they may be stages
@@ -84,6 +85,8 @@ def stage_rows(
             known = {text: stage_of(text, strict=False) for text in texts}
             notes = {text for text in texts if known[text] is not None and text not in own}
             rows = [row for row in rows if row[1] > 0 or row[2] not in notes]
+    if words is None:
+        known |= dict.fromkeys(_ambiguous_numbers(known))
     known |= own
     found, unknown = [], Counter()
     for onset_s, duration_s, text in rows:
@@ -101,6 +104,19 @@ def stage_rows(
         told = ", ".join(f"{t[:LONGEST_WORD]!r} ({n})" for t, n in unknown.most_common(TOLD_WORDS))
         remarks[f"rows whose words are no known stage left out: {told}"] = sum(unknown.values())
     return found
+
+
+def _ambiguous_numbers(known: Mapping[str, int | None]) -> set[str]:
+    """Texts "Sleep stage 4" that may be N3 or R.
+
+    Stages in numbers are 0 to 5 under Rechtschaffen & Kales (4: deep sleep, 5: REM) and 0 to 4 in
+    many programs (4: REM): where W is 0 and R has neither a 5 nor a word, nobody can tell.
+    """
+    numbers = {text: _PREFIX.sub("", " ".join(text.lower().split())) for text in known}
+    tells_rem = "5" in numbers.values() or 4 in known.values()
+    if tells_rem or "0" not in numbers.values():
+        return set()
+    return {text for text, number in numbers.items() if number == "4"}
 
 
 # ------------------------------------------------------------------ the grid
@@ -148,9 +164,12 @@ def epochs_of_rows(
 def _one_row_each_onset(rows: Iterable[tuple[float, float, int]]) -> list[tuple]:
     """(onset_s, duration_s, stage) in time order, each onset once, LEFT_OUT where rows disagree."""
     by_onset: dict[float, tuple[float, set[int]]] = {}
-    for onset_s, duration_s, stage in rows:
-        longest_s, found = by_onset.get(onset_s, (0.0, set()))
-        by_onset[onset_s] = max(longest_s, duration_s), found | {stage}
+    first_s = -np.inf
+    for onset_s, duration_s, stage in sorted(rows):
+        if onset_s - first_s > SAME_ONSET_S:
+            first_s = onset_s
+        longest_s, found = by_onset.get(first_s, (0.0, set()))
+        by_onset[first_s] = max(longest_s, duration_s), found | {stage}
     merged = []
     for onset_s, (duration_s, found) in sorted(by_onset.items()):
         scored = found - {UNSCORED} or found
@@ -162,6 +181,7 @@ def _stretches(rows: list[tuple]) -> list[_Stretch]:
     """What each row stages, without overlap: a later row goes before an earlier, longer one."""
     stretches: list[_Stretch] = []
     runs: list[tuple[float, int]] = []  # (end, stage) of longer rows that a later row interrupted
+    claims: list[tuple[float, int]] = []  # (end, stage) of rows of one whole epoch
     before_s = step_s = np.inf  # from the row before to this one
     for i, (onset_s, duration_s, stage) in enumerate(rows):
         next_s = rows[i + 1][0] if i + 1 < len(rows) else np.inf
@@ -174,7 +194,13 @@ def _stretches(rows: list[tuple]) -> list[_Stretch]:
             end_s = onset_s + (duration_s or min(before_s, step_s))
         else:
             end_s = onset_s + max(duration_s, EPOCH_S)
-        stretches.append(_Stretch(onset_s, min(end_s, next_s), stage, fine))
+        shown = stage
+        if abs(duration_s - EPOCH_S) <= TOLERANCE_S:
+            claims = [claim for claim in claims if claim[0] > onset_s]
+            if _is_disputed(claims, onset_s, min(end_s, next_s), stage):
+                shown = LEFT_OUT
+            claims.append((onset_s + duration_s, stage))
+        stretches.append(_Stretch(onset_s, min(end_s, next_s), shown, fine))
         if end_s > next_s + TOLERANCE_S and duration_s > EPOCH_S:
             runs.append((end_s, stage))
         time_s = min(end_s, next_s)
@@ -186,6 +212,17 @@ def _stretches(rows: list[tuple]) -> list[_Stretch]:
             if run_end_s <= time_s + TOLERANCE_S:
                 runs.pop()
     return stretches
+
+
+def _is_disputed(
+    claims: Iterable[tuple[float, int]], start_s: float, end_s: float, stage: int
+) -> bool:
+    """Whether a whole epoch that began before has most of this time under another scored stage.
+
+    So it is where two scorings on different grids stand in one file, or onsets count epochs.
+    """
+    until_s = max((end for end, other in claims if 0 <= other != stage), default=start_s)
+    return stage >= 0 and min(until_s, end_s) - start_s > (end_s - start_s) / 2
 
 
 def _groups(stretches: list[_Stretch]) -> Iterator[list[_Stretch]]:

@@ -1,5 +1,6 @@
 """Annotations that are a table in text, with the columns and the words of any laboratory."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pedsleepmae.prepare.annotations import (
     scoring_from_rows,
 )
 from pedsleepmae.prepare.delimited import (
+    as_decimal,
     as_onset,
     is_clock,
     one_spelling,
@@ -29,6 +31,8 @@ from pedsleepmae.prepare.recordings import read_start_clock
 from pedsleepmae.prepare.stages import GRID_ROWS, LONGEST_WORD, TOLD_WORDS, stage_of
 from pedsleepmae.tasks import STAGES, UNSCORED
 
+CLOCK_ROUNDING_S = 1.5  # of two times of day that are told in seconds
+_WHOLE = re.compile(r"\d{1,3}(,\d{3})*")
 STAGE_CODES = {stage: code for code, stage in enumerate(STAGES)} | {"?": UNSCORED}
 EVENT_CODES = {  # kind of the files -> (label, code)
     "central_apnea": EVENTS["central apnea"],
@@ -124,6 +128,15 @@ def read_text_annotations(path: Path, table: AnnotationTable, recording: Path | 
     stages = [row for row in rows if row and table.names_stage(row[2])]
     if not stages:
         raise AnnotationError(f"{name}: {_no_stage_in_words(rows)}")
+    if start_s is not None and _changes_the_clock([onset_s for onset_s, _, _ in stages]):
+        raise AnnotationError(
+            f"{name}: its times of day jump by an hour (was the clock changed that night?); give "
+            "seconds from recording start"
+        )
+    if _counts_thousands([cells[0] for cells in lines if cells and table.names_stage(cells[2])]):
+        raise AnnotationError(
+            f"{name}: its onsets have commas between thousands; write them without"
+        )
     if any(duration_s > 0 for _, duration_s, _ in stages):
         return table.scoring(rows)
     epoch_s = _usual_step(onset_s for onset_s, _, _ in stages)
@@ -164,6 +177,20 @@ def _read_row(
     """(onset_s, duration_s, text), None when the times are no numbers; a blank duration is 0."""
     onset_s, duration_s = as_onset(onset, start_s), as_onset(duration or "0", None)
     return None if onset_s is None or duration_s is None else (onset_s, duration_s, text)
+
+
+def _changes_the_clock(onsets_s: list[float]) -> bool:
+    """Whether rows in the order of the file go on an hour too late or too early somewhere."""
+    off_s = np.abs(np.diff(onsets_s) - _usual_step(onsets_s))
+    return bool((np.abs(off_s - 3600) < CLOCK_ROUNDING_S).any())
+
+
+def _counts_thousands(onsets: list[str]) -> bool:
+    """Whether commas in numbers such as 990 and 1,020 are no decimal ones: then the rows ascend."""
+    whole = [onset for onset in onsets if _WHOLE.fullmatch(onset)]
+    decimals = [as_decimal(onset) or 0.0 for onset in whole]
+    thousands = [float(onset.replace(",", "")) for onset in whole]
+    return bool((np.diff(decimals) < 0).any() and (np.diff(thousands) >= 0).all())
 
 
 def _usual_step(onsets_s: Iterable[float]) -> float:
