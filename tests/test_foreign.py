@@ -179,8 +179,8 @@ def test_packed_recordings_and_other_formats_are_listed(tmp_path):
         "1_1.edf": "no .tsv beside it",
         "3_3.edf.gz": "3_3.edf.gz: is compressed: unpack it",
         "4_4.ZIP": "4_4.ZIP: is compressed: unpack it",
-        "5_5.bdf": "5_5.bdf: is no EDF file: convert it to EDF",
-        "6_6.rec": "6_6.rec: is no EDF file: convert it to EDF",
+        "5_5.bdf": "5_5.bdf: is not named .edf: convert it to EDF, or rename it where it is one",
+        "6_6.rec": "6_6.rec: is not named .edf: convert it to EDF, or rename it where it is one",
     }
 
 

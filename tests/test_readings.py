@@ -8,7 +8,7 @@ from edf_files import Signal, nch_file, stage_rows, write_tsv
 
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import layouts
-from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, build_examples
+from pedsleepmae.prepare.examples import ExampleSettings, build_examples
 from pedsleepmae.prepare.readings import hold_short_gaps, is_reading, judge_voltage, runs_of
 from pedsleepmae.prepare.signals import undo_standard
 
@@ -193,10 +193,9 @@ def test_epochs_and_events_outside_the_recording_are_told(tmp_path):
     assert "1 scored events lie outside the recording and mark nothing" in outcome.remarks
 
 
-def test_annotations_of_which_most_lie_outside_are_refused(tmp_path):
-    rows = [(1000 * onset, 1000 * s, text) for onset, s, text in stage_rows(0, "W123R")]
-    with pytest.raises(UnusableRecording, match="another recording's, or their times no seconds"):
-        scored(tmp_path, rows)
-    # What a file was cut off by is no other night: the header tells how long it was.
-    examples, _ = scored(tmp_path, stage_rows(0, "2" * 60), n_records="450")
+def test_annotations_of_which_most_lie_outside_are_doubted_and_a_piece_of_a_night_is_kept(tmp_path):
+    examples, outcome = scored(tmp_path, stage_rows(0, "2" * 60))
     assert len(examples) == 10
+    (remark,) = [remark for remark in outcome.remarks if "inside the recording" in remark]
+    assert remark.startswith("50 scored epochs left out that do not lie inside the recording, and")
+    assert "only 10 do: are the annotations another recording's" in remark

@@ -166,7 +166,7 @@ def choose_epochs(
     ``rule``: that of :func:`label_epochs`. Raises UnusableRecording when there are none.
     """
     recording.remarks.extend(scoring.remarks)
-    _refuse_other_night(recording, scoring)
+    _tell_outside(recording, scoring)
     labels = label_epochs(scoring, recording.duration_s, **rule)
     if wake_margin_min is not None:
         labels = trim_wake(labels, wake_margin_min)
@@ -179,29 +179,24 @@ def choose_epochs(
     return labels
 
 
-def _refuse_other_night(recording: Recording, scoring: Scoring) -> None:
-    """Tell scored epochs outside the recording; UnusableRecording when they are more than half.
+def _tell_outside(recording: Recording, scoring: Scoring) -> None:
+    """Tell scored epochs and events that lie outside the recording.
 
-    Then the annotations are another recording's, or their times no seconds, and those epochs that
-    happen to fall inside would have any label. A file that was cut off is judged by the length that
-    its header states.
+    Where most do, the annotations may be another recording's, or their times no seconds; but a
+    recording may also be a piece of the night that was scored, so the others are kept.
     """
     onsets_s = scoring.stage_onsets_s[scoring.stages >= 0]
-    n_inside = int(annotations.is_inside(onsets_s, recording.duration_s).sum())
-    stated_s = max(recording.duration_s, recording.stated_s)
-    if n_inside and 2 * annotations.is_inside(onsets_s, stated_s).sum() < len(onsets_s):
-        raise UnusableRecording(
-            f"only {n_inside} of {len(onsets_s)} scored epochs lie inside the recording "
-            f"({recording.duration_s:.0f} s recorded): are the annotations another recording's, or "
-            "their times no seconds?"
-        )
-    if n_inside < len(onsets_s):
-        recording.remarks.append(
-            f"{len(onsets_s) - n_inside} scored epochs left out that do not lie inside the "
-            "recording"
-        )
-    ends_s = [event.onset_s + event.duration_s for event in scoring.events]
+    n_outside = int((~annotations.is_inside(onsets_s, recording.duration_s)).sum())
+    if n_outside:
+        told = f"{n_outside} scored epochs left out that do not lie inside the recording"
+        if 2 * n_outside > len(onsets_s):
+            told += (
+                f", and only {len(onsets_s) - n_outside} do: are the annotations another "
+                "recording's, or their times no seconds?"
+            )
+        recording.remarks.append(told)
     starts_s = [event.onset_s for event in scoring.events]
+    ends_s = [event.onset_s + event.duration_s for event in scoring.events]
     if n := sum(e < 0 or s > recording.duration_s for s, e in zip(starts_s, ends_s, strict=True)):
         recording.remarks.append(f"{n} scored events lie outside the recording and mark nothing")
 

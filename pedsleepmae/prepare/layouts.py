@@ -184,7 +184,9 @@ def _not_readable(files: list[Path], layout: Layout, known: Collection[str]) -> 
         patient_id, study_id = _ids(match[1], layout) if match else (None, None)
         is_recording = patient_id is not None or (packed and packed[2])
         if is_recording and not (match and match[1] in known):
-            problem = "is compressed: unpack it" if packed else "is no EDF file: convert it to EDF"
+            problem = "is compressed: unpack it"
+            if other:
+                problem = "is not named .edf: convert it to EDF, or rename it where it is one"
             problem = f"{printable(path.name)}: {problem}"
             yield Study(path, None, patient_id, study_id, problem)
 

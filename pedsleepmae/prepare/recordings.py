@@ -58,8 +58,7 @@ class Recording:
     ``read_digital(i)`` gives the samples of signal ``i`` as the file holds them, (n_native,); of an
     EDF file ``read_digital(i, start_s, end_s)`` those between two times, without reading the rest.
     ``start_clock_s``: the time of day at which it starts, seconds from midnight, None where the
-    header has none: for arithmetic, never to be told. ``stated_s``: how long the header says
-    that it is, which a file that was cut off does not reach; 0 where it says nothing.
+    header has none: for arithmetic, never to be told.
     """
 
     name: str
@@ -68,7 +67,6 @@ class Recording:
     read_digital: Callable[..., np.ndarray]
     simulated: bool = False
     remarks: list[str] = field(default_factory=list)
-    stated_s: float = 0.0
     start_clock_s: float | None = field(default=None, repr=False)
 
     def read(self, i: int, digital: np.ndarray | None = None, factor: float = 1.0) -> np.ndarray:
@@ -117,7 +115,6 @@ def open_edf(path: Path) -> Recording:
             discontinuous = edf.reserved.upper().startswith("EDF+D")
             recording_field = edf.local_recording_identification
             start_clock_s = _start_clock(path)
-            stated_s = _stated_records(path) * record_s
     except _HEADER_ERRORS as error:
         raise RecordingError(f"{name}: no readable EDF file ({_one_line(error)})") from error
     if discontinuous:
@@ -139,7 +136,6 @@ def open_edf(path: Path) -> Recording:
     return Recording(
         name=name,
         duration_s=n_records * record_s,
-        stated_s=stated_s,
         signals=[_signal_info(signal, record_s) for signal in edf.signals],
         read_digital=_sample_reader(path, edf, n_records * record_s),
         simulated=SIMULATED_MARK in recording_field,
@@ -155,14 +151,6 @@ def _start_clock(path: Path) -> float | None:
         return None
     hours, minutes, seconds = map(int, found.groups())
     return 3600.0 * hours + 60 * minutes + seconds
-
-
-def _stated_records(path: Path) -> int:
-    """How many records the header says that there are; 0 where it does not."""
-    try:
-        return max(int(_read_header(path).main[236:244]), 0)
-    except ValueError:
-        return 0
 
 
 def _checked_name(path: Path) -> str:

@@ -128,7 +128,7 @@ def read_text_annotations(path: Path, table: AnnotationTable, recording: Path | 
     stages = [row for row in rows if row and table.names_stage(row[2])]
     if not stages:
         raise AnnotationError(f"{name}: {_no_stage_in_words(rows)}")
-    if start_s is not None and _changes_the_clock([onset_s for onset_s, _, _ in stages]):
+    if start_s is not None and _changes_the_clock(stages):
         raise AnnotationError(
             f"{name}: its times of day jump by an hour (was the clock changed that night?); give "
             "seconds from recording start"
@@ -179,9 +179,12 @@ def _read_row(
     return None if onset_s is None or duration_s is None else (onset_s, duration_s, text)
 
 
-def _changes_the_clock(onsets_s: list[float]) -> bool:
+def _changes_the_clock(stages: list[tuple[float, float, str]]) -> bool:
     """Whether rows in the order of the file go on an hour too late or too early somewhere."""
-    off_s = np.abs(np.diff(onsets_s) - _usual_step(onsets_s))
+    onsets_s = np.array([onset_s for onset_s, _, _ in stages])
+    lasts_s = np.array([duration_s for _, duration_s, _ in stages])
+    lasts_s = np.where(lasts_s > 0, lasts_s, _usual_step(onsets_s))
+    off_s = np.abs(np.diff(onsets_s) - lasts_s[:-1])
     return bool((np.abs(off_s - 3600) < CLOCK_ROUNDING_S).any())
 
 
