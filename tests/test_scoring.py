@@ -724,6 +724,9 @@ def test_a_recording_is_scored_by_the_probes_of_its_own_montage(trained, scorer)
     without = score_examples(replace(scorer, montages={}), few)
     assert without.montage == ALL_CHANNELS
     assert not np.allclose(night.prob["sleep"], without.prob["sleep"])
+    lost = few.present.copy()  # electrodes that fell off after the first epoch
+    lost[0] = True
+    assert score_examples(scorer, replace(few, present=lost)).montage == "effort, flow, SpO2"
     # What the channels that are not there hold has no say.
     few.signals[:, ~shown] = 7
     again = score_examples(scorer, few)

@@ -258,7 +258,8 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
 
     The steps and their rounding are those of script 3: epochs that it scored get the same scores.
     """
-    montage = nearest_montage(examples.present.any(0), scorer.montages)
+    recorded_C = examples.present.mean(0) >= 0.5  # else lost for most of the night
+    montage = nearest_montage(recorded_C, scorer.montages)
     probes = scorer.montages.get(montage, scorer.probes)
     present_NC = examples.present & np.isin(np.arange(N_CHANNELS), MONTAGES[montage])
     seconds = steps.pooling_of(split_layer(scorer.pooling)[1])
