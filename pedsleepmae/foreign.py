@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -115,3 +116,30 @@ def read_pieces(
 
 def _plain(name: str) -> str:
     return name.removeprefix("\u00ef\u00bb\u00bf").strip().upper()  # a UTF-8 mark, as latin-1
+
+
+# ------------------------------------------------------------------ text of any program
+def decode(raw: bytes) -> str:
+    """Text of UTF-16 or UTF-8, with a mark or without, else of Latin-1, which decodes all bytes."""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = raw.decode("utf-16", "replace")
+    elif raw[1:2] == b"\0" != raw[:1]:
+        text = raw.decode("utf-16-le", "replace")
+    elif raw[:1] == b"\0" != raw[1:2]:
+        text = raw.decode("utf-16-be", "replace")
+    else:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")
+    return text.replace("\0", "")
+
+
+def plain_name(text: str) -> str:
+    """A name in lower case, in one spelling."""
+    return one_spelling(text).lower()
+
+
+def one_spelling(text: str) -> str:
+    """A text with single spaces, none at its ends, and one way to write an accent."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

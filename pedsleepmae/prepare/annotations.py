@@ -18,8 +18,7 @@ import numpy as np
 
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, printable
-from pedsleepmae.foreign import file_problem
-from pedsleepmae.prepare.delimited import decode, plain_name
+from pedsleepmae.foreign import decode, file_problem, plain_name
 from pedsleepmae.prepare.stages import (
     GRID_ROWS,
     LONGEST_S,

@@ -8,12 +8,11 @@ that it must have.
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pedsleepmae.errors import printable
-from pedsleepmae.foreign import TableError, file_problem
+from pedsleepmae.foreign import TableError, decode, file_problem, plain_name
 
 DELIMITERS = ("\t", ";", ",", "|")
 HEADER_LINES = 50  # within which the header stands, below what a program says of itself
@@ -77,33 +76,7 @@ def _rows(name: str, lines: list[str], first: int, delimiter: str) -> Iterator[R
         ) from error
 
 
-def decode(raw: bytes) -> str:
-    """Text of UTF-16 or UTF-8, with a mark or without, else of Latin-1, which decodes all bytes."""
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = raw.decode("utf-16", "replace")
-    elif raw[1:2] == b"\0" != raw[:1]:
-        text = raw.decode("utf-16-le", "replace")
-    elif raw[:1] == b"\0" != raw[1:2]:
-        text = raw.decode("utf-16-be", "replace")
-    else:
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = raw.decode("latin-1")
-    return text.replace("\0", "")
-
-
 # ------------------------------------------------------------------ cells
-def plain_name(text: str) -> str:
-    """A name in lower case, in one spelling."""
-    return one_spelling(text).lower()
-
-
-def one_spelling(text: str) -> str:
-    """A text with single spaces, none at its ends, and one way to write an accent."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
 def as_decimal(text: str) -> float | None:
     """A number with a point or a comma before its decimals; None for any other text."""
     text = text.strip()

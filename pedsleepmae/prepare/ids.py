@@ -15,8 +15,8 @@ import pandas as pd
 
 from pedsleepmae import disk
 from pedsleepmae.errors import SettingsError
-from pedsleepmae.foreign import LARGEST_TABLE, TableError, as_id
-from pedsleepmae.prepare.delimited import one_spelling, read_delimited
+from pedsleepmae.foreign import LARGEST_TABLE, TableError, as_id, one_spelling
+from pedsleepmae.prepare.delimited import read_delimited
 
 COLUMNS = ("patient", "study", "patient_id", "study_id")
 

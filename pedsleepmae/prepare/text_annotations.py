@@ -11,7 +11,7 @@ import numpy as np
 
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import SettingsError, printable
-from pedsleepmae.foreign import TableError
+from pedsleepmae.foreign import TableError, one_spelling, plain_name
 from pedsleepmae.prepare.annotations import (
     EVENTS,
     LARGEST_FILE,
@@ -23,8 +23,6 @@ from pedsleepmae.prepare.delimited import (
     as_decimal,
     as_onset,
     is_clock,
-    one_spelling,
-    plain_name,
     read_delimited,
 )
 from pedsleepmae.prepare.recordings import read_start_clock
