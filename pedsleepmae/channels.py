@@ -339,9 +339,8 @@ def unit_in_volts(unit: str) -> float | None:
     unit = "".join(unit.lower().split())
     for word, letter in (("micro", "u"), ("milli", "m"), ("nano", "n")):
         unit = unit.replace(word, letter)
-    unit = re.sub(
-        r"volts?$|(?<=[unm])vol$", "v", unit
-    )  # the header's field ends after 8 characters
+    # "vol" alone: the header's field ends after 8 characters.
+    unit = re.sub(r"volts?$|(?<=[unm])vol$", "v", unit)
     return {name.lower(): factor for name, factor in VOLTS.items()}.get(unit)
 
 
