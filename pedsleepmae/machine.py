@@ -23,7 +23,9 @@ from pedsleepmae.errors import SettingsError, UserError
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough to reach the peak
 MATMUL_SECONDS = 0.5
-CPU_FLAGS_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, 64-bit Arm
+# x86, 64-bit Arm. Not avx512_bf16: where there is no AMX beside it, a step took 1.5 times as long as in
+# float32 (Sapphire Rapids with AMX switched off by the virtual machine).
+CPU_FLAGS_BFLOAT16 = {"amx_bf16", "bf16"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt's parameters in glibc's malloc.h
 
 
@@ -56,10 +58,11 @@ def choose_device(wanted: str) -> torch.device:
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """ "auto", "float32" or "bfloat16" -> dtype of the matrix products.
 
-    auto is bfloat16 where the hardware multiplies it; where it does not, it is slower than float32.
+    auto is bfloat16 where the hardware has products of it faster than those of float32; read from the
+    processor's flags, not timed, so that two runs on a machine never differ in it.
     """
     if wanted == "auto":
-        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+        return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
 
 
@@ -88,7 +91,7 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone; elsewhere float32

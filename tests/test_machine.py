@@ -21,8 +21,11 @@ def test_a_gpu_that_is_not_there_is_refused_with_a_remedy(monkeypatch):
         machine.choose_device("cuda")
 
 
-@pytest.mark.parametrize(("flags", "dtype"), [("avx512_bf16", "bfloat16"), ("avx2", "float32")])
-def test_precision_is_what_the_processor_multiplies(monkeypatch, tmp_path, flags, dtype):
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [("avx512_bf16 amx_bf16", "bfloat16"), ("avx512_bf16", "float32"), ("avx2", "float32")],
+)
+def test_precision_is_what_the_processor_is_fastest_in(monkeypatch, tmp_path, flags, dtype):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"flags : fpu {flags} sse", encoding="utf-8")
     monkeypatch.setattr(machine, "Path", lambda _: cpuinfo)

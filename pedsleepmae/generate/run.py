@@ -70,7 +70,7 @@ class GenerateSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the model; auto: bfloat16 where the machine computes it in hardware."""
+    """Arithmetic of the model; auto: bfloat16 where the machine is faster in it."""
 
     def check(self) -> None:
         if not self.targets:

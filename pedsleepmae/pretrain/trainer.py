@@ -108,7 +108,7 @@ class PretrainSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the machine computes it in hardware, else float32."""
+    """auto: bfloat16 autocast where the machine is faster in it, else float32."""
     compile: bool = False
     """torch.compile the model: minutes at the start, faster steps on a GPU."""
     log_every: int = bounded(10, 1)

@@ -99,7 +99,7 @@ class ProbeSettings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the encoder; auto: bfloat16 where the machine computes it in hardware."""
+    """Arithmetic of the encoder; auto: bfloat16 where the machine is faster in it."""
     n_workers: int = bounded(2, 1)
     """Threads for hand-made features and probes."""
     memory_gb: float = bounded(4.0, above=0)

@@ -96,8 +96,8 @@ def load_scorer(
     """The encoder of a checkpoint and its probes; ProbeError when these belong to another.
 
     Where there are no such files, those that ship under these names. ``precision`` "auto": that in
-    which the probes' own embeddings were computed, but float32 where the machine has no bfloat16
-    in hardware (emulated it is five times slower). ``adapter``: that of script 3's mode lora, which
+    which the probes' own embeddings were computed, but float32 where the machine is not faster
+    in bfloat16 (emulated it is five times slower). ``adapter``: that of script 3's mode lora, which
     fitted the probes with it. CheckpointError and MachineError come through.
     """
     probe_file = find_file(probe_file)

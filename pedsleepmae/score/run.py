@@ -79,7 +79,7 @@ class ScoreSettings(ReadSettings):
     """auto: the GPU when there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoder; auto: the one in which the probes' embeddings were computed, but
-    float32 where the machine has no bfloat16 in hardware."""
+    float32 where the machine is not faster in bfloat16."""
     strict: bool = False
     """Exit with 3 when any of several recordings could not be scored."""
 
