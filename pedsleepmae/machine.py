@@ -23,8 +23,8 @@ from pedsleepmae.errors import SettingsError, UserError
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough to reach the peak
 MATMUL_SECONDS = 0.5
-# x86, 64-bit Arm. Not avx512_bf16: where there is no AMX beside it, a step took 1.5 times as long as in
-# float32 (Sapphire Rapids with AMX switched off by the virtual machine).
+# x86, 64-bit Arm. Not avx512_bf16: without AMX beside it, a step took 1.5 times as long as in float32
+# (Sapphire Rapids whose virtual machine hides AMX).
 CPU_FLAGS_BFLOAT16 = {"amx_bf16", "bf16"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt's parameters in glibc's malloc.h
 
@@ -58,8 +58,8 @@ def choose_device(wanted: str) -> torch.device:
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """ "auto", "float32" or "bfloat16" -> dtype of the matrix products.
 
-    auto is bfloat16 where the hardware has products of it faster than those of float32; read from the
-    processor's flags, not timed, so that two runs on a machine never differ in it.
+    auto is bfloat16 where the hardware multiplies it faster than float32; read from the processor's
+    flags, not timed, so that two runs on a machine never differ in it.
     """
     if wanted == "auto":
         return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
