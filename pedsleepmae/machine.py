@@ -23,8 +23,8 @@ from pedsleepmae.errors import SettingsError, UserError
 
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}  # rows and columns: large enough to reach the peak
 MATMUL_SECONDS = 0.5
-# x86, 64-bit Arm. Not avx512_bf16: without AMX beside it, a step took 1.5 times as long as in float32
-# (Sapphire Rapids whose virtual machine hides AMX).
+# x86, 64-bit Arm. Not avx512_bf16: without AMX beside it a step took 1.5 times as long as in
+# float32 (Sapphire Rapids whose virtual machine hides AMX).
 CPU_FLAGS_BFLOAT16 = {"amx_bf16", "bf16"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt's parameters in glibc's malloc.h
 
