@@ -1,4 +1,4 @@
-"""README as its readers use it: every command and every block of Python does what is printed.
+"""README and docs/ as readers use them: every command and block of Python does what is printed.
 
 What takes seconds is run on a short simulated recording. Of every other command the settings are
 parsed as printed, and NOT_RUN says why no more is done; a command in neither list fails.
@@ -32,7 +32,7 @@ from pedsleepmae.score.run import ScoreSettings
 from pedsleepmae.simulate.cohort import SimulateSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SETTINGS = [SimulateSettings, PrepareSettings, PretrainSettings, ClassifierSettings, ScoreSettings]
 SETTINGS += [ExploreSettings, GenerateSettings]
 SCRIPT = re.compile(r"(?:^|\s)(\d_\w+\.py)(?:\s|$)")
@@ -56,9 +56,9 @@ NOT_RUN = {  # how a command begins -> why it is not run here
 }
 
 
-# ------------------------------------------------------------------ reading README
+# ------------------------------------------------------------------ reading the pages
 def code_blocks(text: str) -> tuple[list[str], str]:
-    """(blocks of Python, README without any fenced block)."""
+    """(blocks of Python, the text without any fenced block)."""
     fenced = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     other = {language for language, _ in fenced.findall(text)} - {"python"}
     assert not other, f"blocks in {other}, which nothing here runs"
@@ -77,11 +77,13 @@ def commands_of(text: str) -> list[str]:
     return list(dict.fromkeys(line for line in found if not line.startswith("#")))
 
 
-BLOCKS, TEXT = code_blocks(README)
+LINKING = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "DECISIONS.md", "SECURITY.md"))]
+LINKING += [ROOT / "checkpoint/README.md", ROOT / "benchmarks/RESULTS.md"]
+BLOCKS, TEXT = code_blocks("\n".join(page.read_text("utf-8") for page in PAGES))
 COMMANDS = commands_of(TEXT)
 
 
-def test_the_commands_and_blocks_of_readme_are_found():
+def test_the_commands_and_blocks_of_the_pages_are_found():
     assert {"make demo", "make tour", "make test", "python 4_score_recording.py RECORDING.edf"} <= {
         *COMMANDS
     }
@@ -97,6 +99,24 @@ def test_commands_are_read_as_they_are_printed():
         "and `python\nbenchmarks/b.py`\n\n    0_simulate_cohort.py   a cohort\n    tests/  words\n"
     )
     assert commands_of(text) == ["python 3_a.py --x 1 --y 2", "make me", "python benchmarks/b.py"]
+
+
+# ------------------------------------------------------------------ every link
+def anchors_of(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_and_named_file_is_there(page):
+    text = page.read_text("utf-8")
+    for path, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text)):
+        target = page.parent / path if path else page
+        assert target.is_file(), path
+        assert not anchor or anchor in anchors_of(target), anchor
+    named = re.findall(r"`((?:benchmarks|checkpoint|configs|docs|pedsleepmae)/[^`\s]*\.\w+)`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 # ------------------------------------------------------------------ every command, parsed
@@ -169,7 +189,7 @@ def adapt(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def exit_codes(folder) -> dict[str, int]:
-    """What became of the commands of RUN, in README's order."""
+    """What became of the commands of RUN, in the order of the pages."""
     codes = {}
     for command in COMMANDS:
         if command.startswith(RUN):
