@@ -1,4 +1,4 @@
-"""The tables of README and of the checkpoint's card, from what script 3 wrote.
+"""The tables of README, docs/results.md and the checkpoint's card, from what script 3 wrote.
 
     python benchmarks/readme_tables.py results/m15p8_simulated results/m15p8_events
 
