@@ -7,6 +7,7 @@ with exit code 2 and one sentence that names the file, the key, the value and th
 import argparse
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ def load_settings(
     given = [
         (key, str(find_file(text)) if key == "config" and text else text) for key, text in given
     ]
-    parser = _parser(settings_class, doc)
+    parser = _parser(settings_class, doc, positional)
     if unnamed:
         parser.set_defaults({positional: unnamed})  # for --print_config
     try:
@@ -103,18 +104,38 @@ def setting_types(settings_class: type, prefix: str = "") -> Types:
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """jsonargparse's help, with the lines of the script's own description kept."""
+    """jsonargparse's help, with the script's own description as it is and types in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = super()._get_help_string(action)
+        return text.replace("(type: %(type)s, default", "(%(type)s; default")
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        hint = getattr(action, "_typehint", action.type)
+        return None if hint is None else _type_in_words(hint)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """Without ``--name+``, another way to give a list."""
+        return re.sub(r", --[\w.]+\+ .*", "", super()._format_action_invocation(action))
 
 
-def _parser(settings_class: type, doc: str) -> jsonargparse.ArgumentParser:
+def _parser(settings_class: type, doc: str, positional: str | None) -> jsonargparse.ArgumentParser:
+    values = f" [{positional.upper()} ...]" if positional else ""
     parser = jsonargparse.ArgumentParser(
         exit_on_error=False,
         allow_abbrev=False,  # --n_worker is not a setting, and means nothing else by chance
+        usage=f"%(prog)s{values} [--config FILE] [--setting value ...]",
         description=doc,
         formatter_class=_HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_class_arguments(settings_class)
+    types = setting_types(settings_class)
+    for action in parser._actions:
+        if any(name.startswith(f"{action.dest}.") for name in types):
+            action.help = argparse.SUPPRESS  # a group of settings is none itself: _refusal
+        elif "--print_config" in action.option_strings:
+            action.help = "Print the settings that result, as YAML that --config reads, and exit."
     return parser
 
 
