@@ -261,25 +261,8 @@ def evaluate(
     sums = group_sums(label_N, prob_NK, predicted_N, group_N, n_groups)
     whole = figures_of_draws(sums, np.ones((1, n_groups)))
     values = {name: float(whole[name][0]) for name in names}
-    reasons = {}
-    if len(label_N) == 0:
-        reasons = dict.fromkeys(names, "no epoch to score")
-    elif prob_NK.shape[1] == 2:
-        needs_both = ("auroc", "auprc", "balanced_accuracy", "kappa")
-        if not label_N.any():
-            reasons = dict.fromkeys((*needs_both, "f1", "sensitivity"), "no positive epoch")
-        elif label_N.all():
-            reasons = dict.fromkeys((*needs_both, "specificity"), "no negative epoch")
-        else:  # exact, where the draws use bins of the score
-            values["auroc"] = float(roc_auc_score(label_N, prob_NK[:, 1]))
-            values["auprc"] = float(average_precision_score(label_N, prob_NK[:, 1]))
-        if not predicted_N.any():
-            reasons["precision"] = "no epoch called positive"
-    else:
-        values["weighted_auroc"] = weighted_auroc(label_N, prob_NK)
-        if len(np.unique(label_N)) < 2:
-            needs_more = ("kappa", "balanced_accuracy", "weighted_auroc")
-            reasons = dict.fromkeys(needs_more, "one stage only among the epochs")
+    values |= _exact_figures(label_N, prob_NK)
+    reasons = _why_undefined(label_N, predicted_N, prob_NK.shape[1])
     for name in names:
         if name not in reasons and not np.isfinite(values[name]):
             reasons[name] = "one class only among the epochs"
@@ -298,6 +281,40 @@ def evaluate(
         if ci95[name] is None:
             reasons[f"ci95.{name}"] = "fewer than 2 patients (or blocks) hold one of the classes"
     return Evaluation(figures, ci95, reasons, draws, confusion)
+
+
+def _exact_figures(label_N: np.ndarray, prob_NK: np.ndarray) -> dict[str, float]:
+    """Areas under curves of the scores themselves, where the draws use bins of them."""
+    if len(label_N) == 0:
+        return {}
+    if prob_NK.shape[1] > 2:
+        return {"weighted_auroc": weighted_auroc(label_N, prob_NK)}
+    if not label_N.any() or label_N.all():
+        return {}
+    return {
+        "auroc": float(roc_auc_score(label_N, prob_NK[:, 1])),
+        "auprc": float(average_precision_score(label_N, prob_NK[:, 1])),
+    }
+
+
+def _why_undefined(label_N: np.ndarray, predicted_N: np.ndarray, n_classes: int) -> dict[str, str]:
+    """Reason by figure, of those that these labels and calls leave undefined."""
+    if len(label_N) == 0:
+        return dict.fromkeys(figure_names(n_classes), "no epoch to score")
+    reasons = {}
+    if n_classes > 2:
+        if len(np.unique(label_N)) < 2:
+            needs_more = ("kappa", "balanced_accuracy", "weighted_auroc")
+            reasons = dict.fromkeys(needs_more, "one stage only among the epochs")
+        return reasons
+    needs_both = ("auroc", "auprc", "balanced_accuracy", "kappa")
+    if not label_N.any():
+        reasons = dict.fromkeys((*needs_both, "f1", "sensitivity"), "no positive epoch")
+    elif label_N.all():
+        reasons = dict.fromkeys((*needs_both, "specificity"), "no negative epoch")
+    if not predicted_N.any():
+        reasons["precision"] = "no epoch called positive"
+    return reasons
 
 
 def difference(model: Evaluation, baseline: Evaluation, n_groups: int) -> dict:
