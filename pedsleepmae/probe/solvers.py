@@ -61,20 +61,15 @@ def fit_by_passes(
     answers = [queue.SimpleQueue() for _ in problems]  # (loss, gradient); None: the pass failed
 
     def solve(i: int) -> np.ndarray:
-        shape = (len(mean_F) + 1, problems[i].n_outputs)
-
-        def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            asking.put((i, flat.reshape(shape)))
+        def ask(weight_FK: np.ndarray) -> tuple[float, np.ndarray]:
+            asking.put((i, weight_FK))
             answer = answers[i].get()
             if answer is None:
                 raise _PassFailed
-            return answer[0], answer[1].ravel()
+            return answer
 
-        options = {"gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps, "maxiter": MAX_STEPS}
-        start = np.zeros(shape).ravel()
         try:
-            found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
-            return found.x.reshape(shape)
+            return _minimise(ask, (len(mean_F) + 1, problems[i].n_outputs))
         finally:
             asking.put((i, None))
 
@@ -88,13 +83,8 @@ def fit_by_passes(
         n_open = len(problems)
         try:
             while n_open:
-                asked = {}
-                while len(asked) < n_open:
-                    i, weight_FK = asking.get()
-                    if weight_FK is None:
-                        n_open -= 1
-                    else:
-                        asked[i] = weight_FK
+                asked = _collect(asking, n_open)
+                n_open = len(asked)
                 if asked:
                     bar.set_postfix_str(f"{n_open} of {len(problems)} open")
                     for i, answer in _one_pass(read_chunks, scaling, problems, asked).items():
@@ -109,6 +99,31 @@ def fit_by_passes(
 
 class _PassFailed(Exception):
     """Ends a problem's thread; the error itself is raised in the calling thread."""
+
+
+def _minimise(
+    ask: Callable[[np.ndarray], tuple[float, np.ndarray]], shape: tuple[int, int]
+) -> np.ndarray:
+    """The weights of least loss, from zeros on; ``ask`` gives loss and gradient at weights."""
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient_FK = ask(flat.reshape(shape))
+        return value, gradient_FK.ravel()
+
+    options = {"gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps, "maxiter": MAX_STEPS}
+    start = np.zeros(shape).ravel()
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
+    return found.x.reshape(shape)
+
+
+def _collect(asking: queue.SimpleQueue, n_open: int) -> dict[int, np.ndarray]:
+    """Weights of all problems that ask for another pass, once each open one has asked or ended."""
+    asked = {}
+    for _ in range(n_open):
+        i, weight_FK = asking.get()
+        if weight_FK is not None:
+            asked[i] = weight_FK
+    return asked
 
 
 def _one_pass(
