@@ -137,16 +137,8 @@ def separate_cohort(
     label_QP = np.concatenate([truth_Q[:, None], shuffled_QP, without_QU], axis=1)
     rows = [np.flatnonzero(patient_N == patient) for patient in range(n_patients)]
     figures_RP = np.empty((n_draws, label_QP.shape[1]))
-    for r in tqdm(range(n_draws), desc="balanced draws", unit="draw", leave=False):
-        drawn_N = np.concatenate([rng.choice(mine, n_epochs, replace=False) for mine in rows])
-        order_Q = rng.permutation(n_patients)
-        sums_NQ = distance_sums(x_ND[drawn_N], n_patients)
-        for start in range(0, label_QP.shape[1], COLUMNS_AT_A_TIME):
-            part_QP = label_QP[:, start : start + COLUMNS_AT_A_TIME]
-            drawn_QP = balance(part_QP, stratum_Q, order_Q)
-            figures_RP[r, start : start + part_QP.shape[1]] = silhouettes(
-                sums_NQ, part_QP, drawn_QP
-            )
+    for figures_P in tqdm(figures_RP, desc="balanced draws", unit="draw", leave=False):
+        figures_P[:] = _one_draw(x_ND, rows, label_QP, stratum_Q, n_epochs, rng)
     # Over the draws, each labelling has one figure.
     mean_P = figures_RP.mean(0)
     value, shuffled_P = float(mean_P[0]), mean_P[1 : 1 + n_shuffles]
@@ -162,6 +154,26 @@ def separate_cohort(
         silhouette_R=figures_RP[:, 0],
         shuffled_P=shuffled_P,
     )
+
+
+def _one_draw(
+    x_ND: np.ndarray,
+    rows: list[np.ndarray],
+    label_QP: np.ndarray,
+    stratum_Q: np.ndarray,
+    n_epochs: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Silhouette of each labelling (P,) in one draw of epochs; ``rows``: those of each patient."""
+    drawn_N = np.concatenate([rng.choice(mine, n_epochs, replace=False) for mine in rows])
+    order_Q = rng.permutation(len(rows))
+    sums_NQ = distance_sums(x_ND[drawn_N], len(rows))
+    figures = []
+    for start in range(0, label_QP.shape[1], COLUMNS_AT_A_TIME):
+        part_QP = label_QP[:, start : start + COLUMNS_AT_A_TIME]
+        drawn_QP = balance(part_QP, stratum_Q, order_Q)
+        figures.append(silhouettes(sums_NQ, part_QP, drawn_QP))
+    return np.concatenate(figures)
 
 
 def distance_sums(x_ND: np.ndarray, n_patients: int) -> np.ndarray:

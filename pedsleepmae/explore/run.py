@@ -197,12 +197,8 @@ def as_content(
 ) -> dict:
     """Content of explore.json."""
     index, seen = found.index, checkpoint.patients_seen
-
-    def n_patients(positions: np.ndarray) -> int:
-        return len(np.unique(index.patient_ids[positions]))
-
     here = checkpoints.hash_patients(index.patient_ids[found.positions])
-    content = {
+    return {
         "checkpoint": str(settings.paths.checkpoint),
         "checkpoint_step": checkpoint.step,
         "checkpoint_simulated": checkpoint.simulated,
@@ -213,13 +209,13 @@ def as_content(
         "simulated": index.simulated,
         "split_hash": index.split_hash,
         "n_epochs": len(found.positions),
-        "n_patients": n_patients(found.positions),
+        "n_patients": _count_patients(index, found.positions),
         "notes": found.notes,
         "maps": [
             {
                 "method": space.method,
                 "n_epochs": len(space.positions),
-                "n_patients": n_patients(space.positions),
+                "n_patients": _count_patients(index, space.positions),
                 "separation": space.separation,
             }
             for space in found.maps
@@ -233,22 +229,29 @@ def as_content(
             }
             for night in found.nights
         ],
-        "cohort": None,
-        "distances": None,
+        "cohort": None if found.cohort is None else _cohort_content(found),
+        "distances": None if found.distances is None else _distance_content(found.distances),
     }
-    if found.cohort is not None:
-        content["cohort"] = {
-            "name": found.cohort.name,
-            "n_patients_by_code": found.cohort.n_by_code,
-            "n_listed": found.cohort.n_listed,
-            "comparisons": list(map(comparison_figures, found.comparisons)),
-        }
-    if found.distances is not None:
-        table = found.distances.correlations.astype(object)
-        content["distances"] = {
-            "n_epochs": found.distances.n_epochs,
-            "n_patients": found.distances.n_patients,
-            "resampled_over": found.distances.resampled_over,
-            "correlations": table.where(table.notna(), None).to_dict("records"),
-        }
-    return content
+
+
+def _count_patients(index: store.ExampleIndex, positions: np.ndarray) -> int:
+    return len(np.unique(index.patient_ids[positions]))
+
+
+def _cohort_content(found: Exploration) -> dict:
+    return {
+        "name": found.cohort.name,
+        "n_patients_by_code": found.cohort.n_by_code,
+        "n_listed": found.cohort.n_listed,
+        "comparisons": list(map(comparison_figures, found.comparisons)),
+    }
+
+
+def _distance_content(found: Distances) -> dict:
+    table = found.correlations.astype(object)
+    return {
+        "n_epochs": found.n_epochs,
+        "n_patients": found.n_patients,
+        "resampled_over": found.resampled_over,
+        "correlations": table.where(table.notna(), None).to_dict("records"),
+    }
