@@ -72,7 +72,16 @@ def test_workers_end_when_their_run_is_killed(tmp_path):
     workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
     run.kill()
     run.wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    wait_for(lambda: not any(map(lives, workers)))
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process, on macOS too, where there is no /proc."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_for(condition, seconds=60):
