@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from planted import write_cohort
 
 from pedsleepmae import checkpoints
 from pedsleepmae.model import MaskedAutoencoder
@@ -44,6 +45,15 @@ def run_script(name: str, *argv) -> int:
 def script_3(*argv: str) -> int:
     settings = ["--config", ROOT / "configs/demo/probe.yaml", "--paths.compare_with", "null"]
     return run_script("3_train_classifier.py", *settings, *argv)
+
+
+def fit_probes(folder: Path, montage_epochs: int) -> Path:
+    """The folder, with model.pt, batches/ and what script 3 made of them in results/."""
+    batches = write_cohort(folder / "batches", n_epochs=48)
+    checkpoint = save_model(folder / "model.pt", range(500, 504))
+    argv = [*paths(folder, batches, checkpoint), "--pooling", "time_abs", "--context", "0"]
+    assert script_3(*argv, "--baselines", "[]", "--montage_epochs", str(montage_epochs)) == 0
+    return folder
 
 
 def paths(folder: Path, batches: Path, checkpoint: Path) -> list[str]:

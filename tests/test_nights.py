@@ -15,8 +15,7 @@ import pandas as pd
 import pytest
 from edf_files import nch_file, stage_rows, write_tsv
 from matplotlib.figure import Figure
-from planted import write_cohort
-from small_probes import ROOT, paths, run_script, save_model, script_3
+from small_probes import ROOT, fit_probes, run_script
 
 from pedsleepmae import shipped
 from pedsleepmae.errors import SettingsError
@@ -28,13 +27,7 @@ FEW = ["EEG C4-M1", "EEG LOC-M2", "Resp Thoracic", "SPO2"]  # channels, to be qu
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with model.pt and the probes of script 3 in results/."""
-    folder = tmp_path_factory.mktemp("trained")
-    batches = write_cohort(folder / "batches", n_epochs=48)
-    checkpoint = save_model(folder / "model.pt", range(500, 504))
-    argv = [*paths(folder, batches, checkpoint), "--pooling", "time_abs", "--context", "0"]
-    assert script_3(*argv, "--baselines", "[]", "--montage_epochs", "0") == 0
-    return folder
+    return fit_probes(tmp_path_factory.mktemp("trained"), montage_epochs=0)
 
 
 def options(trained: Path, output_dir: Path) -> list[str]:

@@ -17,9 +17,8 @@ import pytest
 from edf_files import nch_file, stage_rows, write_tsv
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from planted import write_cohort
 from sklearn.metrics import confusion_matrix, f1_score
-from small_probes import paths, run_script, save_model, script_3
+from small_probes import fit_probes, run_script, save_model
 
 import pedsleepmae
 from pedsleepmae import errors, store
@@ -48,13 +47,7 @@ OUTPUTS += ["events.csv", "hypnogram.json", "9_8_events.tsv", "9_8_events.json"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with model.pt, batches/ and what script 3 made of them in results/."""
-    folder = tmp_path_factory.mktemp("trained")
-    batches = write_cohort(folder / "batches", n_epochs=48)
-    checkpoint = save_model(folder / "model.pt", range(500, 504))
-    argv = [*paths(folder, batches, checkpoint), "--pooling", "time_abs", "--context", "0"]
-    assert script_3(*argv, "--baselines", "[]", "--montage_epochs", "60") == 0
-    return folder
+    return fit_probes(tmp_path_factory.mktemp("trained"), montage_epochs=60)
 
 
 @pytest.fixture(scope="module")
