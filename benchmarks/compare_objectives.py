@@ -82,6 +82,9 @@ VARIANTS = {
     # Added when the first seed of the aligned ones had been seen.
     "bands beside today's": Variant({"target": "both", "class_weight": 0.0}),
     "bands and class beside today's": Variant({"target": "both"}, "bands beside today's"),
+    "two views and bands beside today's": Variant(
+        {"target": "both", "class_weight": 0.0, "view_weight": 1.0}, "bands beside today's"
+    ),
     "wide, bands and class beside today's": Variant(
         {"target": "both"}, "bands and class beside today's", wide=True
     ),

@@ -25,7 +25,7 @@ from pedsleepmae import disk, store
 from pedsleepmae.channels import EPOCH_SAMPLES
 from pedsleepmae.disk import write_whole
 from pedsleepmae.errors import ProbeError, UserError, printable
-from pedsleepmae.model import BAND_HEADS, MaskedAutoencoder, ModelSettings
+from pedsleepmae.model import HEADS, MaskedAutoencoder, ModelSettings
 from pedsleepmae.shipped import find_file
 
 FORMAT = "pedsleepmae"
@@ -82,7 +82,7 @@ class Checkpoint:
     @property
     def weights(self) -> dict[str, Tensor]:
         """The weights of encoder and decoder, without those of heads that only training needs."""
-        return {n: value for n, value in self.state_dict.items() if not n.startswith(BAND_HEADS)}
+        return {n: value for n, value in self.state_dict.items() if not n.startswith(HEADS)}
 
     def build_model(self) -> MaskedAutoencoder:
         """The model in evaluation mode, on the device that the checkpoint was read to.
@@ -103,7 +103,7 @@ class Checkpoint:
             if n_layers > MOST_LAYERS:
                 raise ValueError(f"{n_layers} layers; this code builds up to {MOST_LAYERS}")
             with torch.device("meta"):  # shapes alone: nothing is allocated that is only stated
-                model = MaskedAutoencoder(**self.model | {"target": "wave"})
+                model = MaskedAutoencoder(**self.model | {"target": "wave", "view_weight": 0.0})
         except (TypeError, ValueError, RuntimeError) as error:
             reason = printable(error)[:200]
             problem = f"{self.path}: its model settings do not make a model: {reason}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pedsleepmae.bands import BandEnvelopes, BandHeads
 from pedsleepmae.channels import CHANNEL_GROUPS, EPOCH_S, EPOCH_SAMPLES, N_CHANNELS, RATE_HZ
 from pedsleepmae.errors import ProbeError, SettingsError, bounded, check_bounds
+from pedsleepmae.views import ViewHead
 
 PATCHES_PER_TOKEN = N_CHANNELS  # a token is 16 patch embeddings wide in every layout
 
@@ -69,6 +70,10 @@ class ModelSettings:
     """What the envelopes of hidden patches count in the loss beside the samples, which count 1."""
     class_weight: float = bounded(1.0, 0)
     """What the class tokens' envelopes count in the loss; 0: class tokens have no target."""
+    view_weight: float = bounded(0.0, 0)
+    """What the agreement of two views counts in the loss: in a second pass through the encoder each
+    channel is left out with a chance of one half, and the class tokens of the two passes are to
+    agree, yet to differ over the epochs that a process holds at a time. 0: a single pass."""
 
     @property
     def n_patches(self) -> int:
@@ -83,9 +88,10 @@ class ModelSettings:
     @property
     def part_weights(self) -> dict[str, float]:
         """The parts of the loss and what each counts in it; a part without weight is left out."""
-        weights = {"wave": 1.0, "bands": self.band_weight, "class": self.class_weight}
-        if self.target == "wave":
-            return {"wave": 1.0}
+        weights = {"wave": 1.0}
+        if self.target != "wave":
+            weights |= {"bands": self.band_weight, "class": self.class_weight}
+        weights["views"] = self.view_weight
         return {part: weight for part, weight in weights.items() if weight}
 
     def check(self) -> None:
@@ -133,7 +139,7 @@ class ModelSettings:
 MLP_RATIO = 4
 LAYER_NORM_EPS = 1e-5
 INIT_SD = 0.02  # of positions and learned tokens, as in ViT and MAE
-BAND_HEADS = "band_heads."  # how the names of weights begin that only training needs
+HEADS = ("band_heads.", "view_head.")  # how the names of weights begin that only training needs
 HEAD_INIT_SD = 0.002  # a model that starts by predicting about zero, small channels included
 
 
@@ -446,6 +452,7 @@ class MaskedAutoencoder(nn.Module):
             width = PATCHES_PER_TOKEN * self.decoder.mask_token.shape[3]
             class_width = self.settings.emb_dim if "class" in parts else None
             self.band_heads = BandHeads(envelopes, N_CHANNELS, width, class_width)
+        self.view_head = ViewHead(self.settings.emb_dim) if "views" in parts else None
         self.reset_parameters()
 
     def drop_decoder(self, why: str) -> None:
@@ -457,15 +464,15 @@ class MaskedAutoencoder(nn.Module):
         """Draw all weights anew (``generator`` None: from torch's global one).
 
         Linear layers Xavier-uniform with zero bias (the heads normal and small), tokens and
-        positions normal with sd 0.02. The heads of bands come last, so that encoder and decoder
-        begin alike whatever the target.
+        positions normal with sd 0.02. The heads of training alone come last, so that encoder and
+        decoder begin alike whatever is asked for.
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("_token", "pos_embedding")):
                 parameter.normal_(0, INIT_SD, generator=generator)
             elif name.endswith("bias"):
                 parameter.zero_()
-            elif name == "decoder.head.weight" or name.startswith(BAND_HEADS):
+            elif name == "decoder.head.weight" or name.startswith("band_heads."):
                 parameter.normal_(0, HEAD_INIT_SD, generator=generator)
             elif parameter.dim() == 2:
                 nn.init.xavier_uniform_(parameter, generator=generator)
@@ -502,33 +509,57 @@ class MaskedAutoencoder(nn.Module):
         every_S = torch.arange(self.n_patches, device=generator.device)
         return every_S.expand(len(hidden_BC), N_CHANNELS, -1), hidden_BC
 
+    def draw_dropped_channels(
+        self, n_examples: int, generator: torch.Generator, rows: slice = slice(None)
+    ) -> Tensor | None:
+        """``dropped_BC`` of the second view, each channel by itself; None where there is none."""
+        if self.view_head is None:
+            return None
+        shape = n_examples, N_CHANNELS
+        return (torch.rand(shape, generator=generator, device=generator.device) < 0.5)[rows]
+
     def forward(
-        self, x_BCT: Tensor, present_BC: Tensor, keep_BCK: Tensor, hidden_BC: Tensor | None = None
+        self,
+        x_BCT: Tensor,
+        present_BC: Tensor,
+        keep_BCK: Tensor,
+        hidden_BC: Tensor | None = None,
+        dropped_BC: Tensor | None = None,
     ) -> Tensor:
         """``error_LBC``: mean squared errors of each channel, over its hidden or all patches.
 
-        L parts of the loss, in the order of ``settings.part_weights``; the class tokens' is over
-        the epoch. Channels of ``hidden_BC`` reach the encoder as absent ones; all their patches
-        count.
+        L parts of the loss, in the order of ``settings.part_weights``; those of class tokens and
+        views are over the epoch. Channels of ``hidden_BC`` reach the encoder as absent ones; all
+        their patches count. Those of ``dropped_BC`` do so in the second view.
         """
         x_BCSP = self._patches(x_BCT, present_BC)
         hidden_BCS = hidden_patches(keep_BCK, self.n_patches)
-        shown_BCSP, shown_BC = x_BCSP, present_BC
         if hidden_BC is not None:
-            shown_BC = present_BC & ~hidden_BC
-            shown_BCSP = x_BCSP.masked_fill(hidden_BC[:, :, None, None], 0)
             hidden_BCS = hidden_BCS | hidden_BC[:, :, None]
-        tokens_BND = self.encoder(shown_BCSP, shown_BC, keep_BCK)
+        tokens_BND = self._encode_without(hidden_BC, x_BCSP, present_BC, keep_BCK)
         z_BCSE = self.decoder(tokens_BND, keep_BCK)
         if self.settings.loss_on == "all":
             hidden_BCS = torch.ones_like(hidden_BCS)
         teaches = self.settings.target != "bands"
         pred_BCSP = self.decoder.head(z_BCSE if teaches else z_BCSE.detach())
         errors = [masked_mse(pred_BCSP, x_BCSP, hidden_BCS)]
+        class_BCE, _ = self.layout.from_tokens(tokens_BND)
         if self.band_heads is not None:
-            class_BCE, _ = self.layout.from_tokens(tokens_BND)
             errors += self._band_errors(x_BCSP.flatten(2), z_BCSE, class_BCE, hidden_BCS)
+        if self.view_head is not None:
+            tokens_BND = self._encode_without(dropped_BC, x_BCSP, present_BC, keep_BCK)
+            other_BCE, _ = self.layout.from_tokens(tokens_BND)
+            errors.append(self.view_head(class_BCE, other_BCE, present_BC))
         return torch.stack(errors)
+
+    def _encode_without(
+        self, hidden_BC: Tensor | None, x_BCSP: Tensor, present_BC: Tensor, keep_BCK: Tensor
+    ) -> Tensor:
+        """The encoder's tokens from the kept patches of all channels but the hidden ones."""
+        if hidden_BC is not None:
+            present_BC = present_BC & ~hidden_BC
+            x_BCSP = x_BCSP.masked_fill(hidden_BC[:, :, None, None], 0)
+        return self.encoder(x_BCSP, present_BC, keep_BCK)
 
     def _band_errors(
         self, x_BCT: Tensor, z_BCSE: Tensor, class_BCE: Tensor, hidden_BCS: Tensor
@@ -729,8 +760,8 @@ def flops_per_example(model: MaskedAutoencoder) -> float:
     """Operations (2 for a multiply-add) in the matrix products of training on one example.
 
     Linear layers and attention; the backward pass, of what is trained, counts twice the forward
-    one. Norms, GELU, the 8-wide patch layers and the heads of bands are left out: under 1 %. Bands
-    are measured once; steps that show channels whole are counted as those that do not.
+    one. Norms, GELU, the 8-wide patch layers and the heads of bands and views are left out: under
+    1 %. Bands are measured once; steps that show channels whole are counted as those that do not.
     """
 
     def blocks(transformer: nn.ModuleList, width: int, n_tokens: int) -> float:
@@ -741,6 +772,7 @@ def flops_per_example(model: MaskedAutoencoder) -> float:
     encoder_width = PATCHES_PER_TOKEN * model.encoder.cls_token.shape[3]
     decoder_width = PATCHES_PER_TOKEN * model.decoder.mask_token.shape[3]
     encoding = blocks(model.encoder.transformer, encoder_width, 1 + model.n_keep)
+    encoding *= 1 if model.view_head is None else 2
     decoding = blocks(model.decoder.transformer, decoder_width, 1 + model.n_patches)
     if model.decoder.bridge is not None:
         decoding += 2 * (1 + model.n_keep) * encoder_width * decoder_width

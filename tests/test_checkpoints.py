@@ -20,7 +20,7 @@ from pedsleepmae.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from pedsleepmae.model import BAND_HEADS, MaskedAutoencoder
+from pedsleepmae.model import HEADS, MaskedAutoencoder
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 SETTINGS = {
@@ -116,20 +116,21 @@ def test_a_published_checkpoint_is_the_same_model_in_bfloat16(tmp_path, largest_
     assert torch.equal(load_model(path).reconstruct(X), same.reconstruct(X))
 
 
-def test_what_only_training_on_bands_needs_is_kept_to_resume_and_does_not_ship(tmp_path):
-    settings = SETTINGS | {"target": "both"}
+def test_what_only_training_needs_is_kept_to_resume_and_does_not_ship(tmp_path):
+    settings = SETTINGS | {"target": "both", "view_weight": 1.0}
     model = MaskedAutoencoder(**settings).eval()
     best, target = tmp_path / "checkpoint_best.pt", tmp_path / "ships" / "model.pt"
     save_checkpoint(best, content(model=settings, state_dict=model.state_dict()))
-    heads = {name for name in read_checkpoint(best).state_dict if name.startswith(BAND_HEADS)}
-    assert heads == {name for name in model.state_dict() if name.startswith(BAND_HEADS)} != set()
+    heads = {name for name in read_checkpoint(best).state_dict if name.startswith(HEADS)}
+    assert heads == {name for name in model.state_dict() if name.startswith(HEADS)} != set()
     loaded = load_model(best)
     assert loaded.band_heads is None
+    assert loaded.view_head is None
     assert torch.equal(loaded.embed(X), model.embed(X))
     assert torch.equal(loaded.reconstruct(X), model.reconstruct(X))
     publish(best, target)
     shipped = read_checkpoint(target)
-    assert not [name for name in shipped.state_dict if name.startswith(BAND_HEADS)]
+    assert not [name for name in shipped.state_dict if name.startswith(HEADS)]
     assert shipped.model["target"] == "both"  # how it was trained
     load_model(target)
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pedsleepmae.channels import CHANNEL_GROUPS, RATE_HZ
 from pedsleepmae.model import (
-    BAND_HEADS,
+    HEADS,
     TOKEN_LAYOUTS,
     MaskedAutoencoder,
     ModelSettings,
@@ -553,7 +553,7 @@ def banded_model(**settings) -> MaskedAutoencoder:
 
 def test_encoder_and_decoder_begin_alike_whatever_the_target():
     plain, banded = small_model().state_dict(), small_model(target="both").state_dict()
-    own = {name for name in banded if name.startswith(BAND_HEADS)}
+    own = {name for name in banded if name.startswith(HEADS)}
     assert list(plain) == [name for name in banded if name not in own]
     assert len(own) == 6
     for name, value in plain.items():
@@ -654,6 +654,53 @@ def test_heads_of_bands_are_under_a_percent_of_the_operations():
         assert 3 * heads < 0.01 * flops_per_example(model)
 
 
+# ------------------------------------------------------------------ two views
+def viewed_model(**settings) -> MaskedAutoencoder:
+    return small_model(view_weight=1.0, **settings)
+
+
+def test_class_tokens_learn_from_two_views_and_the_decoder_does_not():
+    model = viewed_model()
+    assert model.settings.part_weights == {"wave": 1, "views": 1}
+    generator = torch.Generator().manual_seed(0)
+    keep_BCK = model.draw_mask(8, generator)
+    dropped_BC = model.draw_dropped_channels(8, generator)
+    wave_BC, views_BC = model(noise(8, 16, 3840), all_present(8), keep_BCK, None, dropped_BC)
+    assert wave_BC.shape == views_BC.shape == (8, 16)
+    views_BC.sum().backward()
+    assert model.encoder.cls_token.grad.any()
+    assert not model.decoder.mask_token.grad.any()
+
+
+def test_a_second_view_leaves_the_waveforms_part_and_the_first_weights_alone():
+    one, two = small_model(), viewed_model()
+    for name, value in one.state_dict().items():
+        assert torch.equal(two.state_dict()[name], value)
+    keep_BCK = one.draw_mask(2, torch.Generator().manual_seed(0))
+    x, present = noise(2, 16, 3840), all_present(2)
+    dropped_BC = two.draw_dropped_channels(2, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (alone_BC,) = one(x, present, keep_BCK)
+        assert torch.equal(two(x, present, keep_BCK, None, dropped_BC)[0], alone_BC)
+
+
+def test_a_channel_is_dropped_from_the_second_view_every_other_time():
+    generator = torch.Generator().manual_seed(0)
+    assert small_model().draw_dropped_channels(4, generator) is None
+    dropped_BC = viewed_model().draw_dropped_channels(4000, generator)
+    assert (dropped_BC.float().mean(dim=0) - 0.5).abs().max() < 0.04
+    generator.manual_seed(0)
+    rows = viewed_model().draw_dropped_channels(4000, generator, slice(1000, 1010))
+    assert torch.equal(rows, dropped_BC[1000:1010])
+
+
+def test_a_second_view_costs_a_second_pass_through_the_encoder():
+    one, two = (flops_per_example(model) for model in (small_model(), viewed_model()))
+    without = flops_per_example(viewed_model(decoder_num_layer=2))
+    decoder = without - two  # of one more block
+    assert two - one == one - decoder * small_model().settings.num_layer
+
+
 # ------------------------------------------------------------------ what does not fit
 @pytest.mark.parametrize(
     ("settings", "message"),
@@ -682,6 +729,7 @@ def test_heads_of_bands_are_under_a_percent_of_the_operations():
             "target both takes 16 patches at a time, but patch_size 32 makes 120 a channel",
         ),
         ({"class_weight": -1.0}, r"model\.class_weight is -1"),
+        ({"view_weight": -1.0}, r"model\.view_weight is -1"),
         ({"mask_ratio": 50.0}, r"model\.mask_ratio is 50; give more than 0 and less than 1"),
     ],
 )

@@ -25,7 +25,7 @@ from pedsleepmae.checkpoints import (
 )
 from pedsleepmae.errors import SettingsError, as_plain_dict, check_bounds
 from pedsleepmae.machine import Compute, World
-from pedsleepmae.model import BAND_HEADS, MaskedAutoencoder, ModelSettings
+from pedsleepmae.model import HEADS, MaskedAutoencoder, ModelSettings
 from pedsleepmae.optim import derived_seed, learning_rate, stop_on_signal
 from pedsleepmae.pretrain import monitor
 from pedsleepmae.pretrain.losses import balanced, losses_by_group
@@ -130,6 +130,7 @@ def assert_same(one, other) -> None:
 
 
 BANDED = replace(TINY, target="both", mask_unit="token", mask_ratio=0.7, class_weight=0.5)
+VIEWED = replace(TINY, view_weight=0.5)
 STATE = ("state_dict", "optimizer", "progress", "channel_weights", "patients_seen", "split_hash")
 
 
@@ -495,7 +496,7 @@ def test_a_resumed_logbook_drops_what_lies_beyond_the_checkpoint_and_a_torn_line
 
 
 # ------------------------------------------------------------------ going on
-@pytest.mark.parametrize("model", [TINY, BANDED])
+@pytest.mark.parametrize("model", [TINY, BANDED, VIEWED])
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
@@ -515,7 +516,8 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_if_it_had_not(
         for key in STATE:
             assert_same(whole.get(key), resumed.get(key))
     for split in ("train", "val"):
-        names = ["loss", "loss_bands", "loss_class"] if model is BANDED else ["loss"]
+        names = [f"loss_{part}" for part in model.part_weights if part != "wave"]
+        names += ["loss"]
         whole, resumed = (figures(tmp_path / run, split, *names) for run in ("whole", "parts"))
         assert whole == resumed
 
@@ -640,7 +642,7 @@ def test_heads_of_bands_start_anew_in_the_units_of_the_new_data(batches_dir, tmp
     run = open_trainer(settings, load_index(batches_dir), read_checkpoint(first))
     fresh = make_trainer(settings).model.state_dict()
     theirs = read_content(first)["state_dict"]
-    heads = [name for name in fresh if name.startswith(BAND_HEADS)]
+    heads = [name for name in fresh if name.startswith(HEADS)]
     assert heads
     assert any(not torch.equal(fresh[name], theirs[name]) for name in heads)
     for name, value in run.model.state_dict().items():
@@ -1004,7 +1006,7 @@ def test_two_processes_give_the_same_losses_as_one(batches_dir, tmp_path):
         torch.testing.assert_close(both["state_dict"][name], value, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", [TINY, BANDED])
+@pytest.mark.parametrize("model", [TINY, BANDED, VIEWED])
 def test_compiled_model_trains_as_the_plain_one(batches_dir, tmp_path, monkeypatch, model):
     """Captured whole by torch.compile, and differentiated; code generation is left to torch."""
     compile_module = torch.nn.Module.compile

@@ -24,7 +24,7 @@ from pedsleepmae.data import VARIANCE_SAMPLE, channel_variances
 from pedsleepmae.errors import SettingsError, UserError, as_plain_dict, bounded
 from pedsleepmae.machine import Compute, World
 from pedsleepmae.model import (
-    BAND_HEADS,
+    HEADS,
     MaskedAutoencoder,
     ModelSettings,
     flops_per_example,
@@ -300,16 +300,19 @@ class Trainer:
             keep_BCK = self.model.draw_mask(*drawing)
             hidden_BC = self.model.draw_hidden_channels(*drawing)
             counted_BC, n_counted = present_BC, batch.n_present
+        masks = {"keep_BCK": keep_BCK, "hidden_BC": hidden_BC}
+        masks["dropped_BC"] = self.model.draw_dropped_channels(*drawing)
+        masks = {name: mask for name, mask in masks.items() if mask is not None}
         n_pieces = min(self.settings.optim.accumulate, len(x_BCT))
         error_LC = torch.zeros_like(self.interval.error_LC)
-        parts = [counted_BC, x_BCT, present_BC, keep_BCK]
-        parts += [] if hidden_BC is None else [hidden_BC]
+        parts = counted_BC, x_BCT, present_BC, *masks.values()
         pieces = zip(*(part.tensor_split(n_pieces) for part in parts), strict=True)
-        for i, (counted, x, present, *masks) in enumerate(pieces):
+        for i, (counted, x, present, *of_piece) in enumerate(pieces):
+            masks_of = dict(zip(masks, of_piece, strict=True))
             wait = self.world.size > 1 and i < n_pieces - 1
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
                 with self.compute.autocast():
-                    error_LBC = balanced(self.parallel(x, present, *masks), self.weight_C)
+                    error_LBC = balanced(self.parallel(x, present, **masks_of), self.weight_C)
                 loss = mean_over_present(total(error_LBC, self.parts), counted, n_counted)
                 # Parallel processes average their gradients; the loss is a sum over all of them.
                 (loss * self.world.size).backward()
@@ -376,11 +379,13 @@ class Trainer:
                     break
                 number = i * self.world.size + self.world.rank
                 keep_BCK, hidden_BC = self.val_masks(number, len(x_BCT))
+                dropped_BC = self.model.draw_dropped_channels(len(x_BCT), self.generator)
                 present_BC = present_BC.to(self.device)
                 counted_BC = present_BC if hidden_BC is None else present_BC & hidden_BC
                 with self.compute.autocast():
                     x_BCT = x_BCT.to(self.device)
-                    error_LBC = self.saved_model.forward(x_BCT, present_BC, keep_BCK, hidden_BC)
+                    masks = keep_BCK, hidden_BC, dropped_BC
+                    error_LBC = self.saved_model.forward(x_BCT, present_BC, *masks)
                 sums_C[:-1] += (balanced(error_LBC, self.weight_C) * counted_BC).sum(dim=1)
                 sums_C[-1] += counted_BC.sum(dim=0)
         if self.world.any(gave_up, self.device):
@@ -482,8 +487,8 @@ class Trainer:
                 f"{where}: its model.token_layout is {layout}, the settings say "
                 f"{self.settings.model.token_layout}; its weights mean nothing there, set it alike"
             )
-        own = {n: v for n, v in self.model.state_dict().items() if n.startswith(BAND_HEADS)}
-        # The heads of bands start anew: what they foretell is measured in units of these data.
+        # Heads of training alone start anew: what bands foretell is in units of these data.
+        own = {n: v for n, v in self.model.state_dict().items() if n.startswith(HEADS)}
         checkpoints.load_weights(self.model, checkpoint.weights | own, where)
         if self.averaged is not None:
             self.averaged.load_state_dict(self.model.state_dict())
