@@ -2,8 +2,7 @@
 
 Readers for NCH's .tsv and NSRR's .xml turn a file into a :class:`Scoring`; Sleep-EDF's hypnogram
 rows come through :func:`scoring_from_rows` as well. :func:`label_epochs` is the rule of the labels.
-Event names are matched whole, after lower-casing and stripping: technicians' notes such as
-"not a desat" or "possible obstructive apnea" contain the words and are no scored events.
+Which words are stages and which events stands in :mod:`stages` and :mod:`event_words`.
 """
 
 import re
@@ -19,6 +18,7 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import decode, file_problem, plain_name
+from pedsleepmae.prepare.event_words import CHAT_EVENTS, EVENTS, NSRR_EVENTS, events_by_text
 from pedsleepmae.prepare.stages import (
     GRID_ROWS,
     LONGEST_S,
@@ -33,34 +33,13 @@ from pedsleepmae.tasks import EVENT_KINDS, EVENT_NAMES, NOTICE, UNSCORED
 # Bytes of a .tsv or .xml: NCH's and CHAT's have under 2 MB, and rows grow tenfold in memory.
 LARGEST_FILE = 32_000_000
 ROUNDING_S = 1e-6  # onsets are decimal text: sums of them are off by less than this
-# Scored event -> (label, code), the codes of the original authors. Central and mixed hypopneas,
-# which they left out, are hypopneas that are not called obstructive: code 2.
-_RESPIRATORY = {
-    "central apnea": ("apnea", 1),
-    "obstructive apnea": ("apnea", 2),
-    "mixed apnea": ("apnea", 3),
-    "obstructive hypopnea": ("hypop", 1),
-    "hypopnea": ("hypop", 2),
-    "central hypopnea": ("hypop", 2),
-}
-EVENTS = _RESPIRATORY | {
-    "mixed hypopnea": ("hypop", 2),
-    "oxygen desaturation": ("desat", 1),
-    "eeg arousal": ("eeg", 1),
-}
-# NSRR: the part of EventConcept before "|". CHAT scored mixed apneas as `Unsure`.
 # Rows of a technician, in many words and cases; EDF+ may add "@@" and a channel.
 _LIGHTS = re.compile(r"lights?[ _-]?(off|out|on)(@@.*)?")
 # What an event's name holds in any language of the field; with a duration it is hardly a note.
-_EVENT = re.compile(r"apn|hypop|desat|entsätt|arous", re.IGNORECASE)
+_EVENT = re.compile(r"apn|hypop|d[eé]sat|entsätt|arous|^unsure$", re.IGNORECASE)
+# NSRR: the part of EventConcept before "|".
 NSRR_STAGES = {f"stage {k} sleep": min(k, 3) for k in (1, 2, 3, 4)}
 NSRR_STAGES |= {"wake": 0, "rem sleep": 4, "movement": UNSCORED, "unscored": UNSCORED}
-NSRR_EVENTS = _RESPIRATORY | {
-    "unsure": ("apnea", 3),
-    "spo2 desaturation": ("desat", 1),
-    "arousal": ("eeg", 1),
-    "asda arousal": ("eeg", 1),
-}
 
 
 class AnnotationError(UserError):
@@ -170,6 +149,7 @@ def read_nsrr_xml(path: Path) -> Scoring:
 
     Raises AnnotationError when the file is no such XML.
     """
+    path = Path(path)
     name, raw = _read_file(path)
     try:
         root = ET.fromstring(raw)
@@ -189,7 +169,8 @@ def read_nsrr_xml(path: Path) -> Scoring:
             f"{name}: no ScoredEvent with Start and Duration; expected NSRR's "
             "annotations-events-nsrr XML"
         )
-    return scoring_from_rows(rows, stages=NSRR_STAGES, events=NSRR_EVENTS)
+    events = CHAT_EVENTS if path.name.lower().startswith("chat") else NSRR_EVENTS
+    return scoring_from_rows(rows, stages=NSRR_STAGES, events=events)
 
 
 def scoring_from_rows(
@@ -216,16 +197,17 @@ def scoring_from_rows(
     if len(readable) < len(rows):
         remarks["rows without a numeric onset and duration left out"] = len(rows) - len(readable)
 
+    named = events_by_text(readable, events)
     found_events, others = [], []
     lights_s: dict[bool, list[float]] = {True: [], False: []}  # on, off
     for onset_s, duration_s, description in dict.fromkeys(readable):
         name = " ".join(description.lower().split())
         if lights := _LIGHTS.fullmatch(name):
             lights_s[lights[1] == "on"].append(onset_s)
-        elif name not in events:
+        elif description not in named or (name not in events and duration_s == 0):
             others.append((onset_s, duration_s, description))
         elif abs(onset_s) <= LONGEST_S and 0 <= duration_s <= LONGEST_S:
-            found_events.append(Event(onset_s, duration_s, *events[name]))
+            found_events.append(Event(onset_s, duration_s, *named[description]))
         else:
             remarks["stage or event rows with an impossible time left out"] += 1
     staged = stage_rows(others, stages, remarks, own_stages)

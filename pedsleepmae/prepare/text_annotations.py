@@ -13,7 +13,6 @@ from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import SettingsError, printable
 from pedsleepmae.foreign import TableError, one_spelling, plain_name
 from pedsleepmae.prepare.annotations import (
-    EVENTS,
     LARGEST_FILE,
     AnnotationError,
     Scoring,
@@ -25,6 +24,7 @@ from pedsleepmae.prepare.delimited import (
     is_clock,
     read_delimited,
 )
+from pedsleepmae.prepare.event_words import EVENTS
 from pedsleepmae.prepare.recordings import read_start_clock
 from pedsleepmae.prepare.stages import GRID_ROWS, LONGEST_WORD, TOLD_WORDS, stage_of
 from pedsleepmae.tasks import STAGES, UNSCORED
