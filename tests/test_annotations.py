@@ -387,7 +387,7 @@ def test_rows_that_claim_days_are_bounded_by_what_a_night_can_hold(tmp_path):
     assert len(scoring.stages) == (30 * 2999 + 172800) / 30
     labels = label_epochs(scoring, 36_000.0)
     assert len(labels.sleep) == 1200
-    assert labels.events["hypop"].tolist() == [2] * 1200
+    assert labels.events["hypop"].tolist() == [2] * 100 + [0] * 1100  # where one begins
     assert labels.n_events["hypop"] == 3000
 
 
@@ -494,3 +494,51 @@ def test_6_kinds_of_arousal_of_nsrr_are_arousals_and_unsure_is_mixed_in_chat_alo
     other = read_nsrr_xml(path)  # there it is a hypopnea of more than 50 %
     assert {event.kind for event in other.events} == {"eeg"}
     assert other.remarks == ["1 rows whose words are no known event left out"]
+
+
+# ------------------------------------------------------------------ times
+def tsv(folder, rows):
+    return read_tsv(write_tsv(folder / "1_2.tsv", rows))
+
+
+def test_times_in_milliseconds_are_no_epochs_of_hours(tmp_path):
+    seconds = [*stage_rows(17.0, "W123R2"), (50.0, 12.5, "Hypopnea")]
+    wanted = tsv(tmp_path, seconds)
+    for onset_in_s, duration_in_s, what in ((1000, 1000, "times"), (1, 1000, "durations"),
+                                            (1000, 1, "onsets")):  # fmt: skip
+        rows = [(onset * onset_in_s, length * duration_in_s, t) for onset, length, t in seconds]
+        found = tsv(tmp_path, rows)
+        assert found.stage_onsets_s.tolist() == wanted.stage_onsets_s.tolist()
+        assert found.stages.tolist() == wanted.stages.tolist()
+        assert found.events == wanted.events
+        assert found.remarks == [f"7 rows whose {what} are taken for milliseconds"]
+
+
+def test_an_event_without_an_end_marks_no_whole_night(tmp_path):
+    rows = [*stage_rows(0, "2" * 200), (45.0, 5000.0, "Hypopnea"), (95.0, 700.0, "EEG arousal")]
+    scoring = tsv(tmp_path, [*rows, (95.0, 3000.0, "Oxygen Desaturation")])
+    events = label_epochs(scoring, NIGHT_S).events
+    assert np.flatnonzero(events["hypop"]).tolist() == [1]
+    assert np.flatnonzero(events["eeg"]).tolist() == list(range(3, 27))
+    assert np.flatnonzero(events["desat"]).tolist() == list(range(3, 104))
+    assert scoring.remarks == [
+        "1 events last too long to be any: each marks the epoch of its onset"
+    ]
+
+
+def test_decimal_commas_and_durations_that_are_not_available_are_read(tmp_path):
+    rows = [("17,25", "30,0", "Sleep stage R"), ("47,25", "30", "Sleep stage W")]
+    scoring = tsv(tmp_path, [*rows, ("20,5", "n/a", "Hypopnea")])
+    assert scoring.stage_onsets_s.tolist() == [17.25, 47.25]
+    assert [(event.onset_s, event.duration_s) for event in scoring.events] == [(20.5, 0)]
+    assert scoring.remarks == []
+    rows = [("990", "30", "Sleep stage R"), ("1,020", "30", "Sleep stage W")]
+    with pytest.raises(AnnotationError, match="commas between thousands"):
+        tsv(tmp_path, rows)
+
+
+def test_stages_told_only_where_they_change_are_told(tmp_path):
+    scoring = tsv(tmp_path, [(0, 0, "Sleep stage W"), (300, 0, "Sleep stage N2")])
+    assert scoring.stage_onsets_s.tolist() == [0, 300]
+    what = "stage rows without a duration taken for 30 s though the next begins later"
+    assert scoring.remarks == [f"1 {what}"]

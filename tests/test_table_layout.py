@@ -477,7 +477,9 @@ def test_annotations_are_found_as_named_beside_the_recording_or_in_it(tmp_path):
 
 
 def test_a_tsv_is_read_by_its_settings_in_layout_table_and_as_nch_elsewhere(tmp_path):
-    path = write(tmp_path / "x.tsv", "onset\tduration\tdescription\n0,5\t30\tN2\n40\t30\tN3\n")
+    path = write(
+        tmp_path / "x.tsv", "onset\tduration\tdescription\n0.5\t00:00:30\tN2\n40\t30\tN3\n"
+    )
     own = layouts.read_annotations(path, SETTINGS.text_table())
     assert own.stage_onsets_s.tolist() == [0.5, 40.0]
     of_nch = layouts.read_annotations(path, replace(SETTINGS, layout="nch").text_table())

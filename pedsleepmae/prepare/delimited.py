@@ -7,8 +7,9 @@ that it must have.
 
 import csv
 import io
+import itertools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pedsleepmae.errors import printable
@@ -18,6 +19,7 @@ DELIMITERS = ("\t", ";", ",", "|")
 HEADER_LINES = 50  # within which the header stands, below what a program says of itself
 DAY_S = 86400.0
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"\d{1,3}(,\d{3})*", re.ASCII)
 # 22:15, 22:15:00, 22:15:00.5, 10:15:00 pm, and behind a date, which does not count.
 _CLOCK = re.compile(
     r"([\w./-]{1,20}[ T]{1,3})?"
@@ -111,3 +113,20 @@ def as_onset(text: str, start_s: float | None) -> float | None:
 
 def is_clock(text: str) -> bool:
     return as_decimal(text) is None and as_clock(text) is not None
+
+
+def is_blank(text: str) -> bool:
+    """Whether a cell says that there is no value; "n/a" is how BIDS writes it."""
+    return text.strip().lower() in ("", "n/a", "na", "-")
+
+
+def counts_thousands(onsets: Iterable[str]) -> bool:
+    """Whether commas in numbers such as 990 and 1,020 are no decimal ones: then the rows ascend."""
+    whole = [onset for onset in map(str.strip, onsets) if _WHOLE.fullmatch(onset)]
+    if not any("," in onset for onset in whole):
+        return False
+    decimals = [as_decimal(onset) or 0.0 for onset in whole]
+    thousands = [float(onset.replace(",", "")) for onset in whole]
+    return any(b < a for a, b in itertools.pairwise(decimals)) and all(
+        a <= b for a, b in itertools.pairwise(thousands)
+    )

@@ -5,6 +5,7 @@ grids than 30 s: 20 s under Rechtschaffen & Kales, 1 s from some exports, runs o
 Whatever the rows are, the epochs that come out last 30 s and never overlap.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,6 +107,10 @@ def stage_rows(
         remarks[f"rows whose words are no known stage left out: {told}"] = sum(unknown.values())
     if n := _n_between(found, [row for row in others if row[2] not in unknown]):
         remarks["rows between stages whose words are no known stage left out"] = n
+    starts_s = sorted({onset_s for onset_s, _, _ in found})
+    alone_s = {a for a, b in itertools.pairwise(starts_s) if b - a > EPOCH_S + TOLERANCE_S}
+    if n := sum(duration_s == 0 and onset_s in alone_s for onset_s, duration_s, _ in found):
+        remarks["stage rows without a duration taken for 30 s though the next begins later"] = n
     return found
 
 
