@@ -14,7 +14,7 @@ import pytest
 from edf_files import nch_file, stage_rows, write_tsv
 
 from pedsleepmae.errors import SettingsError
-from pedsleepmae.prepare import delimited, ids, layouts
+from pedsleepmae.prepare import cells, ids, layouts
 from pedsleepmae.prepare.annotations import AnnotationError, Scoring, within_lights
 from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, read_study
 from pedsleepmae.prepare.recording_table import read_recordings
@@ -344,7 +344,7 @@ def test_clock_times_count_from_the_start_in_the_header_past_midnight(tmp_path, 
     ],
 )
 def test_times_read_as_they_are_written(text, start_s, onset_s):
-    assert delimited.as_onset(text, start_s) == onset_s
+    assert cells.as_onset(text, start_s) == onset_s
 
 
 def test_elapsed_times_need_no_start(tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import decode, file_problem, plain_name
-from pedsleepmae.prepare.delimited import as_decimal, counts_thousands, is_blank
+from pedsleepmae.prepare.cells import as_clock, as_decimal, counts_thousands, is_blank
 from pedsleepmae.prepare.event_words import CHAT_EVENTS, EVENTS, NSRR_EVENTS, events_by_text
 from pedsleepmae.prepare.stages import (
     GRID_ROWS,
@@ -69,6 +69,7 @@ class Scoring:
 
     ``stage_onsets_s`` and ``stages`` are (M,); a stage is 0 to 4 (W N1 N2 N3 R) or UNSCORED.
     ``lights_off_s`` and ``lights_on_s``: of the rows that say so, of which there may be several.
+    ``start_clock_s``: the time of day at which the file says that the recording starts.
     """
 
     stage_onsets_s: np.ndarray
@@ -77,6 +78,7 @@ class Scoring:
     remarks: list[str] = field(default_factory=list)
     lights_off_s: list[float] = field(default_factory=list)
     lights_on_s: list[float] = field(default_factory=list)
+    start_clock_s: float | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,14 @@ def read_nsrr_xml(path: Path) -> Scoring:
     except (ET.ParseError, LookupError, ValueError) as error:  # the latter: of odd encodings
         reason = printable(error)
         raise AnnotationError(f"{name}: no readable XML ({reason})") from error
-    rows = []
+    rows, start_clock_s = [], None
     for event in root.iter("ScoredEvent"):
         tags = ("Start", "Duration", "EventConcept", "EventType")
         start, duration, concept, kind = (event.findtext(tag) or "" for tag in tags)
         concept = concept.split("|")[0].strip()
+        if concept.lower() == "recording start time":  # 00.00.00 22.15.00: a date and a time
+            clock = (event.findtext("ClockTime") or "").split()[-1:]
+            start_clock_s = as_clock(clock[0].replace(".", ":")) if clock else None
         if kind.lower().startswith("stages") and concept.lower() not in NSRR_STAGES:
             concept = f"Sleep stage {concept}"  # so that it is told as an unknown one
         rows.append(_read_row([start, duration, concept]))
@@ -190,7 +195,8 @@ def read_nsrr_xml(path: Path) -> Scoring:
             "annotations-events-nsrr XML"
         )
     events = CHAT_EVENTS if path.name.lower().startswith("chat") else NSRR_EVENTS
-    return scoring_from_rows(rows, stages=NSRR_STAGES, events=events)
+    scoring = scoring_from_rows(rows, stages=NSRR_STAGES, events=events)
+    return replace(scoring, start_clock_s=start_clock_s)
 
 
 def scoring_from_rows(

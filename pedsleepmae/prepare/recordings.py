@@ -288,14 +288,36 @@ def refuse_other_start(path: Path, recording: Path) -> None:
         clocks_s = [_start_clock(file) for file in (path, recording)]
     except ValueError:  # told where the file is read
         return
-    if all(clocks_s):
-        apart_s = (clocks_s[0] - clocks_s[1] + DAY_S / 2) % DAY_S - DAY_S / 2
-        if abs(apart_s) > LARGEST_DRIFT_S:
-            when = "later" if apart_s > 0 else "earlier"
-            raise RecordingError(
-                f"{name}: starts {abs(apart_s):g} s {when} than the recording, so its onsets are "
-                "others: export it from the start of the recording"
-            )
+    if when := _in_words_apart(*clocks_s):
+        raise RecordingError(
+            f"{name}: starts {when} than the recording, so its onsets are others: export it from "
+            "the start of the recording"
+        )
+
+
+def other_start(clock_s: float | None, recording: Path) -> str:
+    """What to tell of annotations whose recording starts at ``clock_s``, where this one does not.
+
+    They are told, not refused: onsets count from the first sample whatever a changed clock says.
+    """
+    try:
+        when = _in_words_apart(clock_s, _start_clock(recording))
+    except (ValueError, OSError):  # told where the file is read
+        return ""
+    return when and (
+        f"the annotations say that their recording starts {when} than this one: are their onsets "
+        "this recording's?"
+    )
+
+
+def _in_words_apart(clock_s: float | None, other_s: float | None) -> str:
+    """How much later or earlier one start is than the other; "" where that is not known, or not."""
+    if not clock_s or not other_s:
+        return ""
+    apart_s = (clock_s - other_s + DAY_S / 2) % DAY_S - DAY_S / 2
+    if abs(apart_s) <= LARGEST_DRIFT_S:
+        return ""
+    return f"{abs(apart_s):g} s {'later' if apart_s > 0 else 'earlier'}"
 
 
 # ------------------------------------------------------------------ rows of EDF+

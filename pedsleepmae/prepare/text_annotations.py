@@ -17,13 +17,8 @@ from pedsleepmae.prepare.annotations import (
     Scoring,
     scoring_from_rows,
 )
-from pedsleepmae.prepare.delimited import (
-    as_onset,
-    counts_thousands,
-    is_blank,
-    is_clock,
-    read_delimited,
-)
+from pedsleepmae.prepare.cells import as_onset, counts_thousands, is_blank, is_clock
+from pedsleepmae.prepare.delimited import read_delimited
 from pedsleepmae.prepare.event_words import EVENTS
 from pedsleepmae.prepare.recordings import read_start_clock
 from pedsleepmae.prepare.stages import GRID_ROWS, LONGEST_WORD, TOLD_WORDS, stage_of
