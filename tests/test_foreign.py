@@ -210,3 +210,13 @@ def test_nsrr_annotations_of_another_start_are_told(clock, told, tmp_path):
     scoring = layouts.find_scoring(edf, path)
     assert scoring.stages.tolist() == [4, 4]
     assert [told in remark for remark in scoring.remarks] == [True] * bool(told)
+
+
+def test_of_two_rows_of_one_night_the_one_with_numbers_counts(tmp_path):
+    (tmp_path / "studies.csv").write_text(
+        "patient_id,study_id,split,status,reason,n_apneas,n_hypopneas,n_desaturations,n_arousals\n"
+        "1,2,,unusable,no .tsv beside it,,,,\n1,2,train,used,,3,4,5,6\n3,4,train,used,,1,1,1,1\n"
+    )
+    studies = read_studies(tmp_path)
+    assert studies.index.tolist() == [(1, 2), (3, 4)]
+    assert studies["apnea_hypopnea_index"].tolist() == [7, 2]

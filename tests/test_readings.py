@@ -8,8 +8,10 @@ from edf_files import Signal, nch_file, stage_rows, write_tsv
 
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import layouts
-from pedsleepmae.prepare.examples import ExampleSettings, build_examples
+from pedsleepmae.prepare.annotations import scoring_from_rows
+from pedsleepmae.prepare.examples import ExampleSettings, build_examples, choose_epochs
 from pedsleepmae.prepare.readings import hold_short_gaps, is_reading, judge_voltage, runs_of
+from pedsleepmae.prepare.recordings import Recording
 from pedsleepmae.prepare.signals import undo_standard
 
 SPO2, CAPNO, CHEST, EEG = (
@@ -250,3 +252,12 @@ def test_a_second_signal_under_the_oximeters_name_is_read_where_the_first_is_its
     assert outcome.channels["SPO2"]
     percent = undo_standard(examples.signals, examples.center, examples.scale)[:, SPO2]
     assert np.median(percent) == pytest.approx(95.8, abs=0.1)
+
+
+@pytest.mark.parametrize(("n", "events", "told"), [(130, [], 1), (110, [], 0), (130, [5.0], 0)])
+def test_hours_of_sleep_without_any_event_are_told(n, events, told):
+    night = Recording("1_2.edf", 1e4, [], read_digital=None)
+    rows = [*stage_rows(0.0, "2" * n), *((onset_s, 3.0, "EEG arousal") for onset_s in events)]
+    choose_epochs(night, scoring_from_rows(rows), wake_margin_min=None)
+    assert len(night.remarks) == told
+    assert all("no event is scored in 1.1 h of sleep" in remark for remark in night.remarks)

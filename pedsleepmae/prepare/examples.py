@@ -52,6 +52,7 @@ from pedsleepmae.store import Examples
 from pedsleepmae.tasks import LABELS
 
 FLAT_STRIDE = 4099
+SLEEP_WITH_EVENTS_S = 3600.0  # healthy children have some 5 to 10 arousals an hour
 FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
@@ -167,6 +168,12 @@ def choose_epochs(
     """
     recording.remarks.extend(scoring.remarks)
     _tell_outside(recording, scoring)
+    n_asleep = int((scoring.stages > 0).sum())
+    if not scoring.events and n_asleep * EPOCH_S >= SLEEP_WITH_EVENTS_S:
+        recording.remarks.append(
+            f"no event is scored in {n_asleep * EPOCH_S / 3600:.1f} h of sleep: its epochs count "
+            "as without events, though perhaps nobody looked for any"
+        )
     labels = label_epochs(scoring, recording.duration_s, **rule)
     if wake_margin_min is not None:
         labels = trim_wake(labels, wake_margin_min)
