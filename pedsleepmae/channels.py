@@ -103,6 +103,11 @@ ELECTRODE_SYNONYMS = {"A1": "M1", "A2": "M2", "LOC": "E1", "ROC": "E2", "RCHIIN"
 # The word that Natus and Luna put in front says nothing about the signal: NCH has `EEG Snore`,
 # `EEG LOC-M2`, `EEG Chin1-Chin2` and `EEG Abd`.
 _TYPE_WORD = re.compile(r"^(EEG|EOG|EMG|RESP) (?=\S)")
+# Two electrodes in the spellings of other programs: C3M2, C3 A2, EEG(C3-M2), EEG:C3-A2, EEG-C3_M2.
+_PAIR = re.compile(
+    r"(?:EEG|EOG|EMG)?[ .:(-]*(CZ|[CFO][34]|O[12]|E[12]|[LR]OC|CHIN ?[123])\)?[ -]*\(?"
+    r"(CZ|O1|[AM][12]|CHIN ?[123])\)?"
+)
 _REFERENCE_WORD = re.compile(r"-(REF|FPZ)$")
 VOLTS = {"nV": 1e-9, "uV": 1e-6, "mV": 1e-3, "V": 1.0}
 
@@ -153,9 +158,14 @@ class Absent:
 
 
 def canonical_label(label: str) -> str:
-    """A signal's label without case, blanks, underscores and the type word: EEG_c3-m2 -> C3-M2."""
+    """A signal's label without case, blanks, underscores and the type word: EEG_c3-m2 -> C3-M2.
+
+    Two of the electrodes are a pair in any spelling: EEG(C3A2) -> C3-A2.
+    """
     text = " ".join(label.replace("_", " ").upper().split())
-    text = re.sub(r" ?[-:/] ?", "-", text)
+    text = re.sub(r" ?[-:/\u2010-\u2015\u2212] ?", "-", text)
+    if pair := _PAIR.fullmatch(text):
+        return "-".join(electrode.replace(" ", "") for electrode in pair.groups())
     return _TYPE_WORD.sub("", text)
 
 
@@ -186,10 +196,11 @@ def resolve_channels(
     """Source of each of the 16 channels, in their order.
 
     Tried in this order: what ``prefer`` names for it, the channel as it was recorded (also with
-    swapped electrodes: sign -1), the difference of two referential signals, the stand-ins that the
-    settings name. Of several signals with one label the first usable one is taken. ``units``: by a
-    signal's label, channel or group of channels (EEG, EOG, EMG), the unit that a file's numbers
-    count whatever it says. Raises ValueError as check_named.
+    swapped electrodes: sign -1), the difference of two signals of one reference, whatever it is
+    (C3-AVG and M2-AVG), the stand-ins that the settings name. Of several signals with one label the
+    first usable one is taken. ``units``: by a signal's label, channel or group of channels (EEG,
+    EOG, EMG), the unit that a file's numbers count whatever it says. Raises ValueError as
+    check_named.
     """
     check_named(stand_ins, units, prefer)
     stand_ins, prefer = _by_channel(stand_ins), _by_channel(prefer)
@@ -258,6 +269,10 @@ def _candidates(
             for second, other_reference in referential.get(minus, ()):
                 if reference == other_reference or not (reference and other_reference):
                     yield first, second, 1, word
+        for pair, places in electrodes.items():  # any other reference drops out of the difference
+            if len(pair) == 2 and pair[0] == plus:
+                for second in electrodes.get((minus, pair[1]), ()):
+                    yield from ((first, second, 1, word) for first in places)
 
     for label in prefer:
         pair = _electrodes(canonical_label(label))

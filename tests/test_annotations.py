@@ -387,7 +387,7 @@ def test_rows_that_claim_days_are_bounded_by_what_a_night_can_hold(tmp_path):
     assert len(scoring.stages) == (30 * 2999 + 172800) / 30
     labels = label_epochs(scoring, 36_000.0)
     assert len(labels.sleep) == 1200
-    assert labels.events["hypop"].tolist() == [2] * 1200
+    assert labels.events["hypop"].tolist() == [2] * 100 + [0] * 1100  # where one begins
     assert labels.n_events["hypop"] == 3000
 
 
@@ -436,7 +436,111 @@ def test_events_in_unknown_words_are_told_and_only_frequent_words_quoted():
     rare = [(35.0, 12.0, "Ms Roe, apnea?")]
     remarks = scoring_from_rows(stages + rare).remarks
     assert remarks == ["1 rows whose words are no known event left out"]
-    often = [(10.0 * i, 5.0, "Obstructive Apnoea") for i in range(6)]
+    often = [(10.0 * i, 5.0, "Obstr. apnea") for i in range(6)]
     (remark,) = scoring_from_rows(stages + often).remarks[:1]
-    assert "'Obstructive Apnoea' (6)" in remark
+    assert "'Obstr. apnea' (6)" in remark
     assert scoring_from_rows([*stages, (35.0, 0.0, "not an apnea")]).remarks == []
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "code"),
+    [
+        ("Central Apnoea", "apnea", 1),
+        ("Apnea - Obstructive", "apnea", 2),
+        ("Apnea, mixed", "apnea", 3),
+        ("Zentrale Apnoe", "apnea", 1),
+        ("Obstructive apnea@@Flow", "apnea", 2),
+        ("Hypopnea - Obstructive", "hypop", 1),
+        ("Hypopnoe", "hypop", 2),
+        ("Desaturation 88%", "desat", 1),
+        ("SpO2 desat", "desat", 1),
+        ("Entsättigung", "desat", 1),
+        ("Arousal (ARO SPONT)", "eeg", 1),
+        ("Spontaneous arousal", "eeg", 1),
+        ("A. Centrale", "apnea", 1),  # this and the next two: Noxturnal in French
+        ("Hypopnée", "hypop", 2),
+        ("Micro-éveil", "eeg", 1),
+    ],
+)
+def test_events_in_another_spelling_are_no_epochs_without_events(words, kind, code):
+    found = scoring_from_rows([*stage_rows(0, "22"), (35.0, 12.0, words)])
+    labels = label_epochs(found, NIGHT_S)
+    assert labels.events[kind].tolist() == [0, code]
+    assert found.remarks == []
+    note = scoring_from_rows([*stage_rows(0, "22"), (35.0, 0.0, words)])
+    assert note.events == []  # without a duration it may be a technician's note
+
+
+@pytest.mark.parametrize(
+    "words", ["Obstructive Apnea (central)", "no desat", "RERA", "Apnea start"]
+)
+def test_words_that_say_something_else_beside_an_event_are_none(words):
+    assert scoring_from_rows([*stage_rows(0, "22"), (35.0, 12.0, words)]).events == []
+
+
+def test_where_nch_words_score_a_kind_other_words_of_it_are_told_and_not_counted():
+    rows = [*stage_rows(0, "222"), (5.0, 9.0, "Oxygen Desaturation"), (65.0, 9.0, "desat")]
+    scoring = scoring_from_rows([*rows, (35.0, 9.0, "Arousal")])
+    assert [(event.onset_s, event.kind) for event in scoring.events] == [(5, "desat"), (35, "eeg")]
+    assert scoring.remarks == ["1 rows whose words are no known event left out"]
+
+
+def test_6_kinds_of_arousal_of_nsrr_are_arousals_and_unsure_is_mixed_in_chat_alone(tmp_path):
+    events = [("Stage 2 sleep|2", 0, 150), ("Arousal|Arousal ()", 5, 4), ("Unsure|Unsure", 100, 9)]
+    events += [("Spontaneous arousal|Arousal (ARO SPONT)", 35, 4)]
+    events += [("Arousal resulting from respiratory effort|Arousal (ARO RES)", 65, 4)]
+    chat = nsrr(tmp_path, *events)
+    assert [event.onset_s for event in chat.events if event.kind == "eeg"] == [5, 35, 65]
+    assert [event.onset_s for event in chat.events if event.kind == "apnea"] == [100]
+    path = (tmp_path / "chat-baseline-300001-nsrr.xml").rename(tmp_path / "mesa-sleep-1-nsrr.xml")
+    other = read_nsrr_xml(path)  # there it is a hypopnea of more than 50 %
+    assert {event.kind for event in other.events} == {"eeg"}
+    assert other.remarks == ["1 rows whose words are no known event left out"]
+
+
+# ------------------------------------------------------------------ times
+def tsv(folder, rows):
+    return read_tsv(write_tsv(folder / "1_2.tsv", rows))
+
+
+def test_times_in_milliseconds_are_no_epochs_of_hours(tmp_path):
+    seconds = [*stage_rows(17.0, "W123R2"), (50.0, 12.5, "Hypopnea")]
+    wanted = tsv(tmp_path, seconds)
+    for onset_in_s, duration_in_s, what in ((1000, 1000, "times"), (1, 1000, "durations"),
+                                            (1000, 1, "onsets")):  # fmt: skip
+        rows = [(onset * onset_in_s, length * duration_in_s, t) for onset, length, t in seconds]
+        found = tsv(tmp_path, rows)
+        assert found.stage_onsets_s.tolist() == wanted.stage_onsets_s.tolist()
+        assert found.stages.tolist() == wanted.stages.tolist()
+        assert found.events == wanted.events
+        assert found.remarks == [f"7 rows whose {what} are taken for milliseconds"]
+
+
+def test_an_event_without_an_end_marks_no_whole_night(tmp_path):
+    rows = [*stage_rows(0, "2" * 200), (45.0, 5000.0, "Hypopnea"), (95.0, 700.0, "EEG arousal")]
+    scoring = tsv(tmp_path, [*rows, (95.0, 3000.0, "Oxygen Desaturation")])
+    events = label_epochs(scoring, NIGHT_S).events
+    assert np.flatnonzero(events["hypop"]).tolist() == [1]
+    assert np.flatnonzero(events["eeg"]).tolist() == list(range(3, 27))
+    assert np.flatnonzero(events["desat"]).tolist() == list(range(3, 104))
+    assert scoring.remarks == [
+        "1 events last too long to be any: each marks the epoch of its onset"
+    ]
+
+
+def test_decimal_commas_and_durations_that_are_not_available_are_read(tmp_path):
+    rows = [("17,25", "30,0", "Sleep stage R"), ("47,25", "30", "Sleep stage W")]
+    scoring = tsv(tmp_path, [*rows, ("20,5", "n/a", "Hypopnea")])
+    assert scoring.stage_onsets_s.tolist() == [17.25, 47.25]
+    assert [(event.onset_s, event.duration_s) for event in scoring.events] == [(20.5, 0)]
+    assert scoring.remarks == []
+    rows = [("990", "30", "Sleep stage R"), ("1,020", "30", "Sleep stage W")]
+    with pytest.raises(AnnotationError, match="commas between thousands"):
+        tsv(tmp_path, rows)
+
+
+def test_stages_told_only_where_they_change_are_told(tmp_path):
+    scoring = tsv(tmp_path, [(0, 0, "Sleep stage W"), (300, 0, "Sleep stage N2")])
+    assert scoring.stage_onsets_s.tolist() == [0, 300]
+    what = "stage rows without a duration taken for 30 s though the next begins later"
+    assert scoring.remarks == [f"1 {what}"]

@@ -310,3 +310,25 @@ def test_the_nox_recording_offers_14_channels_through_its_settings_file():
     spo2 = CHANNELS[CHANNEL_NAMES.index("SPO2")]
     x, _, _ = read_channel(recording, spo2, found["SPO2"])
     assert 90 < np.median(x) <= 100
+
+
+# ------------------------------------------------------------------ other programs' spellings
+@pytest.mark.parametrize(
+    "label",
+    ["C3:M2", "C3M2", "EEG(C3-M2)", "EEG (C3 - A2)", "C3-A2 ", "EEG:C3-A2", "EEG-C3_M2", "C3 (A2)",
+     "C3\u2013M2"],
+)  # fmt: skip
+def test_a_pair_of_electrodes_is_known_in_any_spelling(label):
+    assert resolve([info(label)])["EEG C3-M2"] == label
+
+
+@pytest.mark.parametrize("label", ["C3-M1", "C3-M1M2", "C3M2M1", "C3-M2-IMP", "C3", "FC3-M2"])
+def test_what_is_no_such_pair_is_none_in_any_spelling(label):
+    assert not any(resolve([info(label)]).values())
+
+
+@pytest.mark.parametrize("reference", ["AVG", "Cz", "A1A2", "REF1"])
+def test_any_reference_that_two_signals_share_drops_out_of_their_difference(reference):
+    signals = [info(f"EEG C3-{reference}"), info("EEG C3-LE"), info(f"EEG A2-{reference}")]
+    assert resolve(signals)["EEG C3-M2"] == f"EEG C3-{reference} - EEG A2-{reference}"
+    assert not any(resolve([info("C3-AVG"), info("M2-LE")]).values())

@@ -5,6 +5,7 @@ import socket
 
 import numpy as np
 import pytest
+from edf_files import nch_file
 
 from pedsleepmae import foreign
 from pedsleepmae.errors import printable
@@ -190,3 +191,32 @@ def test_a_link_to_a_recording_makes_no_second_patient(tmp_path):
         (tmp_path / f"2_2.{suffix}").symlink_to(f"1_1.{suffix}")
     problems = [study.problem for study in layouts.find_studies(tmp_path, "nch")]
     assert problems == ["", "same file as 1_1.edf"]
+
+
+@pytest.mark.parametrize(
+    ("clock", "told"),
+    [("00.00.00 20.03.07", ""), ("00.00.00 00.00.00", ""), ("01.01.85 21:03:07", "3600 s later"),
+     ("00.00.00 20.02.07", "60 s earlier"), ("", "")],
+)  # fmt: skip
+def test_nsrr_annotations_of_another_start_are_told(clock, told, tmp_path):
+    edf = nch_file(seconds=60).write(tmp_path / "chat-baseline-300001.edf")  # 20.03.07
+    path = tmp_path / "chat-baseline-300001-nsrr.xml"
+    path.write_text(
+        "<PSGAnnotation><ScoredEvents><ScoredEvent><EventConcept>Recording Start Time"
+        f"</EventConcept><Start>0</Start><Duration>60</Duration><ClockTime>{clock}</ClockTime>"
+        "</ScoredEvent><ScoredEvent><EventConcept>REM sleep|5</EventConcept><Start>0</Start>"
+        "<Duration>60</Duration></ScoredEvent></ScoredEvents></PSGAnnotation>"
+    )
+    scoring = layouts.find_scoring(edf, path)
+    assert scoring.stages.tolist() == [4, 4]
+    assert [told in remark for remark in scoring.remarks] == [True] * bool(told)
+
+
+def test_of_two_rows_of_one_night_the_one_with_numbers_counts(tmp_path):
+    (tmp_path / "studies.csv").write_text(
+        "patient_id,study_id,split,status,reason,n_apneas,n_hypopneas,n_desaturations,n_arousals\n"
+        "1,2,,unusable,no .tsv beside it,,,,\n1,2,train,used,,3,4,5,6\n3,4,train,used,,1,1,1,1\n"
+    )
+    studies = read_studies(tmp_path)
+    assert studies.index.tolist() == [(1, 2), (3, 4)]
+    assert studies["apnea_hypopnea_index"].tolist() == [7, 2]

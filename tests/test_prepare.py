@@ -297,12 +297,12 @@ def test_the_traceback_of_what_nobody_foresaw_is_kept_beside_the_state(tmp_path,
 
 
 def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
-    # Values of PREPARE_VERSION 5: were they others, all that is prepared would be made anew.
+    # Values of PREPARE_VERSION 6: were they others, all that is prepared would be made anew.
     for name, size in (("5_6.edf", 300), ("5_6.tsv", 20)):
         (tmp_path / name).write_bytes(b"x" * size)
         os.utime(tmp_path / name, ns=(10**18, 10**18))
     study = layouts.Study(tmp_path / "5_6.edf", tmp_path / "5_6.tsv", 5, 6)
-    assert fingerprint(study, run.PrepareSettings()) == "676a8d01eb290089"
+    assert fingerprint(study, run.PrepareSettings()) == "3eefcd352649277b"
     settings = run.PrepareSettings(
         stand_ins={"EEG F4-M1": ["EEG F4-M2"]},
         scaling="fitted",
@@ -313,7 +313,7 @@ def test_a_finished_recording_of_unchanged_settings_stays_finished(tmp_path):
         seed=3,
     )
     fitted = {"EEG C3-M2": (1e-6, 2e-4), "SPO2": (96.5, 3.25)}
-    assert fingerprint(study, settings, fitted) == "178888b58fc85a2a"
+    assert fingerprint(study, settings, fitted) == "00a48c05f2163709"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"of": "another version"}'])

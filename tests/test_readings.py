@@ -8,8 +8,10 @@ from edf_files import Signal, nch_file, stage_rows, write_tsv
 
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import layouts
-from pedsleepmae.prepare.examples import ExampleSettings, build_examples
+from pedsleepmae.prepare.annotations import scoring_from_rows
+from pedsleepmae.prepare.examples import ExampleSettings, build_examples, choose_epochs
 from pedsleepmae.prepare.readings import hold_short_gaps, is_reading, judge_voltage, runs_of
+from pedsleepmae.prepare.recordings import Recording
 from pedsleepmae.prepare.signals import undo_standard
 
 SPO2, CAPNO, CHEST, EEG = (
@@ -199,3 +201,63 @@ def test_annotations_of_which_most_lie_outside_are_doubted_and_a_piece_of_a_nigh
     (remark,) = [remark for remark in outcome.remarks if "inside the recording" in remark]
     assert remark.startswith("50 scored epochs left out that do not lie inside the recording, and")
     assert "only 10 do: are the annotations another recording's" in remark
+
+
+# ------------------------------------------------------------------ amplifiers and exports
+def with_physical(channel: int, digital: np.ndarray, unit: str, physical: tuple[str, str]):
+    """A file of noise whose ``channel`` has these samples at 256 Hz."""
+    file = nch_file(seconds=SECONDS)
+    label = file.signals[channel].label
+    file.signals[channel] = Signal(label, digital.astype(np.int16), 1024, unit, physical)
+    return file
+
+
+def test_the_electrodes_own_voltage_is_taken_off_a_signal_that_passes_direct_current(tmp_path):
+    n = 256 * SECONDS
+    eeg = np.random.default_rng(0).normal(0, 20, n)  # steps of 1 uV
+    drift = 5000 + 400 * np.sin(2 * np.pi * np.arange(n) / n)  # 5 mV would be 34 sd of EEG
+    physical = ("-32768", "32767")
+    wanted, _ = examples_of(tmp_path / "a", with_physical(EEG, eeg, "uV", physical))
+    found, outcome = examples_of(tmp_path / "b", with_physical(EEG, eeg + drift, "uV", physical))
+    off = found.signals[:, EEG].astype(float) - wanted.signals[:, EEG]
+    assert np.abs(off[1:-1]).max() < 0.1  # of 1.5e-4 V
+    assert np.abs(off).max() < 0.5  # at the ends the drift, 4 uV a second, is not known
+    assert any("voltage of 5 mV is taken off" in remark for remark in outcome.remarks)
+    assert outcome.quality["EEG C3-M2"]["out_of_range"] == 0
+
+
+def test_steps_coarser_than_the_signal_leave_no_signal(tmp_path):
+    eeg = np.random.default_rng(0).normal(0, 20e-6, 256 * SECONDS)
+    digital = np.round(eeg / 100e-6)  # what a writer makes whose range holds an offset of 3 V
+    file = with_physical(EEG, digital, "uV", ("-3276800", "3276700"))
+    examples, outcome = examples_of(tmp_path, file)
+    assert "one digital step is 100 uV" in outcome.absent["EEG C3-M2"]
+    assert not examples.present[:, EEG].any()
+
+
+def test_a_pulse_wave_under_an_oximeters_name_is_no_saturation(tmp_path):
+    t = np.arange(256 * SECONDS) / 256
+    wave = 50 + 45 * np.sin(2 * np.pi * 1.3 * t) ** 3
+    digital = wave / 100 * 65535 - 32768
+    examples, outcome = examples_of(tmp_path, with_physical(SPO2, digital, "%", ("0", "100")))
+    assert outcome.absent["SPO2"] == "Spo2: a pulse wave, no saturation"
+    assert not examples.present[:, SPO2].any()
+
+
+def test_a_second_signal_under_the_oximeters_name_is_read_where_the_first_is_its_wave(tmp_path):
+    file = nch_file(seconds=SECONDS)
+    wave = 20_000 * np.sin(2 * np.pi * 1.3 * np.arange(256 * SECONDS) / 256)
+    file.signals.insert(0, Signal("SpO2", wave.astype(np.int16), 1024, "%", ("0", "100")))
+    examples, outcome = examples_of(tmp_path, file)
+    assert outcome.channels["SPO2"]
+    percent = undo_standard(examples.signals, examples.center, examples.scale)[:, SPO2]
+    assert np.median(percent) == pytest.approx(95.8, abs=0.1)
+
+
+@pytest.mark.parametrize(("n", "events", "told"), [(130, [], 1), (110, [], 0), (130, [5.0], 0)])
+def test_hours_of_sleep_without_any_event_are_told(n, events, told):
+    night = Recording("1_2.edf", 1e4, [], read_digital=None)
+    rows = [*stage_rows(0.0, "2" * n), *((onset_s, 3.0, "EEG arousal") for onset_s in events)]
+    choose_epochs(night, scoring_from_rows(rows), wake_margin_min=None)
+    assert len(night.remarks) == told
+    assert all("no event is scored in 1.1 h of sleep" in remark for remark in night.remarks)

@@ -345,3 +345,20 @@ def test_annotations_that_start_at_another_time_are_refused(start, words, tmp_pa
             recordings.refuse_other_start(other, recording)
     else:
         recordings.refuse_other_start(other, recording)
+
+
+def test_decimal_commas_in_a_header_are_points(tmp_path):
+    right = nch_file(seconds=60, record_s=4)
+    wrong = nch_file(seconds=60, record_s=4)
+    for file, sign in ((right, "."), (wrong, ",")):
+        file.record_s = f"4{sign}0"
+        for signal in file.signals[:3]:
+            signal.physical = (f"8711{sign}5", f"-8711{sign}5")
+    wanted, found = (
+        open_edf(file.write(tmp_path / name))
+        for file, name in ((right, "1_1.edf"), (wrong, "1_2.edf"))
+    )
+    assert found.duration_s == wanted.duration_s == 60
+    assert found.signals == wanted.signals
+    assert found.remarks == ["decimal commas in the header are read as points"]
+    np.testing.assert_array_equal(found.read(0), wanted.read(0))

@@ -147,3 +147,15 @@ def test_a_number_that_may_be_deep_sleep_or_rem_is_left_out_and_told():
     assert "'Sleep stage 4' (1)" in remark
     assert stages_of("1234R")[1] == [1, 2, 3, 3, 4]
     assert stages_of("02345")[1] == [2, 3, 3]
+
+
+def test_noxturnal_and_german_words_for_wake_are_wake():
+    rows = [(30.0 * i, 30.0, text) for i, text in enumerate(["Éveil", "N2", "REM", "Wach"])]
+    assert epochs(rows)[1:] == ([0, 2, 4, 0], [])
+
+
+def test_a_rare_row_that_fills_the_time_between_stages_is_told_without_its_words():
+    rows = [(0.0, 30.0, "N2"), (30.0, 60.0, "Veglia"), (90.0, 30.0, "N2"), (93.0, 9.0, "Marke")]
+    _, stages, remarks = epochs(rows)
+    assert stages == [2, 2]
+    assert remarks == ["1 rows between stages whose words are no known stage left out"]

@@ -14,7 +14,7 @@ import pytest
 from edf_files import nch_file, stage_rows, write_tsv
 
 from pedsleepmae.errors import SettingsError
-from pedsleepmae.prepare import delimited, ids, layouts
+from pedsleepmae.prepare import cells, ids, layouts
 from pedsleepmae.prepare.annotations import AnnotationError, Scoring, within_lights
 from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, read_study
 from pedsleepmae.prepare.recording_table import read_recordings
@@ -344,7 +344,7 @@ def test_clock_times_count_from_the_start_in_the_header_past_midnight(tmp_path, 
     ],
 )
 def test_times_read_as_they_are_written(text, start_s, onset_s):
-    assert delimited.as_onset(text, start_s) == onset_s
+    assert cells.as_onset(text, start_s) == onset_s
 
 
 def test_elapsed_times_need_no_start(tmp_path):
@@ -477,7 +477,9 @@ def test_annotations_are_found_as_named_beside_the_recording_or_in_it(tmp_path):
 
 
 def test_a_tsv_is_read_by_its_settings_in_layout_table_and_as_nch_elsewhere(tmp_path):
-    path = write(tmp_path / "x.tsv", "onset\tduration\tdescription\n0,5\t30\tN2\n40\t30\tN3\n")
+    path = write(
+        tmp_path / "x.tsv", "onset\tduration\tdescription\n0.5\t00:00:30\tN2\n40\t30\tN3\n"
+    )
     own = layouts.read_annotations(path, SETTINGS.text_table())
     assert own.stage_onsets_s.tolist() == [0.5, 40.0]
     of_nch = layouts.read_annotations(path, replace(SETTINGS, layout="nch").text_table())

@@ -2,15 +2,15 @@
 
 Readers for NCH's .tsv and NSRR's .xml turn a file into a :class:`Scoring`; Sleep-EDF's hypnogram
 rows come through :func:`scoring_from_rows` as well. :func:`label_epochs` is the rule of the labels.
-Event names are matched whole, after lower-casing and stripping: technicians' notes such as
-"not a desat" or "possible obstructive apnea" contain the words and are no scored events.
+Which words are stages and which events stands in :mod:`stages` and :mod:`event_words`.
 """
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +19,8 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import decode, file_problem, plain_name
+from pedsleepmae.prepare.cells import as_clock, as_decimal, counts_thousands, is_blank
+from pedsleepmae.prepare.event_words import CHAT_EVENTS, EVENTS, NSRR_EVENTS, events_by_text
 from pedsleepmae.prepare.stages import (
     GRID_ROWS,
     LONGEST_S,
@@ -32,35 +34,19 @@ from pedsleepmae.tasks import EVENT_KINDS, EVENT_NAMES, NOTICE, UNSCORED
 
 # Bytes of a .tsv or .xml: NCH's and CHAT's have under 2 MB, and rows grow tenfold in memory.
 LARGEST_FILE = 32_000_000
+# Lengths of an epoch in milliseconds. No night has five rows of 10,000 s, or so far apart.
+EPOCHS_MS = (10_000, 20_000, 30_000)
+# No apnea, hypopnea or arousal lasts longer, a desaturation hardly; programs write thousands of
+# seconds where they count milliseconds, or where nobody set the end.
+LONGEST_EVENT_S = {"apnea": 1800.0, "hypop": 1800.0, "eeg": 1800.0, "desat": 7200.0}
 ROUNDING_S = 1e-6  # onsets are decimal text: sums of them are off by less than this
-# Scored event -> (label, code), the codes of the original authors. Central and mixed hypopneas,
-# which they left out, are hypopneas that are not called obstructive: code 2.
-_RESPIRATORY = {
-    "central apnea": ("apnea", 1),
-    "obstructive apnea": ("apnea", 2),
-    "mixed apnea": ("apnea", 3),
-    "obstructive hypopnea": ("hypop", 1),
-    "hypopnea": ("hypop", 2),
-    "central hypopnea": ("hypop", 2),
-}
-EVENTS = _RESPIRATORY | {
-    "mixed hypopnea": ("hypop", 2),
-    "oxygen desaturation": ("desat", 1),
-    "eeg arousal": ("eeg", 1),
-}
-# NSRR: the part of EventConcept before "|". CHAT scored mixed apneas as `Unsure`.
 # Rows of a technician, in many words and cases; EDF+ may add "@@" and a channel.
 _LIGHTS = re.compile(r"lights?[ _-]?(off|out|on)(@@.*)?")
 # What an event's name holds in any language of the field; with a duration it is hardly a note.
-_EVENT = re.compile(r"apn|hypop|desat|entsätt|arous", re.IGNORECASE)
+_EVENT = re.compile(r"apn|hypop|d[eé]sat|entsätt|arous|^unsure$", re.IGNORECASE)
+# NSRR: the part of EventConcept before "|".
 NSRR_STAGES = {f"stage {k} sleep": min(k, 3) for k in (1, 2, 3, 4)}
 NSRR_STAGES |= {"wake": 0, "rem sleep": 4, "movement": UNSCORED, "unscored": UNSCORED}
-NSRR_EVENTS = _RESPIRATORY | {
-    "unsure": ("apnea", 3),
-    "spo2 desaturation": ("desat", 1),
-    "arousal": ("eeg", 1),
-    "asda arousal": ("eeg", 1),
-}
 
 
 class AnnotationError(UserError):
@@ -83,6 +69,7 @@ class Scoring:
 
     ``stage_onsets_s`` and ``stages`` are (M,); a stage is 0 to 4 (W N1 N2 N3 R) or UNSCORED.
     ``lights_off_s`` and ``lights_on_s``: of the rows that say so, of which there may be several.
+    ``start_clock_s``: the time of day at which the file says that the recording starts.
     """
 
     stage_onsets_s: np.ndarray
@@ -91,6 +78,7 @@ class Scoring:
     remarks: list[str] = field(default_factory=list)
     lights_off_s: list[float] = field(default_factory=list)
     lights_on_s: list[float] = field(default_factory=list)
+    start_clock_s: float | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -119,13 +107,19 @@ def read_tsv(path: Path) -> Scoring:
     if not raw.strip(b"\0 \r\n\t"):
         what = "only NUL bytes" if raw.strip(b" \r\n\t") else "nothing"
         raise AnnotationError(f"{name}: the file holds {what}; fetch it again")
-    rows, places = [], range(3)
+    rows, onsets, places = [], [], range(3)
     for number, line in enumerate(re.split(r"\r\n|\n|\r", decode(raw))):
         fields = line.split("\t")
         if number == 0 and "onset" in (names := [plain_name(field) for field in fields]):
             places = _places_of_columns(name, names)
         elif line.strip(" \t"):
-            rows.append(_read_row([fields[i] for i in places if i < len(fields)]))
+            fields = [fields[i] for i in places if i < len(fields)]
+            rows.append(_read_row(fields))
+            onsets += fields[:1] if rows[-1] else []
+    if counts_thousands(onsets):
+        raise AnnotationError(
+            f"{name}: its onsets have commas between thousands; write them without"
+        )
     if not any(rows):
         raise AnnotationError(
             f"{name}: no row with a numeric onset and duration; expected the columns "
@@ -157,12 +151,19 @@ def _read_file(path: Path) -> tuple[str, bytes]:
 
 def _read_row(fields: list[str]) -> tuple[float, float, str] | None:
     """(onset_s, duration_s, description), None when the times are no numbers."""
-    try:
-        onset_s = float(fields[0])
-        duration_s = float(fields[1]) if len(fields) > 1 and fields[1].strip() else 0.0
-    except ValueError:
+    onset_s = _as_number(fields[0])
+    duration_s = 0.0 if len(fields) < 2 or is_blank(fields[1]) else _as_number(fields[1])
+    if onset_s is None or duration_s is None:
         return None
     return onset_s, duration_s, fields[2].strip(' "') if len(fields) > 2 else ""
+
+
+def _as_number(text: str) -> float | None:
+    """A number, with a decimal comma, too; None for any other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return as_decimal(text)
 
 
 def read_nsrr_xml(path: Path) -> Scoring:
@@ -170,17 +171,21 @@ def read_nsrr_xml(path: Path) -> Scoring:
 
     Raises AnnotationError when the file is no such XML.
     """
+    path = Path(path)
     name, raw = _read_file(path)
     try:
         root = ET.fromstring(raw)
     except (ET.ParseError, LookupError, ValueError) as error:  # the latter: of odd encodings
         reason = printable(error)
         raise AnnotationError(f"{name}: no readable XML ({reason})") from error
-    rows = []
+    rows, start_clock_s = [], None
     for event in root.iter("ScoredEvent"):
         tags = ("Start", "Duration", "EventConcept", "EventType")
         start, duration, concept, kind = (event.findtext(tag) or "" for tag in tags)
         concept = concept.split("|")[0].strip()
+        if concept.lower() == "recording start time":  # 00.00.00 22.15.00: a date and a time
+            clock = (event.findtext("ClockTime") or "").split()[-1:]
+            start_clock_s = as_clock(clock[0].replace(".", ":")) if clock else None
         if kind.lower().startswith("stages") and concept.lower() not in NSRR_STAGES:
             concept = f"Sleep stage {concept}"  # so that it is told as an unknown one
         rows.append(_read_row([start, duration, concept]))
@@ -189,7 +194,9 @@ def read_nsrr_xml(path: Path) -> Scoring:
             f"{name}: no ScoredEvent with Start and Duration; expected NSRR's "
             "annotations-events-nsrr XML"
         )
-    return scoring_from_rows(rows, stages=NSRR_STAGES, events=NSRR_EVENTS)
+    events = CHAT_EVENTS if path.name.lower().startswith("chat") else NSRR_EVENTS
+    scoring = scoring_from_rows(rows, stages=NSRR_STAGES, events=events)
+    return replace(scoring, start_clock_s=start_clock_s)
 
 
 def scoring_from_rows(
@@ -216,16 +223,22 @@ def scoring_from_rows(
     if len(readable) < len(rows):
         remarks["rows without a numeric onset and duration left out"] = len(rows) - len(readable)
 
+    readable = _in_seconds(readable, remarks)
+    named = events_by_text(readable, events)
     found_events, others = [], []
     lights_s: dict[bool, list[float]] = {True: [], False: []}  # on, off
     for onset_s, duration_s, description in dict.fromkeys(readable):
         name = " ".join(description.lower().split())
         if lights := _LIGHTS.fullmatch(name):
             lights_s[lights[1] == "on"].append(onset_s)
-        elif name not in events:
+        elif description not in named or (name not in events and duration_s == 0):
             others.append((onset_s, duration_s, description))
         elif abs(onset_s) <= LONGEST_S and 0 <= duration_s <= LONGEST_S:
-            found_events.append(Event(onset_s, duration_s, *events[name]))
+            event = Event(onset_s, duration_s, *named[description])
+            if duration_s > LONGEST_EVENT_S[event.kind]:
+                remarks["events last too long to be any: each marks the epoch of its onset"] += 1
+                event = replace(event, duration_s=0.0)
+            found_events.append(event)
         else:
             remarks["stage or event rows with an impossible time left out"] += 1
     staged = stage_rows(others, stages, remarks, own_stages)
@@ -234,6 +247,24 @@ def scoring_from_rows(
     found_events.sort(key=lambda event: (event.onset_s, event.duration_s, event.kind, event.code))
     told = [f"{n} {what}" for what, n in remarks.items()]
     return Scoring(onsets_s, scored, found_events, told, lights_s[False], lights_s[True])
+
+
+def _in_seconds(
+    rows: list[tuple[float, float, str]], remarks: Counter
+) -> list[tuple[float, float, str]]:
+    """Rows in seconds where they count milliseconds, each of the two times for itself."""
+    spans = [(onset, d) for onset, d, _ in rows if abs(onset) < 1e9 and 0 <= d <= max(EPOCHS_MS)]
+    ((usual, n),) = Counter(d for _, d in spans).most_common(1) or [(0, 0)]
+    duration_in_s = 1000 if usual in EPOCHS_MS and n >= GRID_ROWS else 1
+    onsets = sorted({onset for onset, d in spans if d == usual})  # of stages, which most rows are
+    steps = Counter(round(later - onset) for onset, later in itertools.pairwise(onsets))
+    ((step, n),) = steps.most_common(1) or [(0, 0)]
+    onset_in_s = 1000 if step in EPOCHS_MS and n >= GRID_ROWS else 1
+    if duration_in_s == onset_in_s == 1:
+        return rows
+    what = {(1000, 1): "onsets", (1, 1000): "durations"}.get((onset_in_s, duration_in_s), "times")
+    remarks[f"rows whose {what} are taken for milliseconds"] = len(rows)
+    return [(onset / onset_in_s, duration / duration_in_s, text) for onset, duration, text in rows]
 
 
 def _tell_unknown_events(rows: Iterable[tuple[float, float, str]], remarks: Counter) -> None:

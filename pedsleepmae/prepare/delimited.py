@@ -1,4 +1,4 @@
-"""Tables in text that any program may have written: encoding, delimiter, decimal comma, times.
+"""Tables in text that any program may have written: encoding, delimiter, where the header stands.
 
 A spreadsheet in Germany writes ``;`` and ``30,5``, one in the USA ``,`` and ``30.5``; exports of
 sleep software come in UTF-16, with lines above the header. What a file is follows from the columns
@@ -7,7 +7,6 @@ that it must have.
 
 import csv
 import io
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -16,19 +15,10 @@ from pedsleepmae.foreign import TableError, decode, file_problem, plain_name
 
 DELIMITERS = ("\t", ";", ",", "|")
 HEADER_LINES = 50  # within which the header stands, below what a program says of itself
-DAY_S = 86400.0
-_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
-# 22:15, 22:15:00, 22:15:00.5, 10:15:00 pm, and behind a date, which does not count.
-_CLOCK = re.compile(
-    r"([\w./-]{1,20}[ T]{1,3})?"
-    r"(?P<h>\d{1,2}):(?P<min>[0-5]\d)(:(?P<s>[0-5]\d([.,]\d*)?))?( ?(?P<half>[ap])\.?m\.?)?",
-    re.ASCII | re.IGNORECASE,
-)
 
 Row = tuple[int, list[str]]  # the line of the file in which it ends, and its cells
 
 
-# ------------------------------------------------------------------ files
 def read_delimited(
     path: Path, columns: Collection[str], largest: int
 ) -> tuple[list[str], Iterator[Row]]:
@@ -74,40 +64,3 @@ def _rows(name: str, lines: list[str], first: int, delimiter: str) -> Iterator[R
             f"{name}: line {first + reader.line_num} cannot be taken apart ({printable(error)}); "
             "close its quotes"
         ) from error
-
-
-# ------------------------------------------------------------------ cells
-def as_decimal(text: str) -> float | None:
-    """A number with a point or a comma before its decimals; None for any other text."""
-    text = text.strip()
-    return float(text.replace(",", ".")) if _NUMBER.fullmatch(text) else None
-
-
-def as_clock(text: str) -> float | None:
-    """Seconds of hours:minutes[:seconds], with am or pm or without; None for any other text."""
-    match = _CLOCK.fullmatch(text.strip())
-    if match is None:
-        return None
-    hours = int(match["h"])
-    if match["half"]:
-        hours = hours % 12 + (12 if match["half"].lower() == "p" else 0)
-    return 3600 * hours + 60 * int(match["min"]) + float((match["s"] or "0").replace(",", "."))
-
-
-def as_onset(text: str, start_s: float | None) -> float | None:
-    """Seconds from recording start: a number, or a time; None for any other text.
-
-    ``start_s``: time of day of the start, seconds from midnight; a time of day then lies from an
-    hour before it to 23 hours after. None: a time counts from the start, too.
-    """
-    seconds = as_decimal(text)
-    if seconds is not None:
-        return seconds
-    seconds = as_clock(text)
-    if seconds is None or start_s is None:
-        return seconds
-    return (seconds - start_s + 3600) % DAY_S - 3600 if seconds < DAY_S else None
-
-
-def is_clock(text: str) -> bool:
-    return as_decimal(text) is None and as_clock(text) is not None

@@ -52,6 +52,7 @@ from pedsleepmae.store import Examples
 from pedsleepmae.tasks import LABELS
 
 FLAT_STRIDE = 4099
+SLEEP_WITH_EVENTS_S = 3600.0  # healthy children have some 5 to 10 arousals an hour
 FILTER_TAIL_S = 10.0  # recorded after the last epoch, for the filter to run out
 
 # What a channel can be, in its own unit; beyond it lies artefact (AASM: a 1-mV EEG is movement).
@@ -167,6 +168,12 @@ def choose_epochs(
     """
     recording.remarks.extend(scoring.remarks)
     _tell_outside(recording, scoring)
+    n_asleep = int((scoring.stages > 0).sum())
+    if not scoring.events and n_asleep * EPOCH_S >= SLEEP_WITH_EVENTS_S:
+        recording.remarks.append(
+            f"no event is scored in {n_asleep * EPOCH_S / 3600:.1f} h of sleep: its epochs count "
+            "as without events, though perhaps nobody looked for any"
+        )
     labels = label_epochs(scoring, recording.duration_s, **rule)
     if wake_margin_min is not None:
         labels = trim_wake(labels, wake_margin_min)
@@ -225,6 +232,7 @@ def read_channel(
     kind = channel.name.split()[0]
     if kind in ("EEG", "EOG") and source.rate_hz < readings.SLOWEST_HZ:  # EMG may be an envelope
         raise UnusableRecording(f"{signal.label}: {source.rate_hz:.3g} Hz is too slow for {kind}")
+    baseline = None
     if channel.kind == "percent":
         factor = percent_factor(x, unit_in_volts(source.unit))
         if factor is None:
@@ -234,18 +242,26 @@ def read_channel(
                 f"{high:.4g} {source.unit or 'without unit'})"
             )
         x *= np.float32(factor)
+        if readings.is_pulse_wave(x, source.rate_hz):
+            raise UnusableRecording(f"{signal.label}: a pulse wave, no saturation")
     elif channel.kind == "voltage" and source.rate_hz >= readings.ENVELOPE_HZ:
         swing_v = readings.typical_swing(x, source.rate_hz)
-        refused, remark = readings.judge_voltage(kind, swing_v, source.unit)
+        has_steps = np.issubdtype(digital.dtype, np.integer)  # an MNE Raw has none
+        step_v = abs(signal.step * source.factor) if has_steps else 0.0
+        refused, remark = readings.judge_voltage(kind, swing_v, source.unit, step_v)
         if refused:
             raise UnusableRecording(f"{signal.label}: {refused}")
+        baseline = readings.electrode_baseline(x, source.rate_hz)
+        if baseline is not None:
+            x -= baseline
+            remark = remark or readings.offset_in_words(baseline)
         if remark:
             recording.remarks.append(f"{signal.label}: {remark}")
     n_piece = max(int(source.rate_hz * (300.0 if channel.kind == "percent" else 1.0)), 2)
     flat = flat_pieces(digital, n_piece)
     limits = (signal.digital_min, signal.digital_max)
     plausible = PLAUSIBLE.get(kind, (-np.inf, np.inf))
-    monotone = source.minus is None
+    monotone = source.minus is None and baseline is None
     quality = measure_quality(digital, x, source.rate_hz, flat, monotone, limits, plausible)
     missing = ~np.isfinite(x) if quality.missing else np.zeros(len(x), bool)
     if channel.kind == "percent":

@@ -31,9 +31,10 @@ from pedsleepmae.prepare.annotations import (
     read_nsrr_xml,
     read_tsv,
 )
-from pedsleepmae.prepare.delimited import as_onset, is_clock
+from pedsleepmae.prepare.cells import as_onset, is_clock
 from pedsleepmae.prepare.recordings import (
     RecordingError,
+    other_start,
     read_edf_annotations,
     read_start_clock,
     refuse_other_start,
@@ -257,7 +258,10 @@ def read_annotations(
     if suffix == ".tsv" and table is None:
         return read_tsv(path)
     if suffix == ".xml":
-        return read_nsrr_xml(path)
+        scoring = read_nsrr_xml(path)
+        if recording is not None and (told := other_start(scoring.start_clock_s, recording)):
+            scoring.remarks.append(told)
+        return scoring
     table = table or AnnotationTable()
     if suffix in TEXT_SUFFIXES:
         return read_text_annotations(path, table, recording)

@@ -20,11 +20,21 @@ SLOWEST_HZ = 4.0  # EEG and EOG of a lower rate show not even the slow waves (up
 LOOKS = 400  # seconds of the night that are looked at
 FEWEST_SAMPLES = 32  # in a look
 
+# Beyond this no brain, eye or chin moves a signal for long: it is the electrodes' own voltage, up
+# to 300 mV, which amplifiers that pass direct current record with it. It drifts over minutes.
+OFFSET_V = 1e-3
+BASELINE_S = 30.0
+# A digital step above this and above the signal's own swing leaves two or three levels of it. NCH's
+# steps are 0.27 uV; writers that fit the range of a file to its largest offset reach 100 uV.
+FINE_STEP_V = 2e-6
+
 # Oximeters show 50 to 100 %; 0 and 0.1 are "off", 102 and 127 are codes.
 READING_PERCENT = (50.0, 101.0)
 STEP_PERCENT = 10.0  # within a second; in the deepest apneas saturation falls by 3 % a second
 STEP_BACK_S = 180.0  # after which a new level is believed
 HELD_S = 10.0  # a gap up to this long is held: no shorter desaturation is scored (AASM)
+WAVE_PERCENT = 2.0  # typical swing (sd) within a second, which only a pulse wave has
+WAVE_HZ = 8.0  # below, a second shows no wave
 CO2_MMHG = (-15.0, 150.0)
 CO2_UNITS = {"mmhg": 1.0, "torr": 1.0, "kpa": 7.50062, "%": 7.6, "vol%": 7.6}  # mmHg, at 760
 LOST_S = 60.0  # no breath, heart or brain leaves an amplifier at one value for so long
@@ -52,12 +62,16 @@ def typical_swing(x: np.ndarray, rate_hz: float) -> float:
     return float(np.median(swing[swing > 0])) if (swing > 0).any() else 0.0
 
 
-def judge_voltage(kind: str, swing_v: float, unit: str) -> tuple[str, str]:
+def judge_voltage(kind: str, swing_v: float, unit: str, step_v: float = 0.0) -> tuple[str, str]:
     """(why it is no electrode's signal, what is remarkable), each "" where there is nothing.
 
     ``kind`` is EEG, EOG or EMG; ``swing_v`` a typical swing in volts (0 for a flat signal, which
-    others judge); ``unit`` the one that the file states, for the likely one beside it.
+    others judge); ``unit`` the one that the file states, for the likely one beside it; ``step_v``
+    the size of one digital step.
     """
+    if step_v > FINE_STEP_V and 0 < swing_v < step_v:
+        step, swing = _in_volts(step_v), _in_volts(swing_v)
+        return f"one digital step is {step}, its typical swing {swing}: nothing is left of it", ""
     if swing_v == 0 or USUAL_VOLTS[0] <= swing_v <= USUAL_VOLTS[1]:
         return "", ""
     text = f"a typical swing of {_in_volts(swing_v)} under the unit {unit or 'blank'}"
@@ -67,6 +81,24 @@ def judge_voltage(kind: str, swing_v: float, unit: str) -> tuple[str, str]:
     if likely:
         text += f", as {kind} has under {likely[0]}; the setting units puts it right"
     return ("", text) if USED_VOLTS[0] <= swing_v <= USED_VOLTS[1] else (text, "")
+
+
+def electrode_baseline(x: np.ndarray, rate_hz: float) -> np.ndarray | None:
+    """The electrodes' own voltage below a signal in volts, (n,); None where it is small.
+
+    Medians of BASELINE_S, joined by straight lines: what is slower than a minute, no brain wave.
+    """
+    n = min(round(BASELINE_S * rate_hz), len(x))
+    medians = np.median(x[: len(x) // n * n].reshape(-1, n)[:, ::8], axis=1)
+    if not np.median(np.abs(medians)) > OFFSET_V:
+        return None
+    middles = n * np.arange(len(medians)) + n / 2
+    return np.interp(np.arange(len(x)), middles, medians).astype(np.float32)
+
+
+def offset_in_words(baseline: np.ndarray) -> str:
+    offset_v = float(np.median(np.abs(baseline)))
+    return f"an electrode's own voltage of {_in_volts(offset_v)} is taken off"
 
 
 def _in_volts(value: float) -> str:
@@ -95,6 +127,15 @@ def is_reading(percent: np.ndarray, rate_hz: float) -> np.ndarray:
             second_s[fall + 1 : fall + 1 + back[0]] = np.nan
             ok[fall * n + 1 : (fall + 1 + back[0]) * n] = False  # also what lies between two looks
     return ok
+
+
+def is_pulse_wave(percent: np.ndarray, rate_hz: float) -> bool:
+    """Whether an "oximeter" moves within most seconds as no saturation does: a plethysmogram."""
+    n = round(rate_hz)
+    if rate_hz < WAVE_HZ or len(percent) < n:
+        return False
+    seconds = percent[: len(percent) // n * n].reshape(-1, n)
+    return bool(np.median(seconds[:: max(len(seconds) // LOOKS, 1)].std(axis=1)) > WAVE_PERCENT)
 
 
 def hold_short_gaps(x: np.ndarray, ok: np.ndarray, rate_hz: float) -> tuple[np.ndarray, np.ndarray]:

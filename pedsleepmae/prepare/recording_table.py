@@ -12,7 +12,8 @@ import pandas as pd
 from pedsleepmae import errors
 from pedsleepmae.errors import SettingsError, printable
 from pedsleepmae.foreign import LARGEST_TABLE, OLDEST_DAYS, TableError, file_problem
-from pedsleepmae.prepare.delimited import as_decimal, as_onset, read_delimited
+from pedsleepmae.prepare.cells import as_decimal, as_onset
+from pedsleepmae.prepare.delimited import read_delimited
 from pedsleepmae.prepare.ids import Ids, plain_id, read_ids
 from pedsleepmae.prepare.layouts import Study, find_annotations, in_order
 from pedsleepmae.splits import DAYS_PER_YEAR

@@ -8,7 +8,6 @@ inverted ranges (+8711 to -8711 uV) included.
 import functools
 import itertools
 import math
-import mmap
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +21,12 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S, SignalInfo, Source
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import file_problem
+from pedsleepmae.prepare.edf_header import HEADER_ENCODING, Header, mended_file, read_header
 
 # What edfio raises on headers that are none. OSError is the disk's, and may pass.
 _HEADER_ERRORS = (ValueError, ArithmeticError, IndexError, TypeError, NameError)
-# Latin-1 decodes every byte, so that no umlaut or degree sign in a label stops a recording.
-_HEADER_ENCODING = "latin-1"
 LONGEST_FOR_CLOCK_S = 23 * 3600.0  # a scorer's first rows may lie up to an hour before the start
 LONGEST_RECORDING_S = 7 * 86400.0  # beyond, the header's durations are a writing error
-MOST_SIGNALS = 512  # NCH's files have 56 at most, dense EEG 256; pairs are sought among all of them
 HIGHEST_RATE_HZ = 1e5  # no amplifier of the night is faster; resampling would take the memory
 # What is read of an EDF+ file's rows: a night has some 3,000, between many more 0 bytes. Five
 # million take 1 GB of memory.
@@ -108,8 +105,8 @@ def open_edf(path: Path) -> Recording:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            source, header_remarks = _mended(path)
-            edf = edfio.read_edf(source, header_encoding=_HEADER_ENCODING)
+            source, header_remarks = mended_file(path)
+            edf = edfio.read_edf(source, header_encoding=HEADER_ENCODING)
             record_s = float(edf.data_record_duration)
             n_records = int(edf.num_data_records)
             discontinuous = edf.reserved.upper().startswith("EDF+D")
@@ -146,7 +143,7 @@ def open_edf(path: Path) -> Recording:
 
 def _start_clock(path: Path) -> float | None:
     """Seconds from midnight to the start; None where that field of the header is no time."""
-    found = _START_TIME.fullmatch(_read_header(path).main[176:184])
+    found = _START_TIME.fullmatch(read_header(path).main[176:184])
     if found is None:
         return None
     hours, minutes, seconds = map(int, found.groups())
@@ -167,7 +164,7 @@ def _sample_reader(path: Path, edf: edfio.Edf, duration_s: float) -> Callable[..
     of raising an error. So the records that a call needs (all of them, if no times are given) are
     read once before, which also brings them into memory in the disk's own order.
     """
-    header = _read_header(path)
+    header = read_header(path)
     record_bytes, record_s = 2 * sum(header.per_record), header.record_s
 
     @functools.cache
@@ -186,78 +183,6 @@ def _sample_reader(path: Path, edf: edfio.Edf, duration_s: float) -> Callable[..
     return read_digital
 
 
-@dataclass(frozen=True)
-class _Header:
-    """Where the samples of an EDF file lie: ``per_record`` of each signal in each data record."""
-
-    main: bytes
-    record_s: float
-    labels: list[str]
-    per_record: list[int]
-
-    @property
-    def n_bytes(self) -> int:
-        return 256 * (1 + len(self.labels))
-
-
-def _read_header(path: Path) -> _Header:
-    """Raises ValueError, in words that quote nothing of what the header says of a patient."""
-    with open(path, "rb") as file:
-        main = file.read(256)
-        if main[:8] == b"\xffBIOSEMI":  # of 24 bits: read as EDF it would be noise
-            raise ValueError("it is a BDF file; convert it to EDF")
-        record_s = _number(main[244:252], "the duration of its records", float)
-        n = _number(main[252:256], "the number of its signals")
-        if not 1 <= n <= MOST_SIGNALS:
-            raise ValueError(f"the number of its signals is {n}, not 1 to {MOST_SIGNALS}")
-        rest = file.read(256 * n)
-    if len(rest) < 256 * n:
-        raise ValueError(f"it ends within the header of its {n} signals")
-    labels = [rest[16 * i :][:16].decode(_HEADER_ENCODING).strip() for i in range(n)]
-    what = "the number of samples in its records"
-    per_record = [_number(rest[216 * n + 8 * i :][:8], what) for i in range(n)]
-    if min(per_record) < 0:
-        raise ValueError(f"{what} is {min(per_record)} for a signal")
-    return _Header(main, record_s, labels, per_record)
-
-
-def _number(field: bytes, what: str, kind: Callable = int):
-    try:
-        return kind(field)
-    except ValueError as error:
-        raise ValueError(f"{what} is no number") from error
-
-
-def _mended(path: Path) -> tuple[Path | memoryview, list[str]]:
-    """The file, or a copy of its bytes with those header fields put right that can be known.
-
-    The size of the header follows from the number of signals, and -1 is EDF's own way to say that
-    the number of records is not known; a file with wrong ones would be read from a wrong place or
-    not at all. Raises ValueError for a record without a duration.
-    """
-    header = _read_header(path)
-    if not header.record_s > 0:
-        raise ValueError(
-            f"its record duration is {header.record_s:g} s: the samples cannot be timed"
-        )
-    mended, remarks = {}, []
-    if header.main[184:192].strip() != str(header.n_bytes).encode():
-        mended[184, 192] = str(header.n_bytes).encode().ljust(8)
-        remarks.append("header size field was wrong and is taken from the number of signals")
-    try:
-        int(header.main[236:244])
-    except ValueError:
-        mended[236, 244] = b"-1".ljust(8)
-        remarks.append("record count was missing and is taken from the size of the file")
-    if not mended:
-        return path, []
-    with open(path, "rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # changed in memory only
-    for (start, end), text in mended.items():
-        content[start:end] = text
-    return memoryview(content), remarks
-
-
 def read_start_clock(path: Path) -> float:
     """Time of day of a recording's first sample, seconds from midnight.
 
@@ -274,7 +199,7 @@ def read_start_clock(path: Path) -> float:
             f"{recording.name}: lasts {recording.duration_s / 3600:.1f} h, in which a time of day "
             "may mean two moments; give them in seconds from recording start"
         )
-    return recording.start_clock_s + _start_fraction_s(path, _read_header(path))
+    return recording.start_clock_s + _start_fraction_s(path, read_header(path))
 
 
 def refuse_other_start(path: Path, recording: Path) -> None:
@@ -288,14 +213,36 @@ def refuse_other_start(path: Path, recording: Path) -> None:
         clocks_s = [_start_clock(file) for file in (path, recording)]
     except ValueError:  # told where the file is read
         return
-    if all(clocks_s):
-        apart_s = (clocks_s[0] - clocks_s[1] + DAY_S / 2) % DAY_S - DAY_S / 2
-        if abs(apart_s) > LARGEST_DRIFT_S:
-            when = "later" if apart_s > 0 else "earlier"
-            raise RecordingError(
-                f"{name}: starts {abs(apart_s):g} s {when} than the recording, so its onsets are "
-                "others: export it from the start of the recording"
-            )
+    if when := _in_words_apart(*clocks_s):
+        raise RecordingError(
+            f"{name}: starts {when} than the recording, so its onsets are others: export it from "
+            "the start of the recording"
+        )
+
+
+def other_start(clock_s: float | None, recording: Path) -> str:
+    """What to tell of annotations whose recording starts at ``clock_s``, where this one does not.
+
+    They are told, not refused: onsets count from the first sample whatever a changed clock says.
+    """
+    try:
+        when = _in_words_apart(clock_s, _start_clock(recording))
+    except (ValueError, OSError):  # told where the file is read
+        return ""
+    return when and (
+        f"the annotations say that their recording starts {when} than this one: are their onsets "
+        "this recording's?"
+    )
+
+
+def _in_words_apart(clock_s: float | None, other_s: float | None) -> str:
+    """How much later or earlier one start is than the other; "" where that is not known, or not."""
+    if not clock_s or not other_s:
+        return ""
+    apart_s = (clock_s - other_s + DAY_S / 2) % DAY_S - DAY_S / 2
+    if abs(apart_s) <= LARGEST_DRIFT_S:
+        return ""
+    return f"{abs(apart_s):g} s {'later' if apart_s > 0 else 'earlier'}"
 
 
 # ------------------------------------------------------------------ rows of EDF+
@@ -304,7 +251,7 @@ def holds_rows_alone(path: Path) -> bool:
     if file_problem(path):
         return False
     try:
-        return set(_read_header(path).labels) == {_ROWS_LABEL}
+        return set(read_header(path).labels) == {_ROWS_LABEL}
     except (ValueError, OSError):
         return False
 
@@ -320,7 +267,7 @@ def read_edf_annotations(path: Path) -> list[tuple[float, float, str] | None]:
     path = Path(path)
     name = _checked_name(path)
     try:
-        header = _read_header(path)
+        header = read_header(path)
     except ValueError as error:
         raise RecordingError(f"{name}: no readable EDF+ file ({_one_line(error)})") from error
     places, record_bytes = _places_of_rows(header)
@@ -347,7 +294,7 @@ def read_edf_annotations(path: Path) -> list[tuple[float, float, str] | None]:
     return [row and (round(row[0] - start_s, 12), *row[1:]) for row in rows]
 
 
-def _places_of_rows(header: _Header) -> tuple[list[tuple[int, int]], int]:
+def _places_of_rows(header: Header) -> tuple[list[tuple[int, int]], int]:
     """(first byte in a record, how many) of each annotation signal, and the bytes of a record."""
     ends = np.cumsum(header.per_record).tolist()
     places = [
@@ -363,7 +310,7 @@ def _jump_in_time(path: Path, n_records: int) -> str:
 
     Each begins with its time. A file with gaps may be called EDF+C, or plain EDF, all the same.
     """
-    header = _read_header(path)
+    header = read_header(path)
     places, record_bytes = _places_of_rows(header)
     if not places:
         return ""
@@ -389,7 +336,7 @@ def _jump_in_time(path: Path, n_records: int) -> str:
     )
 
 
-def _start_fraction_s(path: Path, header: _Header) -> float:
+def _start_fraction_s(path: Path, header: Header) -> float:
     """The part of a second by which an EDF+ file starts later than its header says."""
     places, _ = _places_of_rows(header)
     if not places:

@@ -5,6 +5,7 @@ grids than 30 s: 20 s under Rechtschaffen & Kales, 1 s from some exports, runs o
 Whatever the rows are, the epochs that come out last 30 s and never overlap.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ TOLD_WORDS, LONGEST_WORD = 5, 24  # unknown words that are told, and characters 
 # What may stand behind "Sleep stage": AASM's names and those of Rechtschaffen & Kales, whose 3
 # and 4 together are N3. Movement time has no counterpart at AASM.
 _NAMES = {
-    **dict.fromkeys(("w", "wake", "awake", "wakefulness", "s0"), 0),
+    **dict.fromkeys(("w", "wake", "awake", "wakefulness", "s0", "wach", "éveil"), 0),
     **dict.fromkeys(("n1", "1", "s1", "nrem1"), 1),
     **dict.fromkeys(("n2", "2", "s2", "nrem2"), 2),
     **dict.fromkeys(("n3", "3", "s3", "nrem3", "n4", "4", "s4", "nrem4"), 3),
@@ -88,10 +89,11 @@ def stage_rows(
     if words is None:
         known |= dict.fromkeys(_ambiguous_numbers(known))
     known |= own
-    found, unknown = [], Counter()
+    found, others, unknown = [], [], Counter()
     for onset_s, duration_s, text in rows:
         if known[text] is None:
             unknown[text] += bool(_FULL_PREFIX.match(text.lower())) or duration_s == EPOCH_S
+            others.append((onset_s, duration_s, text))
         elif not (abs(onset_s) <= LONGEST_S and 0 <= duration_s <= LONGEST_S):
             remarks["stage or event rows with an impossible time left out"] += 1
         else:
@@ -103,7 +105,29 @@ def stage_rows(
     if unknown:
         told = ", ".join(f"{t[:LONGEST_WORD]!r} ({n})" for t, n in unknown.most_common(TOLD_WORDS))
         remarks[f"rows whose words are no known stage left out: {told}"] = sum(unknown.values())
+    if n := _n_between(found, [row for row in others if row[2] not in unknown]):
+        remarks["rows between stages whose words are no known stage left out"] = n
+    starts_s = sorted({onset_s for onset_s, _, _ in found})
+    alone_s = {a for a, b in itertools.pairwise(starts_s) if b - a > EPOCH_S + TOLERANCE_S}
+    if n := sum(duration_s == 0 and onset_s in alone_s for onset_s, duration_s, _ in found):
+        remarks["stage rows without a duration taken for 30 s though the next begins later"] = n
     return found
+
+
+def _n_between(
+    staged: Iterable[tuple[float, float, int]], others: Iterable[tuple[float, float, str]]
+) -> int:
+    """How many of the ``others`` fill the time between two stages, from end to onset.
+
+    So no note does, and few events: they are stages in words of their own, too rare to be quoted.
+    """
+    staged = list(staged)
+    begun = {round(onset_s, 3) for onset_s, _, _ in staged}
+    ended = {round(onset_s + duration_s, 3) for onset_s, duration_s, _ in staged} - begun
+    return sum(
+        duration_s > 0 and round(onset_s, 3) in ended and round(onset_s + duration_s, 3) in begun
+        for onset_s, duration_s, _ in others
+    )
 
 
 def _ambiguous_numbers(known: Mapping[str, int | None]) -> set[str]:

@@ -37,7 +37,7 @@ from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.prepare.workers import Workers, in_parallel
 
 # Raised when what is written for the same recording and settings changes.
-PREPARE_VERSION = 5
+PREPARE_VERSION = 6
 STATES = ".prepared"
 TRACEBACK_SUFFIX = ".traceback.txt"
 UNUSABLE = (RecordingError, AnnotationError, UnusableRecording)  # named, with the reason

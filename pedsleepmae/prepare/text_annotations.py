@@ -1,6 +1,5 @@
 """Annotations that are a table in text, with the columns and the words of any laboratory."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,24 +12,19 @@ from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import SettingsError, printable
 from pedsleepmae.foreign import TableError, one_spelling, plain_name
 from pedsleepmae.prepare.annotations import (
-    EVENTS,
     LARGEST_FILE,
     AnnotationError,
     Scoring,
     scoring_from_rows,
 )
-from pedsleepmae.prepare.delimited import (
-    as_decimal,
-    as_onset,
-    is_clock,
-    read_delimited,
-)
+from pedsleepmae.prepare.cells import as_onset, counts_thousands, is_blank, is_clock
+from pedsleepmae.prepare.delimited import read_delimited
+from pedsleepmae.prepare.event_words import EVENTS
 from pedsleepmae.prepare.recordings import read_start_clock
 from pedsleepmae.prepare.stages import GRID_ROWS, LONGEST_WORD, TOLD_WORDS, stage_of
 from pedsleepmae.tasks import STAGES, UNSCORED
 
 CLOCK_ROUNDING_S = 1.5  # of two times of day that are told in seconds
-_WHOLE = re.compile(r"\d{1,3}(,\d{3})*")
 STAGE_CODES = {stage: code for code, stage in enumerate(STAGES)} | {"?": UNSCORED}
 EVENT_CODES = {  # kind of the files -> (label, code)
     "central_apnea": EVENTS["central apnea"],
@@ -131,7 +125,7 @@ def read_text_annotations(path: Path, table: AnnotationTable, recording: Path | 
             f"{name}: its times of day jump by an hour (was the clock changed that night?); give "
             "seconds from recording start"
         )
-    if _counts_thousands([cells[0] for cells in lines if cells and table.names_stage(cells[2])]):
+    if counts_thousands([cells[0] for cells in lines if cells and table.names_stage(cells[2])]):
         raise AnnotationError(
             f"{name}: its onsets have commas between thousands; write them without"
         )
@@ -173,7 +167,8 @@ def _read_row(
     onset: str, duration: str, text: str, start_s: float | None
 ) -> tuple[float, float, str] | None:
     """(onset_s, duration_s, text), None when the times are no numbers; a blank duration is 0."""
-    onset_s, duration_s = as_onset(onset, start_s), as_onset(duration or "0", None)
+    onset_s = as_onset(onset, start_s)
+    duration_s = 0.0 if is_blank(duration) else as_onset(duration, None)
     return None if onset_s is None or duration_s is None else (onset_s, duration_s, text)
 
 
@@ -184,14 +179,6 @@ def _changes_the_clock(stages: list[tuple[float, float, str]]) -> bool:
     lasts_s = np.where(lasts_s > 0, lasts_s, _usual_step(onsets_s))
     off_s = np.abs(np.diff(onsets_s) - lasts_s[:-1])
     return bool((np.abs(off_s - 3600) < CLOCK_ROUNDING_S).any())
-
-
-def _counts_thousands(onsets: list[str]) -> bool:
-    """Whether commas in numbers such as 990 and 1,020 are no decimal ones: then the rows ascend."""
-    whole = [onset for onset in onsets if _WHOLE.fullmatch(onset)]
-    decimals = [as_decimal(onset) or 0.0 for onset in whole]
-    thousands = [float(onset.replace(",", "")) for onset in whole]
-    return bool((np.diff(decimals) < 0).any() and (np.diff(thousands) >= 0).all())
 
 
 def _usual_step(onsets_s: Iterable[float]) -> float:

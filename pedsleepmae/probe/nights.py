@@ -48,7 +48,9 @@ def read_studies(batches_dir: Path) -> pd.DataFrame | None:
     studies["sex"] = [{"F": "F", "M": "M"}.get(text.strip()) for text in table["sex"]]
     for name in counts:
         studies[name] = [as_number(text, 0, MOST_EVENTS) for text in table[name]]
-    studies = studies.dropna(subset=NIGHT).drop_duplicates(NIGHT)
+    # A recording that could not be used may have the same night as one that was, without numbers.
+    known_first = studies[counts].isna().sum(axis=1).sort_values(kind="stable").index
+    studies = studies.loc[known_first].dropna(subset=NIGHT).drop_duplicates(NIGHT).sort_index()
     studies = studies.astype(dict.fromkeys(NIGHT, int)).set_index(NIGHT)
     for name, columns in INDEX_EVENTS.items():
         studies[name] = studies[columns].sum(axis=1, skipna=False)

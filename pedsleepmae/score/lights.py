@@ -7,7 +7,7 @@ import numpy as np
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import SettingsError
 from pedsleepmae.prepare.annotations import Scoring
-from pedsleepmae.prepare.delimited import DAY_S, as_clock, as_decimal
+from pedsleepmae.prepare.cells import DAY_S, as_clock, as_decimal
 
 
 @dataclass(frozen=True)

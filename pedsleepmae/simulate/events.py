@@ -16,7 +16,8 @@ from scipy.ndimage import gaussian_filter1d
 from pedsleepmae import tasks
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, bounded
-from pedsleepmae.prepare.annotations import EVENTS, Scoring
+from pedsleepmae.prepare.annotations import Scoring
+from pedsleepmae.prepare.event_words import EVENTS
 from pedsleepmae.simulate import norms, oxygen
 from pedsleepmae.simulate.night import (
     AROUSAL,
