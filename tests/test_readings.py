@@ -10,7 +10,13 @@ from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.prepare import layouts
 from pedsleepmae.prepare.annotations import scoring_from_rows
 from pedsleepmae.prepare.examples import ExampleSettings, build_examples, choose_epochs
-from pedsleepmae.prepare.readings import hold_short_gaps, is_reading, judge_voltage, runs_of
+from pedsleepmae.prepare.readings import (
+    electrode_baseline,
+    hold_short_gaps,
+    is_reading,
+    judge_voltage,
+    runs_of,
+)
 from pedsleepmae.prepare.recordings import Recording
 from pedsleepmae.prepare.signals import undo_standard
 
@@ -224,6 +230,13 @@ def test_the_electrodes_own_voltage_is_taken_off_a_signal_that_passes_direct_cur
     assert np.abs(off).max() < 0.5  # at the ends the drift, 4 uV a second, is not known
     assert any("voltage of 5 mV is taken off" in remark for remark in outcome.remarks)
     assert outcome.quality["EEG C3-M2"]["out_of_range"] == 0
+
+
+def test_what_moves_by_millivolts_in_minutes_is_no_voltage_of_electrodes():
+    rate_hz, n = 64, 64 * 600
+    ramp = np.linspace(-3e-3, 3e-3, n)
+    assert electrode_baseline(ramp, rate_hz) is None
+    assert electrode_baseline(np.full(n, 5e-3), rate_hz) == pytest.approx(5e-3)
 
 
 def test_steps_coarser_than_the_signal_leave_no_signal(tmp_path):

@@ -24,6 +24,7 @@ FEWEST_SAMPLES = 32  # in a look
 # to 300 mV, which amplifiers that pass direct current record with it. It drifts over minutes.
 OFFSET_V = 1e-3
 BASELINE_S = 30.0
+STEADY = 0.05  # of it, from one BASELINE_S to the next: what moves more is a signal
 # A digital step above this and above the signal's own swing leaves two or three levels of it. NCH's
 # steps are 0.27 uV; writers that fit the range of a file to its largest offset reach 100 uV.
 FINE_STEP_V = 2e-6
@@ -33,7 +34,7 @@ READING_PERCENT = (50.0, 101.0)
 STEP_PERCENT = 10.0  # within a second; in the deepest apneas saturation falls by 3 % a second
 STEP_BACK_S = 180.0  # after which a new level is believed
 HELD_S = 10.0  # a gap up to this long is held: no shorter desaturation is scored (AASM)
-WAVE_PERCENT = 2.0  # typical swing (sd) within a second, which only a pulse wave has
+WAVE_PERCENT = 5.0  # typical swing (sd) within a second, which only a pulse wave has
 WAVE_HZ = 8.0  # below, a second shows no wave
 CO2_MMHG = (-15.0, 150.0)
 CO2_UNITS = {"mmhg": 1.0, "torr": 1.0, "kpa": 7.50062, "%": 7.6, "vol%": 7.6}  # mmHg, at 760
@@ -84,13 +85,14 @@ def judge_voltage(kind: str, swing_v: float, unit: str, step_v: float = 0.0) -> 
 
 
 def electrode_baseline(x: np.ndarray, rate_hz: float) -> np.ndarray | None:
-    """The electrodes' own voltage below a signal in volts, (n,); None where it is small.
+    """The electrodes' own voltage below a signal in volts, (n,); None where it is small or moves.
 
     Medians of BASELINE_S, joined by straight lines: what is slower than a minute, no brain wave.
     """
     n = min(round(BASELINE_S * rate_hz), len(x))
     medians = np.median(x[: len(x) // n * n].reshape(-1, n)[:, ::8], axis=1)
-    if not np.median(np.abs(medians)) > OFFSET_V:
+    offset_v = np.median(np.abs(medians))
+    if not offset_v > OFFSET_V or np.median(np.abs(np.diff(medians))) > STEADY * offset_v:
         return None
     middles = n * np.arange(len(medians)) + n / 2
     return np.interp(np.arange(len(x)), middles, medians).astype(np.float32)
