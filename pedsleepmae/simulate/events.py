@@ -269,6 +269,8 @@ def night_from_scoring(
     breathing = [event for event in truth if event.name in RESPIRATORY]
     added = add_consequences(breathing, child, stage_of_S, rates, rng)
     given_names = {event.name for event in given}
+    if DESATURATION in given_names:  # a dip beside it would let all falls of the model in
+        given_names.add(SHALLOW_DIP)
     added = [event for event in added if event.name not in given_names]
     scored_events = sorted(given + score_events(added, stage_of_S, rng))
     return replace(night, events=sorted(truth + added), scored_events=scored_events)
