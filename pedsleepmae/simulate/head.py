@@ -56,7 +56,7 @@ def on_map(name: str, gain: float = 1.0) -> np.ndarray:
 def brain_electrodes(night: Night, state: State, rng: Generator) -> np.ndarray:
     """Brain potentials at the electrodes, (E, n) float32."""
     x = np.zeros((len(ELECTRODES), state.n), np.float32)
-    stream = rng.spawn(7)[6]  # the parts have the six before it
+    stream = rng.spawn(7)[6]  # the parts have the six after it
     slow = slow_oscillation(state, stream)
     parts = [_add_background, partial(_add_slow_waves, slow), _add_posterior_rhythm]
     parts += [partial(_add_spindles, slow), _add_sleep_waves, _add_arousals]
