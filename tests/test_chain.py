@@ -75,6 +75,13 @@ def test_wide_variation_takes_whole_groups_away():
     assert 0.02 < without_eeg["wide"] < 0.25
 
 
+@pytest.mark.parametrize("variation", ["realistic", "wide"])
+def test_no_recording_lacks_everything(variation):
+    lacking = settings(variation, n_patients=400, absent_group_fraction=1.0)
+    absent = [len(visit.absent) for visit in cohort.plan_cohort(lacking)]
+    assert 10 < max(absent) < len(CHANNEL_NAMES)
+
+
 # ------------------------------------------------------------------ the amplifier
 def test_a_corner_frequency_passes_seven_tenths_and_the_middle_all():
     assert rms_of_tone(0.5, 0.5, 30.0) == pytest.approx(np.sqrt(0.5), abs=0.01)
