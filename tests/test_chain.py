@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from scipy.signal import welch
 
 from pedsleepmae.channels import CHANNEL_NAMES
 from pedsleepmae.simulate import batches, chain, cohort, head, waves
@@ -75,6 +76,13 @@ def test_wide_variation_takes_whole_groups_away():
     assert 0.02 < without_eeg["wide"] < 0.25
 
 
+@pytest.mark.parametrize("variation", ["realistic", "wide"])
+def test_no_recording_lacks_everything(variation):
+    lacking = settings(variation, n_patients=400, absent_group_fraction=1.0)
+    absent = [len(visit.absent) for visit in cohort.plan_cohort(lacking)]
+    assert 10 < max(absent) < len(CHANNEL_NAMES)
+
+
 # ------------------------------------------------------------------ the amplifier
 def test_a_corner_frequency_passes_seven_tenths_and_the_middle_all():
     assert rms_of_tone(0.5, 0.5, 30.0) == pytest.approx(np.sqrt(0.5), abs=0.01)
@@ -112,7 +120,7 @@ def quiet_chain(**options):
     """A chain that does next to nothing but what the options say."""
     base = drawn("realistic", 1)[0]
     nothing = {field.name: 0.0 for field in fields(base) if field.type is float}
-    nothing |= {"head_gain": 1.0, "clip_uv": 1e9, "step_uv": 1e-3, "mains_hz": 50.0}
+    nothing |= {"head_gain": 1.0, "clip_uv": 1e9, "step_uv": 1e-3, "mains_hz": head.MAINS_HZ}
     nothing |= {"reference": "contralateral", "inverted_head": False, "inverted": ()}
     return replace(base, harmonics=(0.0, 0.0), **(nothing | options))
 
@@ -141,7 +149,7 @@ def test_a_chain_that_does_nothing_leaves_every_signal_as_it_was(night):
 
 
 def test_mains_stand_at_their_frequency_and_belts_are_clipped_and_turned(night):
-    loud = quiet_chain(mains_uv=20.0, belt_clip=1.0, inverted=("RESP THORACIC",))
+    loud = quiet_chain(mains_hz=50.0, mains_uv=20.0, belt_clip=1.0, inverted=("RESP THORACIC",))
     plain, made = signals_of(night), signals_of(night, loud)
     spectrum = np.abs(np.fft.rfft(made["EEG O1-M2"])) ** 2
     hz = np.fft.rfftfreq(len(made["EEG O1-M2"]), 1 / RATE)
@@ -150,6 +158,16 @@ def test_mains_stand_at_their_frequency_and_belts_are_clipped_and_turned(night):
     belt = made["RESP THORACIC"]
     assert np.corrcoef(belt, plain["RESP THORACIC"])[0, 1] < -0.8
     assert (belt == belt.max()).mean() > 0.02  # held at its range
+
+
+@pytest.mark.parametrize(("mains_hz", "other_hz"), [(50.0, 60.0), (60.0, 50.0)])
+def test_a_recording_hums_at_the_mains_of_its_laboratory_alone(night, mains_hz, other_hz):
+    made = signals_of(night, quiet_chain(mains_hz=mains_hz, mains_uv=2.0))
+    for name in ("EEG O1-M2", "EOG LOC-M2"):
+        hz, density = welch(made[name], RATE, nperseg=8 * RATE)
+        usual = np.median(density[(hz > 45) & (hz < 63)])
+        assert density[hz == mains_hz] > 10 * usual
+        assert density[hz == other_hz] < 3 * usual
 
 
 def test_lost_oximeters_read_0_or_127_and_the_rest_is_the_truth_in_steps(night):

@@ -127,6 +127,8 @@ def test_a_child_that_comes_again_is_older_and_less_ill():
         ({"rates_hz": [130]}, "rates_hz"),
         ({"rates_hz": []}, "rates_hz"),
         ({"events": EventRates(apneas_per_hour=-1)}, "events.apneas_per_hour is -1"),
+        ({"events": EventRates(hypopneas_per_hour=1e9)}, "events.hypopneas_per_hour is 1e"),
+        ({"events": EventRates(min_events=5000)}, "events.min_events is 5000"),
         ({"val_fraction": -0.1}, "val_fraction is -0.1"),
         ({"seed": -1}, "seed is -1; give 0 or more"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction"),

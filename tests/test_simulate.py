@@ -806,6 +806,19 @@ def test_a_scoring_drives_a_night_and_keeps_its_rows():
     assert sum(e.name == DESATURATION for e in night.scored_events) == 1
 
 
+def test_where_a_file_gives_the_falls_spo2_has_no_others():
+    rows = [(20.0 + 30 * i, 30.0, "Sleep stage 2") for i in range(40)]
+    causes = [Event(200.0, 20.0, "Central Apnea"), Event(400.0, 5.0, "Central Apnea")]
+    rows += [event[:3] for event in causes] + [(800.0, 20.0, "Oxygen Desaturation")]
+    child, scoring = a_child(3.0, spo2_percent=97.0), annotations.scoring_from_rows(rows)
+    deep, shallow = oxygen.falls(child, causes, 1232.0)
+    assert (deep.name, shallow.name) == (DESATURATION, SHALLOW_DIP)
+    night = night_from_scoring(child, scoring, 1232.0, EventRates(), np.random.default_rng(1))
+    curve = oxygen.night_saturation(child, night.events, 1232 * waves.KNOT_HZ + 1)
+    assert curve[: 780 * waves.KNOT_HZ].min() == 0
+    assert curve[790 * waves.KNOT_HZ :].min() <= -3
+
+
 def test_a_scoring_without_stages_is_refused():
     scoring = annotations.scoring_from_rows([(0.0, 30.0, "Sleep stage ?")])
     with pytest.raises(ValueError, match="no scored stage"):

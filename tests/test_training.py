@@ -621,6 +621,18 @@ def test_a_run_of_another_model_or_split_is_not_resumed(batches_dir, tmp_path):
         train(settings, split_hash="another")
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_run_whose_encoder_was_frozen_goes_on_with_it_frozen_alone(batches_dir, tmp_path, frozen):
+    train(settings_for(batches_dir, tmp_path / "first", max_steps=2))
+    start = {"init_from": tmp_path / "first" / "checkpoint_last.pt", "max_steps": 4}
+    settings = settings_for(batches_dir, tmp_path / "second", freeze_encoder=frozen, **start)
+    train(replace(settings, stop_at_step=2))
+    words = f"its freeze_encoder is {frozen}, here it is {not frozen}; set it as it was"
+    with pytest.raises(PretrainError, match=words):
+        train(replace(settings, freeze_encoder=not frozen))
+    assert train(settings).finished
+
+
 def test_weights_of_another_run_are_a_start_and_its_patients_are_remembered(batches_dir, tmp_path):
     first = settings_for(batches_dir, tmp_path / "first", max_steps=2)
     train(first)

@@ -447,6 +447,8 @@ class Trainer:
         theirs = checkpoint.settings.get("optim")
         balanced = theirs.get("balance_channels") if isinstance(theirs, dict) else None
         must_agree.append(("optim.balance_channels", balanced, optim.balance_channels, back))
+        frozen = checkpoint.settings.get("freeze_encoder", False)  # older ones froze none
+        must_agree.append(("freeze_encoder", frozen, self.settings.freeze_encoder, back))
         remedy = f"test patients may be seen: {same_data}"
         must_agree.append(("split", checkpoint.split_hash, index.split_hash, remedy))
         if checkpoint.scaling and index.scaling:  # unknown: no reason to refuse

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.random import Generator
 
-from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_S
+from pedsleepmae.channels import CHANNEL_GROUPS, CHANNEL_NAMES, EPOCH_S, N_CHANNELS
 from pedsleepmae.errors import SettingsError, UserError, bounded
 from pedsleepmae.prepare.annotations import Scoring, read_tsv
 from pedsleepmae.simulate.chain import Chain, Variation, draw_chain, vary_child
@@ -197,13 +197,12 @@ def _plan_visit(
     day, second = int(rng.integers(365 * 9)), int(rng.integers(19 * 3600, 22 * 3600))
     rng = np.random.default_rng((*stream, 4))  # whole groups do not change the rest
     if rng.random() < settings.absent_group_fraction:
-        for group in ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]:
-            absent |= {CHANNEL_NAMES[place] for place in CHANNEL_GROUPS[group]}
+        absent |= _whole_groups(rng)
     rng = np.random.default_rng((*stream, 5))  # nor does the laboratory
     chain = draw_chain(rng, settings.variation)
     if rng.random() < LACKS_GROUPS[settings.variation]:
-        for group in ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]:
-            absent |= {CHANNEL_NAMES[place] for place in CHANNEL_GROUPS[group]}
+        more = absent | _whole_groups(rng)
+        absent = more if len(more) < N_CHANNELS else absent  # nobody records nothing
     return Visit(
         patient_id=settings.first_id + patient,
         study_id=settings.first_id + study,
@@ -218,6 +217,12 @@ def _plan_visit(
         event_file=event_file,
         chain=chain,
     )
+
+
+def _whole_groups(rng: Generator) -> set[str]:
+    """Names of the channels that one of ABSENT_WHOLE takes away."""
+    groups = ABSENT_WHOLE[rng.integers(len(ABSENT_WHOLE))]
+    return {CHANNEL_NAMES[place] for group in groups for place in CHANNEL_GROUPS[group]}
 
 
 # ------------------------------------------------------------------ one visit

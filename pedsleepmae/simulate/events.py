@@ -33,6 +33,8 @@ from pedsleepmae.simulate.night import (
 )
 from pedsleepmae.simulate.norms import REM
 
+MOST_PER_HOUR = 240  # more do not fit: each event takes 20 s and more of stable sleep around it
+
 
 @dataclass
 class EventRates:
@@ -44,15 +46,15 @@ class EventRates:
     as frequent as in healthy children (9 to 16 an hour: Beck & Marcus, Sleep Med Clin 2009;4:393).
     """
 
-    apneas_per_hour: float = bounded(5.0, 0)
+    apneas_per_hour: float = bounded(5.0, 0, MOST_PER_HOUR)
     """Obstructive, central and mixed apneas."""
-    hypopneas_per_hour: float = bounded(6.0, 0)
+    hypopneas_per_hour: float = bounded(6.0, 0, MOST_PER_HOUR)
     """Hypopneas, obstructive or not."""
-    spontaneous_desaturations_per_hour: float = bounded(2.5, 0)
+    spontaneous_desaturations_per_hour: float = bounded(2.5, 0, MOST_PER_HOUR)
     """Desaturations besides those that apneas and hypopneas cause."""
-    spontaneous_arousals_per_hour: float = bounded(10.0, 0)
+    spontaneous_arousals_per_hour: float = bounded(10.0, 0, MOST_PER_HOUR)
     """Arousals besides those that end apneas and hypopneas."""
-    min_events: int = bounded(4, 0)
+    min_events: int = bounded(4, 0, MOST_PER_HOUR)
     """Each recording has at least this many apneas, hypopneas, desaturations and arousals."""
 
 
@@ -270,6 +272,8 @@ def night_from_scoring(
     breathing = [event for event in truth if event.name in RESPIRATORY]
     added = add_consequences(breathing, child, stage_of_S, rates, rng)
     given_names = {event.name for event in given}
+    if DESATURATION in given_names:  # a dip beside it would let all falls of the model in
+        given_names.add(SHALLOW_DIP)
     added = [event for event in added if event.name not in given_names]
     scored_events = sorted(given + score_events(added, stage_of_S, rng))
     return replace(night, events=sorted(truth + added), scored_events=scored_events)

@@ -16,7 +16,7 @@ from pedsleepmae.simulate.night import Night
 from pedsleepmae.simulate.norms import N1, N3, REM, WAKE
 from pedsleepmae.simulate.waves import State, band_noise, scatter, slow_noise
 
-MAINS_HZ = 60.0
+MAINS_HZ = 60.0  # where no chain says otherwise
 ELECTRODES = ("F3", "F4", "C3", "C4", "CZ", "O1", "O2", "M1", "M2", "E1", "E2")
 _SCALP = ("C3-M2", "O1-M2", "O2-M1", "CZ-O1", "C4-M1", "F4-M1", "F3-M2")
 BIPOLAR = {f"EEG {pair}": tuple(pair.split("-")) for pair in _SCALP}
@@ -56,7 +56,7 @@ def on_map(name: str, gain: float = 1.0) -> np.ndarray:
 def brain_electrodes(night: Night, state: State, rng: Generator) -> np.ndarray:
     """Brain potentials at the electrodes, (E, n) float32."""
     x = np.zeros((len(ELECTRODES), state.n), np.float32)
-    stream = rng.spawn(7)[6]  # the parts have the six before it
+    stream = rng.spawn(7)[6]  # the parts have the six after it
     slow = slow_oscillation(state, stream)
     parts = [_add_background, partial(_add_slow_waves, slow), _add_posterior_rhythm]
     parts += [partial(_add_spindles, slow), _add_sleep_waves, _add_arousals]
@@ -282,7 +282,7 @@ def derivations(electrodes: dict[str, np.ndarray], reference: str) -> dict[str, 
 
 
 def recorded_electrodes(
-    night: Night, state: State, heart_n: np.ndarray, rng: Generator
+    night: Night, state: State, heart_n: np.ndarray, rng: Generator, mains_hz: float = MAINS_HZ
 ) -> dict[str, np.ndarray]:
     """What each electrode picks up, (n,) uV: brain, eyes, heart, movement, mains, poor contact."""
     streams = rng.spawn(4)
@@ -294,7 +294,7 @@ def recorded_electrodes(
     # What all electrodes see, each with a weight of its own.
     rng = streams[2]
     seconds = np.arange(state.n) / state.rate_hz
-    mains = np.sin(2 * np.pi * (MAINS_HZ * seconds % 1)).astype(np.float32)
+    mains = np.sin(2 * np.pi * (mains_hz * seconds % 1)).astype(np.float32)
     sway = state.spread(state.movement) * state.noise(rng, (0.3, 3.0), 1.0)
     muscle = state.noise(rng, (15.0, 90.0), 0.3)
     muscle *= state.spread(0.6 + 1.5 * state.stage[WAKE] + 14 * state.movement)

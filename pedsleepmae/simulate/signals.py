@@ -34,7 +34,8 @@ def simulate_signals(
     state = waves.night_state(night, rate_hz, streams[0])
     breath = body.breathe(night, state, streams[1])
     heart_n, bpm = body.heart(night, state, breath, streams[2])
-    electrodes = head.recorded_electrodes(night, state, heart_n, streams[3])
+    mains_hz = chain.mains_hz if chain else head.MAINS_HZ
+    electrodes = head.recorded_electrodes(night, state, heart_n, streams[3], mains_hz)
     signals = head.derivations(electrodes, chain.reference if chain else "contralateral")
     signals["EMG CHIN1-CHIN2"] = head.chin_emg(night, state, streams[4])
     signals["EMG CHIN1-CHIN2"] += np.float32(streams[4].uniform(0, 5)) * heart_n
