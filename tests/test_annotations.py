@@ -485,7 +485,7 @@ def test_where_nch_words_score_a_kind_other_words_of_it_are_told_and_not_counted
     assert scoring.remarks == ["1 rows whose words are no known event left out"]
 
 
-def test_6_kinds_of_arousal_of_nsrr_are_arousals_and_unsure_is_mixed_in_chat_alone(tmp_path):
+def test_6_kinds_of_arousal_of_nsrr_are_arousals_and_unsure_is_not_mixed_in_mesa(tmp_path):
     events = [("Stage 2 sleep|2", 0, 150), ("Arousal|Arousal ()", 5, 4), ("Unsure|Unsure", 100, 9)]
     events += [("Spontaneous arousal|Arousal (ARO SPONT)", 35, 4)]
     events += [("Arousal resulting from respiratory effort|Arousal (ARO RES)", 65, 4)]

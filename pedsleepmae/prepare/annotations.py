@@ -20,7 +20,13 @@ from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import decode, file_problem, plain_name
 from pedsleepmae.prepare.cells import as_clock, as_decimal, counts_thousands, is_blank
-from pedsleepmae.prepare.event_words import CHAT_EVENTS, EVENTS, NSRR_EVENTS, events_by_text
+from pedsleepmae.prepare.event_words import (
+    CHAT_EVENTS,
+    EVENTS,
+    NSRR_EVENTS,
+    UNSURE_IS_HYPOPNEA,
+    events_by_text,
+)
 from pedsleepmae.prepare.stages import (
     GRID_ROWS,
     LONGEST_S,
@@ -194,7 +200,8 @@ def read_nsrr_xml(path: Path) -> Scoring:
             f"{name}: no ScoredEvent with Start and Duration; expected NSRR's "
             "annotations-events-nsrr XML"
         )
-    events = CHAT_EVENTS if path.name.lower().startswith("chat") else NSRR_EVENTS
+    others = path.name.lower().startswith(UNSURE_IS_HYPOPNEA)
+    events = NSRR_EVENTS if others else CHAT_EVENTS
     scoring = scoring_from_rows(rows, stages=NSRR_STAGES, events=events)
     return replace(scoring, start_clock_s=start_clock_s)
 

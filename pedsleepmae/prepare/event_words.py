@@ -33,7 +33,9 @@ NSRR_EVENTS = _RESPIRATORY | {
     "arousal resulting from chin emg": ("eeg", 1),
     "external arousal": ("eeg", 1),
 }
-# CHAT scored mixed apneas as `Unsure`; SHHS, MrOS and MESA mean hypopneas of more than 50 %.
+# CHAT scored mixed apneas as `Unsure`; these cohorts of adults, as their files' names begin, mean
+# hypopneas of more than 50 %.
+UNSURE_IS_HYPOPNEA = ("shhs", "mros", "mesa")
 CHAT_EVENTS = NSRR_EVENTS | {"unsure": ("apnea", 3)}
 
 # One spelling of what is written in several, accents taken off: British, German, French, and what
