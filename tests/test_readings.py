@@ -236,7 +236,9 @@ def test_what_moves_by_millivolts_in_minutes_is_no_voltage_of_electrodes():
     rate_hz, n = 64, 64 * 600
     ramp = np.linspace(-3e-3, 3e-3, n)
     assert electrode_baseline(ramp, rate_hz) is None
-    assert electrode_baseline(np.full(n, 5e-3), rate_hz) == pytest.approx(5e-3)
+    for seconds in (600, 40, 10):
+        steady = np.full(rate_hz * seconds, 5e-3)
+        assert electrode_baseline(steady, rate_hz) == pytest.approx(5e-3)
 
 
 def test_steps_coarser_than_the_signal_leave_no_signal(tmp_path):

@@ -92,7 +92,8 @@ def electrode_baseline(x: np.ndarray, rate_hz: float) -> np.ndarray | None:
     n = min(round(BASELINE_S * rate_hz), len(x))
     medians = np.median(x[: len(x) // n * n].reshape(-1, n)[:, ::8], axis=1)
     offset_v = np.median(np.abs(medians))
-    if not offset_v > OFFSET_V or np.median(np.abs(np.diff(medians))) > STEADY * offset_v:
+    steps_v = np.abs(np.diff(medians, prepend=medians[:1]))  # a short recording has one median
+    if not offset_v > OFFSET_V or np.median(steps_v) > STEADY * offset_v:
         return None
     middles = n * np.arange(len(medians)) + n / 2
     return np.interp(np.arange(len(x)), middles, medians).astype(np.float32)

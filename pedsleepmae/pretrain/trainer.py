@@ -286,7 +286,7 @@ class Trainer:
 
         Every piece is weighted by the channels present in the whole batch (where channels are shown
         whole by its examples: one is asked for in each, or a group), so that neither the number of
-        pieces nor that of processes changes the loss.
+        pieces nor that of processes changes the loss, but that of two views: see model.view_weight.
         """
         seed = derived_seed(self.settings.seed, TRAIN_MASKS, self.progress.step)
         self.generator.manual_seed(seed)
