@@ -52,15 +52,20 @@ def _curve(age_years: float, *points: tuple[float, float]) -> float:
 def stage_shares(age_years: float) -> np.ndarray:
     """Expected share of the scored night in W, N1, N2, N3, R; (5,), sums to 1.
 
-    At NCH's mean age the shares are NCH's. Of sleep, R falls from 27 % at 3.5 to 18 % at 15 years
-    and N3 to a fifth (Kurth, Scholle) while N2 rises; W and N1 stay; the values between are ours.
+    At NCH's mean age the shares are within a hundredth of NCH's, whose children are patients: a
+    little less wake and R, so that healthy ones sleep as long as in Kurth and the R of all ages is
+    what Beck & Marcus report (Sleep Med Clin 2009;4:393). Of sleep, R falls from 27 % at 3.5 to
+    18 % at 15 years and N3 to a fifth (Kurth, Scholle) while N2 rises; W and N1 stay; the values
+    between are ours.
     """
-    asleep = 1 - NCH_STAGE_SHARES[WAKE]
-    n3_rem = np.array(NCH_STAGE_SHARES)[[N3, REM]] / asleep
-    n3 = _curve(age_years, (0.5, 0.315), (3, 0.31), (8.8, n3_rem[0]), (15.5, 0.205), (18, 0.19))
-    rem = _curve(age_years, (0.5, 0.31), (3.5, 0.27), (6, 0.212), (8.8, n3_rem[1]), (15, 0.182))
     shares = np.array(NCH_STAGE_SHARES)
-    shares[[N3, REM]] = asleep * np.array((n3, rem))
+    n3, rem = shares[[N3, REM]] / (1 - shares[WAKE])
+    shares[WAKE] -= 0.01
+    n3 = _curve(age_years, (0.5, 0.315), (3, 0.31), (8.8, n3), (15.5, 0.205), (18, 0.19))
+    rem = _curve(
+        age_years, (0.5, 0.31), (3.5, 0.274), (4.9, 0.203), (8.8, rem - 0.007), (15, 0.182)
+    )
+    shares[[N3, REM]] = (1 - shares[WAKE]) * np.array((n3, rem))
     shares[N2] = 1 - shares[[WAKE, N1, N3, REM]].sum()
     return shares
 
