@@ -414,6 +414,19 @@ def test_of_two_signals_with_one_label_the_one_that_holds_a_signal_is_taken(tmp_
     assert examples.signals[:, 0].any()
 
 
+@pytest.mark.parametrize(("second", "told"), [("other", True), ("same", False), ("flat", False)])
+def test_a_second_signal_of_one_label_is_told_where_it_holds_something_else(tmp_path, second, told):
+    file = nch_file(seconds=120, labels=[*CHANNEL_NAMES[:6], "eeg_C3-M2"])
+    if second != "other":
+        file.signals[6].digital[:] = file.signals[0].digital if second == "same" else 0
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "222"))
+    _, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    remarks = [text for text in outcome.remarks if "several different signals" in text]
+    assert bool(remarks) == told
+    assert all("EEG C3-M2" in text for text in remarks)
+
+
 def test_an_oximeter_is_judged_where_the_night_is_scored(tmp_path):
     file = nch_file(seconds=600)
     file.signals[8].digital[: 480 * 256] = -32768  # off until the child sleeps

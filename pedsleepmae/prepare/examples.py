@@ -332,7 +332,8 @@ def first_usable(
     Which source that is shows only when its samples are read: of two signals with one label the
     first may be flat, an oximeter may count nonsense. Of the sensors that the settings prefer for
     flow or effort the first that breathes for most of the time is taken; failing that the first
-    that breathes at all. What was passed over goes to the recording's remarks.
+    that breathes at all. What was passed over goes to the recording's remarks, and that another
+    signal of the same label holds something else.
     """
     named = (settings.stand_ins, settings.units, settings.prefer)
     for c, source in enumerate(resolve_channels(recording.signals, *named)):
@@ -347,6 +348,11 @@ def first_usable(
         if settings.prefers(channel) and passed_over and not isinstance(found, Absent):
             recording.remarks.append(
                 f"{channel.name} is from {found[0].origin}: {'; '.join(passed_over)}"
+            )
+        if not isinstance(found, Absent) and recording.has_rival(found[0].plus):
+            recording.remarks.append(
+                f"{channel.name} is from the first of several different signals labelled "
+                f"{recording.signals[found[0].plus].label} that holds something"
             )
         yield found
 

@@ -18,7 +18,7 @@ import edfio
 import mne
 import numpy as np
 
-from pedsleepmae.channels import EPOCH_S, SignalInfo, Source
+from pedsleepmae.channels import EPOCH_S, SignalInfo, Source, canonical_label
 from pedsleepmae.errors import UserError, printable
 from pedsleepmae.foreign import file_problem
 from pedsleepmae.prepare.edf_header import HEADER_ENCODING, Header, mended_file, read_header
@@ -91,6 +91,17 @@ class Recording:
         if source.minus is not None:
             x -= self.read(source.minus, factor=source.factor)
         return x
+
+    def has_rival(self, i: int) -> bool:
+        """Whether another signal of the same label holds something, and something else."""
+        label = canonical_label(self.signals[i].label)
+        for j, other in enumerate(self.signals):
+            if j == i or other.problem or canonical_label(other.label) != label:
+                continue
+            x = self.read(j)
+            if x.min() != x.max() and not np.array_equal(x, self.read(i)):
+                return True
+        return False
 
 
 def open_edf(path: Path) -> Recording:
