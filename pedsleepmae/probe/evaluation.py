@@ -77,8 +77,8 @@ class ProbeSettings:
     event_nights: int = bounded(200, 1)
     """Nights of train, and of val, that single events are fitted and chosen on at most."""
     montage_epochs: int = bounded(0, 0)
-    """Also try fewer channels, montage by montage, on about so many examples of each split, which
-    are embedded anew; script 4 then scores by the probes of a recording's own montage. 0: not."""
+    """Also try fewer channels, montage by montage, on about so many train examples and up to 4,000
+    of val and of test, embedded anew; script 4 scores by those of a recording's montage. 0: not."""
     age: bool = False
     """Also tell the age of a child from a night's features, where studies.csv has ages."""
     context: int = bounded(1, 0)

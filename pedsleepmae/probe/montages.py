@@ -24,6 +24,9 @@ from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import task_labels
 
 
+JUDGED_EPOCHS = 4_000  # of val and of test at most: probes need many to fit, few to be judged
+
+
 @dataclass(frozen=True)
 class Montage:
     """A montage's probes by task, and a row for each task of what they and the others reach."""
@@ -104,11 +107,15 @@ def better_on_val(
 
 
 def first_files(index: store.ExampleIndex, n_epochs: int) -> store.ExampleIndex:
-    """Of each split the first files, which are as mixed as all, until they hold so many epochs."""
+    """Of each split the first files, which are as mixed as all, until they hold so many epochs.
+
+    Of val and test `JUDGED_EPOCHS` at most.
+    """
     kept = []
     for split in SPLITS:
+        enough = n_epochs if split == "train" else min(n_epochs, JUDGED_EPOCHS)
         files, counts = np.unique(index.file_of[index.rows(split)], return_counts=True)
-        kept.append(files[np.cumsum(counts) - counts < n_epochs])
+        kept.append(files[np.cumsum(counts) - counts < enough])
     return keep_files(index, np.concatenate(kept))
 
 
