@@ -23,7 +23,6 @@ from pedsleepmae.probe.readout import ProbeTable, ReadOut
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import task_labels
 
-
 JUDGED_EPOCHS = 4_000  # of val and of test at most: probes need many to fit, few to be judged
 
 
