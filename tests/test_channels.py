@@ -290,7 +290,7 @@ def test_the_nox_recording_offers_14_channels_through_its_settings_file():
     import numpy as np
 
     from pedsleepmae.channels import CHANNELS
-    from pedsleepmae.prepare.examples import read_channel
+    from pedsleepmae.prepare.channel_reader import read_channel
     from pedsleepmae.prepare.recordings import open_edf
 
     settings = Path(__file__).resolve().parents[1] / "configs" / "nox_a1.yaml"

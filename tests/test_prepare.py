@@ -23,8 +23,7 @@ from edf_files import EdfFile, Signal, nch_file, nch_study, stage_rows, write_ts
 
 from pedsleepmae import machine, store
 from pedsleepmae.channels import CHANNEL_NAMES
-from pedsleepmae.prepare import examples as prepare_examples
-from pedsleepmae.prepare import layouts, run, studies, tables
+from pedsleepmae.prepare import channel_reader, layouts, run, studies, tables
 from pedsleepmae.prepare import recordings as prepare_recordings
 from pedsleepmae.prepare.examples import ExampleSettings, UnusableRecording, build_examples
 from pedsleepmae.prepare.inspection import inspect_recording
@@ -271,7 +270,7 @@ def test_what_nobody_foresaw_costs_one_recording_only(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr(prepare_examples, "resample", fail)
+    monkeypatch.setattr(channel_reader, "resample", fail)
     assert "unforeseen ZeroDivisionError: surprise" in reason(tmp_path)
 
 
@@ -285,7 +284,7 @@ def test_the_traceback_of_what_nobody_foresaw_is_kept_beside_the_state(tmp_path,
 
     examples = tmp_path / "examples"
     with monkeypatch.context() as broken:
-        broken.setattr(prepare_examples, "resample", fail_deep_inside)
+        broken.setattr(channel_reader, "resample", fail_deep_inside)
         outcome = prepare_study(only_study(tmp_path), SETTINGS, examples)
     assert ".prepared/5_6.traceback.txt" in outcome.reason
     log = examples / ".prepared" / "5_6.traceback.txt"

@@ -1,5 +1,6 @@
 """What is no reading is never a signal: wrong units, an oximeter that is off, lost belts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -276,3 +277,21 @@ def test_hours_of_sleep_without_any_event_are_told(n, events, told):
     choose_epochs(night, scoring_from_rows(rows), wake_margin_min=None)
     assert len(night.remarks) == told
     assert all("no event is scored in 1.1 h of sleep" in remark for remark in night.remarks)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate_hz", "told"),
+    [("EMG CHIN1-CHIN2", 1, "1 Hz does not show muscle"), ("EMG CHIN1-CHIN2", 64, ""),
+     ("EEG C3-M2", 16, "16 Hz does not show spindles"), ("EEG C3-M2", 64, ""),
+     ("EOG LOC-M2", 8, "8 Hz does not show eye movements"),
+     ("RESP THORACIC", 1, "1 Hz does not show breaths"), ("RESP THORACIC", 4, "")],
+)  # fmt: skip
+def test_a_rate_too_low_for_what_is_scored_is_told(tmp_path, name, rate_hz, told):
+    file, place = nch_file(seconds=SECONDS), CHANNEL_NAMES.index(name)
+    digital = file.signals[place].digital[: SECONDS * rate_hz]
+    file.signals[place] = replace(file.signals[place], digital=digital, per_record=4 * rate_hz)
+    examples, outcome = examples_of(tmp_path, file)
+    assert examples.present[:, place].all()
+    found = [remark for remark in outcome.remarks if "does not show" in remark]
+    assert len(found) == bool(told)
+    assert all(told in remark for remark in found)

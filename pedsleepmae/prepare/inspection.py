@@ -19,6 +19,7 @@ from pedsleepmae.channels import CHANNELS, Absent, Channel, Source, canonical_la
 from pedsleepmae.disk import write_text
 from pedsleepmae.errors import SettingsError, UserError, as_plain_dict, printable
 from pedsleepmae.prepare import examples, proposals
+from pedsleepmae.prepare.channel_reader import read_channel, refuse_flat
 from pedsleepmae.prepare.layouts import find_edf_files
 from pedsleepmae.prepare.looks import LOOK_S, N_LOOKS, Look, look_at
 from pedsleepmae.prepare.proposals import Proposal
@@ -151,8 +152,8 @@ def _channel_rows(
 
 def _read_whole(recording: Recording, channel: Channel, source: Source, breathing: float = 0.0):
     """A channel's samples of the whole recording and their quality; UnusableRecording for none."""
-    x, missing, quality = examples.read_channel(recording, channel, source, breathing=breathing)
-    examples.refuse_flat(recording, channel, source, x)
+    x, missing, quality = read_channel(recording, channel, source, breathing=breathing)
+    refuse_flat(recording, channel, source, x)
     return np.where(missing, np.float32(np.nan), x), quality
 
 

@@ -17,6 +17,13 @@ USUAL_VOLTS = (5e-7, 5e-4)
 TYPICAL_VOLTS = (2e-6, 2e-4)  # what the likely unit would bring it to
 ENVELOPE_HZ = 10.0  # a "voltage" of a lower rate is an envelope, whose swing says nothing
 SLOWEST_HZ = 4.0  # EEG and EOG of a lower rate show not even the slow waves (up to 2 Hz)
+# Rates below which a channel loses what it is scored by, and what that is; told, but used.
+NEEDED_HZ = {
+    "EEG": (32.0, "spindles"),
+    "EOG": (12.0, "eye movements"),
+    "EMG": (40.0, "muscle, but its envelope at most"),
+    "breaths": (2.0, "breaths quicker than 30 a minute or more"),
+}
 LOOKS = 400  # seconds of the night that are looked at
 FEWEST_SAMPLES = 32  # in a look
 
