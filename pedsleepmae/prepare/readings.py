@@ -22,7 +22,7 @@ NEEDED_HZ = {
     "EEG": (32.0, "spindles"),
     "EOG": (12.0, "eye movements"),
     "EMG": (40.0, "muscle, but its envelope at most"),
-    "breaths": (2.0, "breaths quicker than 30 a minute or more"),
+    "breaths": (2.0, "breaths of up to 60 a minute"),
 }
 LOOKS = 400  # seconds of the night that are looked at
 FEWEST_SAMPLES = 32  # in a look
