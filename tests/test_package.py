@@ -11,6 +11,7 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from small_probes import run_script
@@ -25,6 +26,7 @@ NOT_COPIED = {".git", ".venv", "build", "pedsleepmae.egg-info"}
 NOT_COPIED |= {"data", "runs", "results", "demo"}  # gigabytes, perhaps
 OPTIONAL = {"umap"}  # script 5 draws PCA without it, and says so
 CHECKPOINT = "checkpoint/m15p8_checkpoint.pt"
+FLOAT32 = ["--precision", "float32"]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -78,7 +80,7 @@ def scored(tmp_path_factory) -> Path:
     recording = recording.replace(folder / "night.edf")
     argv = ["--paths.checkpoint", ROOT / CHECKPOINT]
     argv += ["--paths.probes", ROOT / "checkpoint" / "probes.npz"]
-    argv += ["--paths.output_dir", folder / "repository"]
+    argv += ["--paths.output_dir", folder / "repository", *FLOAT32]
     assert run_script("4_score_recording.py", recording, *argv) == 0
     return folder
 
@@ -115,10 +117,12 @@ def test_installed_it_scores_a_night_to_the_same_table_from_any_folder(
     command, bin_dir, scored, tmp_path
 ):
     program, *options = command.split()
-    run(bin_dir / program, *options, scored / "night.edf", cwd=tmp_path)
+    run(bin_dir / program, *options, scored / "night.edf", *FLOAT32, cwd=tmp_path)
     (folder,) = (tmp_path / "results" / "scored").iterdir()
     for name in ("epochs.csv", "summary.csv"):
-        assert (folder / name).read_text() == (scored / "repository/night" / name).read_text()
+        table, wanted = (pd.read_csv(at / name) for at in (folder, scored / "repository/night"))
+        # On some processors another process sums in another order.
+        pd.testing.assert_frame_equal(table, wanted, rtol=1e-3, atol=1e-3)
     assert (folder / "report.html").is_file()
 
 
