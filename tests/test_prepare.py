@@ -426,6 +426,18 @@ def test_a_second_signal_of_one_label_is_told_where_it_holds_something_else(tmp_
     assert all("EEG C3-M2" in text for text in remarks)
 
 
+def test_a_second_signal_of_an_electrode_that_is_subtracted_is_told(tmp_path):
+    file = nch_file(seconds=120, labels=["C3", "M2", *CHANNEL_NAMES[1:6], "M2"])
+    file.write(tmp_path / "5_6.edf")
+    write_tsv(tmp_path / "5_6.tsv", stage_rows(0, "222"))
+    examples, outcome = build_examples(only_study(tmp_path), SETTINGS)
+    assert examples.present[0, 0]
+    remarks = [text for text in outcome.remarks if "several different signals" in text]
+    assert len(remarks) == 1
+    assert "EEG C3-M2 is from the first" in remarks[0]
+    assert "labelled M2" in remarks[0]
+
+
 def test_an_oximeter_is_judged_where_the_night_is_scored(tmp_path):
     file = nch_file(seconds=600)
     file.signals[8].digital[: 480 * 256] = -32768  # off until the child sleeps

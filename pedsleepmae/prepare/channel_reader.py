@@ -9,6 +9,7 @@ from pedsleepmae.channels import (
     CHANNELS,
     EPOCH_S,
     Channel,
+    SignalInfo,
     Source,
     unit_in_volts,
 )
@@ -59,41 +60,19 @@ def read_channel(
     if breathing and (share := readings.breathing_share(digital, source.rate_hz)) < breathing:
         raise UnusableRecording(f"{signal.label}: too little breathing ({share:.0%} of the time)")
     kind = "breaths" if channel in MOVED_BY_BREATHS else channel.name.split()[0]
-    if kind in ("EEG", "EOG") and source.rate_hz < readings.SLOWEST_HZ:  # EMG may be an envelope
-        raise UnusableRecording(f"{signal.label}: {source.rate_hz:.3g} Hz is too slow for {kind}")
-    needed_hz, what = readings.NEEDED_HZ.get(kind, (0.0, ""))
-    if source.rate_hz < needed_hz:
-        recording.remarks.append(f"{signal.label}: {source.rate_hz:.3g} Hz does not show {what}")
-    baseline = None
+    _judge_rate(recording, signal, source, kind)
+    offset_off = False
     if channel.kind == "percent":
-        factor = percent_factor(x, unit_in_volts(source.unit))
-        if factor is None:
-            low, high = np.percentile(x, (5, 95))
-            raise UnusableRecording(
-                f"{signal.label}: does not read as % (5th to 95th percentile {low:.4g} to "
-                f"{high:.4g} {source.unit or 'without unit'})"
-            )
-        x *= np.float32(factor)
-        if readings.is_pulse_wave(x, source.rate_hz):
-            raise UnusableRecording(f"{signal.label}: a pulse wave, no saturation")
+        _to_percent(x, signal, source)
     elif channel.kind == "voltage" and source.rate_hz >= readings.ENVELOPE_HZ:
-        swing_v = readings.typical_swing(x, source.rate_hz)
         has_steps = np.issubdtype(digital.dtype, np.integer)  # an MNE Raw has none
         step_v = abs(signal.step * source.factor) if has_steps else 0.0
-        refused, remark = readings.judge_voltage(kind, swing_v, source.unit, step_v)
-        if refused:
-            raise UnusableRecording(f"{signal.label}: {refused}")
-        baseline = readings.electrode_baseline(x, source.rate_hz)
-        if baseline is not None:
-            x -= baseline
-            remark = remark or readings.offset_in_words(baseline)
-        if remark:
-            recording.remarks.append(f"{signal.label}: {remark}")
+        offset_off = _judge_voltage(recording, x, signal, source, kind, step_v)
     n_piece = max(int(source.rate_hz * (300.0 if channel.kind == "percent" else 1.0)), 2)
     flat = flat_pieces(digital, n_piece)
     limits = (signal.digital_min, signal.digital_max)
     plausible = PLAUSIBLE.get(kind, (-np.inf, np.inf))
-    monotone = source.minus is None and baseline is None
+    monotone = source.minus is None and not offset_off
     quality = measure_quality(digital, x, source.rate_hz, flat, monotone, limits, plausible)
     missing = ~np.isfinite(x) if quality.missing else np.zeros(len(x), bool)
     if channel.kind == "percent":
@@ -105,6 +84,55 @@ def read_channel(
     if channel.name == "CAPNO" and mmhg_per_unit:
         missing |= readings.is_code(x * mmhg_per_unit)
     return x, missing, asdict(replace(quality, missing=float(missing.mean())))
+
+
+def _judge_rate(recording: Recording, signal: SignalInfo, source: Source, kind: str) -> None:
+    """UnusableRecording for a rate at which this kind shows nothing; a remark for a low one."""
+    if kind in ("EEG", "EOG") and source.rate_hz < readings.SLOWEST_HZ:  # EMG may be an envelope
+        raise UnusableRecording(f"{signal.label}: {source.rate_hz:.3g} Hz is too slow for {kind}")
+    needed_hz, what = readings.NEEDED_HZ.get(kind, (0.0, ""))
+    if source.rate_hz < needed_hz:
+        recording.remarks.append(f"{signal.label}: {source.rate_hz:.3g} Hz does not show {what}")
+
+
+def _to_percent(x: np.ndarray, signal: SignalInfo, source: Source) -> None:
+    """Turns an oximeter's numbers (n,) into % saturation; UnusableRecording if they are none."""
+    factor = percent_factor(x, unit_in_volts(source.unit))
+    if factor is None:
+        low, high = np.percentile(x, (5, 95))
+        raise UnusableRecording(
+            f"{signal.label}: does not read as % (5th to 95th percentile {low:.4g} to "
+            f"{high:.4g} {source.unit or 'without unit'})"
+        )
+    x *= np.float32(factor)
+    if readings.is_pulse_wave(x, source.rate_hz):
+        raise UnusableRecording(f"{signal.label}: a pulse wave, no saturation")
+
+
+def _judge_voltage(
+    recording: Recording,
+    x: np.ndarray,
+    signal: SignalInfo,
+    source: Source,
+    kind: str,
+    step_v: float,
+) -> bool:
+    """Whether an electrode's own voltage was taken off these volts (n,).
+
+    ``step_v``: what one digital step is worth. UnusableRecording if no electrode gives such a
+    voltage; what is odd about it goes to the remarks.
+    """
+    swing_v = readings.typical_swing(x, source.rate_hz)
+    refused, remark = readings.judge_voltage(kind, swing_v, source.unit, step_v)
+    if refused:
+        raise UnusableRecording(f"{signal.label}: {refused}")
+    baseline = readings.electrode_baseline(x, source.rate_hz)
+    if baseline is not None:
+        x -= baseline
+        remark = remark or readings.offset_in_words(baseline)
+    if remark:
+        recording.remarks.append(f"{signal.label}: {remark}")
+    return baseline is not None
 
 
 def cut_channel(

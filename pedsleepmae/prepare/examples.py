@@ -222,10 +222,12 @@ def first_usable(
             recording.remarks.append(
                 f"{channel.name} is from {found[0].origin}: {'; '.join(passed_over)}"
             )
-        if not isinstance(found, Absent) and recording.has_rival(found[0].plus):
-            recording.remarks.append(
+        if not isinstance(found, Absent):
+            recording.remarks.extend(
                 f"{channel.name} is from the first of several different signals labelled "
-                f"{recording.signals[found[0].plus].label} that holds something"
+                f"{recording.signals[i].label} that holds something"
+                for i in (found[0].plus, found[0].minus)
+                if i is not None and recording.has_rival(i)
             )
         yield found
 

@@ -52,7 +52,7 @@ class EventRates:
     """Hypopneas, obstructive or not."""
     spontaneous_desaturations_per_hour: float = bounded(2.5, 0, MOST_PER_HOUR)
     """Desaturations besides those that apneas and hypopneas cause."""
-    spontaneous_arousals_per_hour: float = bounded(10.0, 0, MOST_PER_HOUR)
+    spontaneous_arousals_per_hour: float = bounded(11.0, 0, MOST_PER_HOUR)
     """Arousals besides those that end apneas and hypopneas."""
     min_events: int = bounded(4, 0, MOST_PER_HOUR)
     """Each recording has at least this many apneas, hypopneas, desaturations and arousals."""

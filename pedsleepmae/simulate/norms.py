@@ -63,7 +63,7 @@ def stage_shares(age_years: float) -> np.ndarray:
     shares[WAKE] -= 0.01
     n3 = _curve(age_years, (0.5, 0.315), (3, 0.31), (8.8, n3), (15.5, 0.205), (18, 0.19))
     rem = _curve(
-        age_years, (0.5, 0.31), (3.5, 0.274), (4.9, 0.203), (8.8, rem - 0.007), (15, 0.182)
+        age_years, (0.5, 0.31), (3.5, 0.28), (4.9, 0.202), (8.8, rem - 0.007), (15, 0.182)
     )
     shares[[N3, REM]] = (1 - shares[WAKE]) * np.array((n3, rem))
     shares[N2] = 1 - shares[[WAKE, N1, N3, REM]].sum()
@@ -88,22 +88,23 @@ def posterior_rhythm_hz(age_years: float) -> float:
 def spindle_hz(age_years: float) -> tuple[float, float]:
     """(frontal slow, central fast) spindle frequency.
 
-    13.0 Hz at 4 to 5 months (Ventura); slow and fast ones part by 18 months, and the peak follows
-    a U over the years (Kwon). Frontal 11.0-12.75, centroparietal 12.5-14.5 Hz between 4 and 24
-    years, the fast ones rising steadily, the slow ones mostly in early adolescence (Shinomiya; rise
-    also in Campbell, eNeuro).
+    Quartiles of 12.8 and 13.3 Hz at 4 to 5 months (Ventura); slow and fast ones part by 18 months,
+    and the peak follows a U over the years (Kwon). Frontal 11.0-12.75, centroparietal 12.5-14.5 Hz
+    between 4 and 24 years, the fast ones rising steadily, the slow ones mostly in early adolescence
+    (Shinomiya; rise also in Campbell, eNeuro).
     """
-    slow = _curve(age_years, (0.4, 13.0), (1, 12.9), (4, 11.3), (11, 11.6), (15, 12.4))
-    return slow, _curve(age_years, (0.4, 13.0), (1.5, 13.1), (4, 12.8), (18, 14.0))
+    slow = _curve(age_years, (0.4, 13.1), (1, 12.9), (4, 11.3), (11, 11.6), (15, 12.4))
+    return slow, _curve(age_years, (0.4, 13.1), (1.5, 13.1), (4, 12.8), (18, 14.0))
 
 
 def spindles_per_minute(age_years: float) -> float:
     """Spindles a minute of N2.
 
-    6.6 at 4 to 5 months (Ventura), the fastest rise before and a second one from 3 to 14 years
-    (Kwon); least from 27 to 54 months (Tanguay). Levels from 2 years on are ours.
+    Counted by a detector 6.6 at 4 to 5 months (Ventura), which misses one in nine of ours; the
+    fastest rise before and a second one from 3 to 14 years (Kwon); least from 27 to 54 months
+    (Tanguay). Levels from 2 years on are ours.
     """
-    points = ((0.1, 1.5), (0.35, 6.6), (0.5, 6.4), (2.25, 3.0), (4, 3.1), (14, 5.0), (18, 4.8))
+    points = ((0.1, 1.5), (0.35, 7.1), (0.5, 6.8), (2.25, 3.0), (4, 3.1), (14, 5.0), (18, 4.8))
     return _curve(age_years, *points)
 
 
