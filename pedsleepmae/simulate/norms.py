@@ -62,9 +62,7 @@ def stage_shares(age_years: float) -> np.ndarray:
     n3, rem = shares[[N3, REM]] / (1 - shares[WAKE])
     shares[WAKE] -= 0.01
     n3 = _curve(age_years, (0.5, 0.315), (3, 0.31), (8.8, n3), (15.5, 0.205), (18, 0.19))
-    rem = _curve(
-        age_years, (0.5, 0.31), (3.5, 0.28), (4.9, 0.202), (8.8, rem - 0.007), (15, 0.182)
-    )
+    rem = _curve(age_years, (0.5, 0.31), (3.5, 0.28), (4.9, 0.202), (8.8, rem - 0.007), (15, 0.182))
     shares[[N3, REM]] = (1 - shares[WAKE]) * np.array((n3, rem))
     shares[N2] = 1 - shares[[WAKE, N1, N3, REM]].sum()
     return shares
