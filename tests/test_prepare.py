@@ -488,6 +488,22 @@ def test_6_chat_annotations_without_a_recording_are_listed(tmp_path):
     assert (study.patient_id, study.problem) == (300002, "annotations without a recording")
 
 
+@pytest.mark.parametrize(
+    ("layout", "recording", "annotations"),
+    [
+        ("nch", "5_6.EDF", "5_6.TSV"),
+        ("nsrr", "chat-baseline-300001.EDF", "chat-baseline-300001-nsrr.XML"),
+        ("sleep_edf", "SC4001E0-PSG.EDF", "SC4001EC-HYPNOGRAM.EDF"),
+    ],
+)
+def test_files_whose_names_end_in_capitals_are_paired(tmp_path, layout, recording, annotations):
+    for name in (recording, annotations):
+        (tmp_path / name).write_bytes(b"held")
+    (study,) = layouts.find_studies(tmp_path, layout)
+    assert (study.edf.name, study.annotations.name, study.problem) == (recording, annotations, "")
+    assert layouts.find_annotations(study.edf) == study.annotations
+
+
 def test_6_chat_files_are_paired_by_name(tmp_path):
     name = "chat-baseline-nonrandomized-300001"
     nch_file(seconds=60).write(tmp_path / "edfs" / f"{name}.edf")

@@ -73,7 +73,7 @@ LAYOUTS = {
     ),
     "nsrr": Layout(
         recording=r"(.*)\.(?i:edf)",
-        annotations=r"(.*)-nsrr\.xml",
+        annotations=r"(.*)-nsrr\.(?i:xml)",
         ids=rf"chat-([a-z-]*-)?(?P<study>{'|'.join(CHAT_STUDIES)})-(?P<patient>{_ID})",
         recording_in_words=f"chat-<group>-<patient>.edf with a group of {', '.join(CHAT_STUDIES)}",
         annotations_in_words="-nsrr.xml of its name",
@@ -81,8 +81,8 @@ LAYOUTS = {
     # SC4ssN.., ST7ssN..: study letter code, subject, night. 4ss and 7ss keep them apart. The
     # scorer's letter makes the 8th character differ: SC4001E0-PSG, SC4001EC-Hypnogram.
     "sleep_edf": Layout(
-        recording=r"(.{0,7}).*-PSG\.edf",
-        annotations=r"(.{0,7}).*-Hypnogram\.edf",
+        recording=r"(.{0,7}).*-(?i:psg\.edf)",
+        annotations=r"(.{0,7}).*-(?i:hypnogram\.edf)",
         ids=r"S[CT](?P<patient>\d{3})(?P<study>\d).?",
         recording_in_words="SC4ssN..-PSG.edf or ST7ssN..-PSG.edf",
         annotations_in_words="-Hypnogram.edf of its name",
@@ -234,14 +234,21 @@ def walk(folder: Path) -> Iterator[Path]:
 
 # ------------------------------------------------------------------ one recording's scoring
 def find_annotations(recording: Path) -> Path | None:
-    """The annotation file beside a recording, by the names of the layouts; else None."""
+    """The annotation file beside a recording, by the names of the layouts; else None.
+
+    Names are compared without case, as the layouts compare their ends.
+    """
     recording = Path(recording)
-    named = [recording.with_suffix(".tsv"), recording.with_name(f"{recording.stem}-nsrr.xml")]
-    if recording.name.endswith("-PSG.edf"):
-        beside = sorted(recording.parent.glob("*-Hypnogram.edf"))
-        named += [path for path in beside if path.name.startswith(recording.name[:7])]
-    named.append(recording.with_suffix(".csv"))
-    return next((path for path in named if os.path.lexists(path)), None)
+    beside = {name.lower(): name for name in sorted(os.listdir(recording.parent))}
+    stem = recording.stem.lower()
+    named = [f"{stem}.tsv", f"{stem}-nsrr.xml"]
+    if stem.endswith("-psg"):
+        named += [
+            name for name in beside if name.endswith("-hypnogram.edf") and name[:7] == stem[:7]
+        ]
+    named.append(f"{stem}.csv")
+    found = next((beside[name] for name in named if name in beside), None)
+    return found and recording.with_name(found)
 
 
 def read_annotations(

@@ -23,8 +23,8 @@ from pedsleepmae.splits import AGE_BANDS, age_band
 from pedsleepmae.tasks import STAGES, TASKS, task_labels
 
 POOLINGS_COMPARED = (
-    "time_mean+time_abs+class",
     "time_mean+time_abs+time_std+time_max+time_min",
+    "time_mean+time_abs+time_std+time_max+time_min+class",
 )
 
 
