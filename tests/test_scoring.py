@@ -29,11 +29,13 @@ from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.probe.density import TrainingDensity, fit_density
 from pedsleepmae.probe.files import load_basis, load_montages, load_probes
 from pedsleepmae.probe.montages import better_on_val
+from pedsleepmae.probe.nights import INDICES
 from pedsleepmae.score import files, report, run
 from pedsleepmae.score.night import (
     Night,
     Scorer,
     annotation_rows,
+    event_rows,
     find_runs,
     load_scorer,
     score_examples,
@@ -724,6 +726,42 @@ def test_a_recording_is_scored_by_the_probes_of_its_own_montage(trained, scorer)
     few.signals[:, ~shown] = 7
     again = score_examples(scorer, few)
     np.testing.assert_allclose(again.prob["sleep"], night.prob["sleep"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "not_counted"),
+    [
+        (range(N_CHANNELS), {}),
+        (
+            MONTAGES["two EEG, one EOG, chin, flow"],
+            {"desaturation_index": "no SpO2 recorded"},
+        ),
+        (
+            (0, 13, 15),
+            {
+                "apnea_hypopnea_index": "no flow or effort or SpO2 recorded",
+                "desaturation_index": "no SpO2 recorded",
+            },
+        ),
+    ],
+)
+def test_events_whose_sensor_was_not_recorded_are_not_counted(
+    trained, scorer, recorded, not_counted
+):
+    examples = stored_examples(trained, "test")
+    shown = np.isin(np.arange(N_CHANNELS), recorded)
+    night = score_examples(scorer, replace(examples, present=examples.present & shown))
+    everywhere = {task: np.ones(len(night), int) for task in INDICES.values()}
+    sure = {task: np.tile([0.0, 1.0], (len(night), 1)) for task in INDICES.values()}
+    night = replace(night, prob=night.prob | sure, called=night.called | everywhere)
+    rows = {row["name"]: row for row in night_quantities(scorer, night)}
+    kinds = {task for _, _, task, _ in event_rows(night)}
+    for index, task in INDICES.items():
+        row, reason = rows[index], not_counted.get(index)
+        assert (task in kinds) == (reason is None)
+        if reason:
+            assert (row["value"], row["called"]) == (None, None)
+            assert row["reason"] == row["called_reason"] == reason
 
 
 def test_a_montage_that_nobody_knows_is_refused(trained, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from pedsleepmae import store
 from pedsleepmae.adapters import Adapter, load_adapter, merge
-from pedsleepmae.channels import ALL_CHANNELS, EPOCH_S, MONTAGES, N_CHANNELS
+from pedsleepmae.channels import ALL_CHANNELS, CHANNEL_GROUPS, EPOCH_S, MONTAGES, N_CHANNELS
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.errors import ProbeError, printable
 from pedsleepmae.machine import Compute
@@ -33,6 +33,10 @@ from pedsleepmae.shipped import find_file
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
 
 FAR_TEXT = "Far from the training data"  # of flagged epochs, among the annotations
+# Groups of channels of which one at least is needed before events are counted (AASM): a probe says
+# something without them, too, but an index of it is no measurement.
+SENSORS = dict.fromkeys(("apnea", "hypopnea", "apnea_hypopnea"), ("flow", "effort", "SpO2"))
+SENSORS |= {"desaturation": ("SpO2",)}
 FACTS = {  # of script 3, by name: the type of what scoring and its summary read
     "checkpoint": str,
     "encoder_sha256": str,
@@ -216,6 +220,7 @@ class Night:
     ``montage``: the channels for which the probes were fitted. ``begun``: by kind of event how many
     scored ones begin in each epoch (N,); None: single events are not known. ``found``: by task the
     single events found, (n, 3): onset and end in s, mean probability; {} without such probes.
+    ``not_counted``: by task why its events are not counted, where no sensor of it was recorded.
     """
 
     onsets_s: np.ndarray
@@ -227,6 +232,7 @@ class Night:
     lights: Lights = NOT_KNOWN
     begun: Mapping[str, np.ndarray] | None = None
     found: Mapping[str, np.ndarray] = field(default_factory=dict)
+    not_counted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def far_N(self) -> np.ndarray:
@@ -288,7 +294,19 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
     called = {task: probe.decide(prob[task]) for task, probe in probes.items()}
     scored = {task: task_labels(examples.labels, task) for task in TASKS}
     scored = scored if (scored["sleep"] >= 0).any() else None
-    return Night(examples.onsets_s, prob, called, distance_N, scored, montage, found=found)
+    without = missing_sensors(recorded_C)
+    found = {task: events for task, events in found.items() if task not in without}
+    told = {"found": found, "not_counted": without}
+    return Night(examples.onsets_s, prob, called, distance_N, scored, montage, **told)
+
+
+def missing_sensors(recorded_C: np.ndarray) -> dict[str, str]:
+    """By task why its events are not counted; ``recorded_C``: True for a recorded channel."""
+    return {
+        task: f"no {' or '.join(groups)} recorded"
+        for task, groups in SENSORS.items()
+        if not any(recorded_C[list(CHANNEL_GROUPS[group])].any() for group in groups)
+    }
 
 
 def find_events(
@@ -322,7 +340,7 @@ def event_rows(night: Night) -> list[tuple[float, float, str, float]]:
     for task in EVENT_TEXTS:
         if task in night.found:
             rows += [(on, end - on, task, p) for on, end, p in night.found[task].tolist()]
-        elif task in night.called:
+        elif task in night.called and task not in night.not_counted:
             for on_s, duration_s, _ in find_runs(night.onsets_s, night.called[task] == 1, task):
                 inside_N = (night.onsets_s >= on_s) & (night.onsets_s < on_s + duration_s)
                 rows.append((on_s, duration_s, task, float(night.prob[task][inside_N, 1].mean())))

@@ -151,9 +151,11 @@ def _draw_events(ax: Axes, hours: np.ndarray, night: Night, events: list[str]) -
     colours = dict(zip(plots.EVENT_NAMES, plots.EVENT_COLOURS, strict=True))
     for row, task in enumerate(events):
         colour = colours.get(task, plots.INK)
-        called = [(h, width) for h in hours[night.called[task] == 1]]
+        called = []
         if task in night.found:
             called = [(on / 3600, (end - on) / 3600) for on, end, _ in night.found[task]]
+        elif task not in night.not_counted:
+            called = [(h, width) for h in hours[night.called[task] == 1]]
         ax.broken_barh(called, (-row - 0.3, 0.5), color=colour, lw=0)
         if night.scored:
             scored = hours[night.scored[task] == 1]

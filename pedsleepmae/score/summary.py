@@ -124,7 +124,8 @@ def count_night(night: Night, facts: Mapping) -> dict[str, Count]:
     bed, per_epoch = night.in_bed_N, facts["nights"]["events_per_epoch"]
     counts = {}
     if "sleep" in night.prob:
-        seen = {name: task for name, task in INDICES.items() if task in night.prob}
+        counted = night.prob.keys() - night.not_counted.keys()
+        seen = {name: task for name, task in INDICES.items() if task in counted}
         ratio = {name: per_epoch.get(name, 1.0) for name in seen}
         expected = {name: night.prob[task][bed, 1] * ratio[name] for name, task in seen.items()}
         called = {name: night.called[task][bed] * ratio[name] for name, task in seen.items()}
@@ -191,7 +192,9 @@ def _rate(facts: Mapping, night: Night, counts: Mapping[str, Count], rate: str) 
     per_hour = {way: figure for way, (_, figure) in found.items()}
     row = _quantity(facts, task, rate, f"{what} per hour of {RATES[rate][2]}", per_hour)
     row["counted"] = {way: n_events for way, (n_events, _) in found.items()}
-    if "sleep" not in night.prob and task in night.prob:
+    if task in night.not_counted:
+        row["reason"] = row["called_reason"] = night.not_counted[task]
+    elif "sleep" not in night.prob and task in night.prob:
         row["reason"] = "the probe file holds no probe for sleep, so no time of sleep is known"
     elif single:
         row["found_by"] = "seconds"
