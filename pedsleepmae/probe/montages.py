@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae import machine, metrics, store
-from pedsleepmae.channels import MONTAGES, N_CHANNELS
+from pedsleepmae.channels import ALL_CHANNELS, MONTAGES, N_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.data import keep_files
 from pedsleepmae.probe import embeddings, linear
@@ -55,6 +55,8 @@ def judge_montages(
         slug = "_".join(name.replace(",", "").split())
         key = embeddings.embedding_key(checkpoint.sha256, slug, index.split_hash, compute.precision)
         place = folder / "montages" / key
+        if name == ALL_CHANNELS:  # embedded already
+            place = read_out.table.paths[0].parent
         names = [read_out.table.name]
         embeddings.embed_files(part, model, place, names, compute, f"montage: {name}")
         table = embeddings.open_tables(part, place, names)[names[0]]
