@@ -121,7 +121,7 @@ def test_installed_it_scores_a_night_to_the_same_table_from_any_folder(
     (folder,) = (tmp_path / "results" / "scored").iterdir()
     for name in ("epochs.csv", "summary.csv"):
         table, wanted = (pd.read_csv(at / name) for at in (folder, scored / "repository/night"))
-        # On some processors another process sums in another order.
+        # On one machine another process gave other digits.
         pd.testing.assert_frame_equal(table, wanted, rtol=1e-3, atol=1e-3)
     assert (folder / "report.html").is_file()
 

@@ -502,6 +502,7 @@ def test_files_whose_names_end_in_capitals_are_paired(tmp_path, layout, recordin
     (study,) = layouts.find_studies(tmp_path, layout)
     assert (study.edf.name, study.annotations.name, study.problem) == (recording, annotations, "")
     assert layouts.find_annotations(study.edf) == study.annotations
+    assert layouts.find_annotations(tmp_path / "elsewhere" / recording) is None
 
 
 def test_6_chat_files_are_paired_by_name(tmp_path):

@@ -239,7 +239,10 @@ def find_annotations(recording: Path) -> Path | None:
     Names are compared without case, as the layouts compare their ends.
     """
     recording = Path(recording)
-    beside = {name.lower(): name for name in sorted(os.listdir(recording.parent))}
+    try:
+        beside = {name.lower(): name for name in sorted(os.listdir(recording.parent))}
+    except OSError:  # whoever opens the recording will say so
+        return None
     stem = recording.stem.lower()
     named = [f"{stem}.tsv", f"{stem}-nsrr.xml"]
     if stem.endswith("-psg"):
