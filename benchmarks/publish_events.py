@@ -2,7 +2,7 @@
 
     python benchmarks/publish_events.py results/m15p8_events/probes.npz checkpoint/probes.npz
 
-Both must rest on the same encoder, block and scaling. So the events of
+Both must rest on the same encoder and scaling. So the events of
 configs/m15p8_simulated/events.yaml, judged on children of their own, join the probes of epochs and
 of montages of configs/m15p8_simulated/probe.yaml.
 """
@@ -16,31 +16,30 @@ sys.path.insert(0, str(ROOT))
 
 from pedsleepmae.probe.files import (
     load_basis,
+    load_event_probes,
     load_montages,
     load_probes,
-    load_step_probes,
     publish,
     save_probes,
 )
-from pedsleepmae.probe.tables import split_layer
 
 SAME = ("encoder_sha256", "scaling")
 
 
 def main(source: Path, target: Path) -> None:
-    pooling, probes = load_probes(target)
+    read_outs, probes = load_probes(target)
     basis, found = load_basis(target), load_basis(source).facts
-    layers = [split_layer(name)[1] for name in (pooling, load_probes(source)[0])]
     for name in SAME:
         if basis.facts[name] != found[name]:
             sys.exit(f"{name} differs: {basis.facts[name]} there, {found[name]} in {source}")
-    if layers[0] != layers[1]:
-        sys.exit(f"block {layers[0]} is read there, {layers[1]} in {source}")
+    if (event_probes := load_event_probes(source)) is None:
+        sys.exit(f"{source} holds no probes of single events; run script 3 with --events true")
     basis = replace(basis, facts=basis.facts | {"events": found["events"]})
-    save_probes(source.with_name("published.npz"), pooling, probes, basis, load_montages(target),
-                load_step_probes(source))  # fmt: skip
-    publish(source.with_name("published.npz"), target)
-    print(f"{target}: {', '.join(load_step_probes(target))}")
+    joined, montages = source.with_name("published.npz"), load_montages(target)
+    save_probes(joined, read_outs, probes, basis, montages, event_probes)
+    publish(joined, target)
+    for montage, by_kind in event_probes.by_montage.items():
+        print(f"{target}: single events, {montage}: {', '.join(by_kind)}")
 
 
 if __name__ == "__main__":

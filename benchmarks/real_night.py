@@ -42,13 +42,14 @@ def main() -> None:
     parser.add_argument(
         "--pooling",
         default=None,
-        help="one, or several joined by +; default: that of the checkpoint's probes.npz beside it, "
-        "chosen on simulated children",
+        help="one, or several joined by +; default: that of the stages in the checkpoint's "
+        "probes.npz, chosen on simulated children",
     )
     options = parser.parse_args()
     pooling = options.pooling
     if pooling is None:
-        pooling, _ = files.load_probes(options.checkpoint.with_name("probes.npz"))
+        read_outs, _ = files.load_probes(options.checkpoint.with_name("probes.npz"))
+        pooling = read_outs["sleep"].pooling
     index = load_index(options.batches_dir)
     with tempfile.TemporaryDirectory() as folder:
         results = judge_all(index, options.checkpoint, pooling, Path(folder))

@@ -7,7 +7,7 @@ Names in the state dict are those of the original PedSleepMAE, so that its check
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -365,14 +365,30 @@ class Encoder(nn.Module):
         if self.layout.has_absent_token:
             self.absent_token = nn.Parameter(torch.empty(1, 1, 1, emb_dim))
 
-    def forward(
+    def forward(self, x_BCSP: Tensor, present_BC: Tensor, keep_BCK: Tensor | None) -> Tensor:
+        """Tokens after all blocks and the norm."""
+        n_layers = len(self.transformer)
+        return self.after_blocks(x_BCSP, present_BC, keep_BCK, [n_layers])[n_layers]
+
+    def after_blocks(
         self,
         x_BCSP: Tensor,
         present_BC: Tensor,
         keep_BCK: Tensor | None,
-        layer: int | None = None,
-    ) -> Tensor:
-        """Tokens after all blocks and the norm; after the first ``layer`` of them as they are."""
+        layers: Collection[int],
+    ) -> dict[int, Tensor]:
+        """Tokens after each of these blocks (1 the first), all from one pass up to the last of
+        them. Those of the encoder's last block are normed."""
+        tokens_BND, found = self._first_tokens(x_BCSP, present_BC, keep_BCK), {}
+        for number, block in enumerate(self.transformer[: max(layers)], start=1):
+            tokens_BND = block(tokens_BND)
+            if number in layers:
+                is_last = number == len(self.transformer)
+                found[number] = self.layer_norm(tokens_BND) if is_last else tokens_BND
+        return found
+
+    def _first_tokens(self, x_BCSP: Tensor, present_BC: Tensor, keep_BCK: Tensor | None) -> Tensor:
+        """What the first block reads."""
         positions = self.pos_embedding[:, :, 1:]
         if keep_BCK is not None:
             x_BCSP = x_BCSP.gather(2, keep_BCK[..., None].expand(-1, -1, -1, x_BCSP.shape[3]))
@@ -384,10 +400,7 @@ class Encoder(nn.Module):
             z_BCKE = torch.where(present_BC[:, :, None, None], z_BCKE, self.absent_token)
         class_CE = (self.cls_token + self.pos_embedding[:, :, :1])[0, :, 0]
         class_BCE = class_CE.expand(len(z_BCKE), -1, -1)
-        tokens_BND = self.layout.to_tokens(class_BCE, z_BCKE + positions)
-        for block in self.transformer[:layer]:
-            tokens_BND = block(tokens_BND)
-        return tokens_BND if layer is not None else self.layer_norm(tokens_BND)
+        return self.layout.to_tokens(class_BCE, z_BCKE + positions)
 
 
 class Decoder(nn.Module):
@@ -575,24 +588,30 @@ class MaskedAutoencoder(nn.Module):
         return errors
 
     def encode(
+        self, x_BCT: Tensor, present: Tensor | None = None, keep_BCK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encoder features: ``class_BCE`` and ``z_BCKE`` (K = S when nothing is hidden)."""
+        n_layers = len(self.encoder.transformer)
+        return self.encode_layers(x_BCT, [n_layers], present, keep_BCK)[n_layers]
+
+    def encode_layers(
         self,
         x_BCT: Tensor,
+        layers: Collection[int],
         present: Tensor | None = None,
         keep_BCK: Tensor | None = None,
-        layer: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Encoder features: ``class_BCE`` and ``z_BCKE`` (K = S when nothing is hidden).
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """As :meth:`encode`, after each of these blocks (1 the first; the last block's are normed).
 
-        ``layer``: of the first so many blocks (the last block's are normed); None: of all.
+        ValueError for a block that is not there.
         """
         x_BCT, present_BC = self._checked(x_BCT, present)
-        x_BCSP = self._patches(x_BCT, present_BC)
         n_layers = len(self.encoder.transformer)
-        if layer is not None and not 1 <= layer <= n_layers:
-            raise ValueError(f"layer is {layer}; this encoder has the blocks 1 to {n_layers}")
-        layer = None if layer == n_layers else layer
-        tokens_BND = self.encoder(x_BCSP, present_BC, keep_BCK, layer)
-        return self.layout.from_tokens(tokens_BND.float())
+        if odd := [layer for layer in layers if not 1 <= layer <= n_layers]:
+            raise ValueError(f"layer is {odd[0]}; this encoder has the blocks 1 to {n_layers}")
+        x_BCSP = self._patches(x_BCT, present_BC)
+        tokens = self.encoder.after_blocks(x_BCSP, present_BC, keep_BCK, layers)
+        return {k: self.layout.from_tokens(tokens_BND.float()) for k, tokens_BND in tokens.items()}
 
     @torch.no_grad()
     def decode(self, class_BCE: Tensor, z_BCKE: Tensor, keep_BCK: Tensor | None = None) -> Tensor:
@@ -612,30 +631,33 @@ class MaskedAutoencoder(nn.Module):
 
         ``pooling``: mean or max of the patch features over the E-wide axis (F = 16 S, one value
         per channel and patch, as in the paper); over time (F = 16 E each) time_mean, time_abs (of
-        absolute values), time_std, and time_max and time_min of 2-s means; class, the class
-        tokens (F = 16 E); or several joined by +. ``present`` (B, 16): False where a channel was
+        absolute values), time_std, time_max and time_min of 2-s means, time_calm and time_burst,
+        the least and the largest standard deviation within 5 s; class, the class tokens (F = 16 E);
+        or several joined by +. ``present`` (B, 16): False where a channel was
         not recorded; None: all were. ``layer``: the block that is read, 1 the first; None: the
         last.
         """
-        return self.embed_many(x_BCT, [pooling], present, layer)[pooling]
+        name = pooling if layer is None else f"{pooling}@{layer}"
+        return self.embed_many(x_BCT, [name], present)[name]
 
     @torch.no_grad()
     def embed_many(
-        self,
-        x_BCT: Tensor,
-        poolings: Sequence[str],
-        present: Tensor | None = None,
-        layer: int | None = None,
+        self, x_BCT: Tensor, poolings: Sequence[str], present: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Features by pooling (see :meth:`embed`), all from one pass through the encoder."""
-        class_BCE, z_BCSE = self.encode(x_BCT, present, layer=layer)
-        return {pooling: pool(class_BCE, z_BCSE, pooling) for pooling in poolings}
+        """Features by pooling (see :meth:`embed`; `@k` at its end: of block k), all from one pass
+        through the encoder."""
+        n_layers, split = len(self.encoder.transformer), {}
+        for name in poolings:
+            pooling, layer = split_layer(name)
+            split[name] = pooling, n_layers if layer is None else layer
+        encoded = self.encode_layers(x_BCT, {layer for _, layer in split.values()}, present)
+        return {name: pool(*encoded[layer], pooling) for name, (pooling, layer) in split.items()}
 
     def n_features(self, pooling: str) -> int:
-        """Length F of the features that :meth:`embed` gives; ValueError for an unknown pooling."""
+        """Length F of the features of a pooling, of whichever block; ValueError for an unknown."""
         shape = 1, N_CHANNELS, self.n_patches, self.settings.emb_dim
         z_BCSE = torch.empty(shape, device="meta")
-        return pool(z_BCSE[:, :, 0], z_BCSE, pooling).shape[1]
+        return pool(z_BCSE[:, :, 0], z_BCSE, split_layer(pooling)[0]).shape[1]
 
     @torch.no_grad()
     def reconstruct(
@@ -697,14 +719,23 @@ class MaskedAutoencoder(nn.Module):
 
 # ------------------------------------------------------------------ features
 # What passes within an epoch, an arousal of 3 s or a missed breath, is lost in a mean over 30 s,
-# and a single patch is noise: extremes over time are those of means over 2 s.
-N_WINDOWS = 15
+# and a single patch is noise: extremes over time are those of means over 2 s. What swings with each
+# breath has the same mean whether the breath is large or small: its spread over 5 s tells, longer
+# than a child's breath and short enough for two missed ones.
+N_MEANS, N_SPREADS = 15, 6
 
 
-def _windows(z_BCSE: Tensor) -> Tensor:
-    """Means over the 15 windows of 2 s, (B, C, 15, E); of as many patches as come closest."""
-    by_time = F.adaptive_avg_pool1d(z_BCSE.flatten(0, 1).transpose(1, 2), N_WINDOWS)
+def _windows(z_BCSE: Tensor, n: int) -> Tensor:
+    """Means over n windows of an epoch, (B, C, n, E); of as many patches as come closest."""
+    by_time = F.adaptive_avg_pool1d(z_BCSE.flatten(0, 1).transpose(1, 2), n)
     return by_time.transpose(1, 2).unflatten(0, z_BCSE.shape[:2])
+
+
+def _spreads(z_BCSE: Tensor) -> Tensor:
+    """Standard deviation within each window of 5 s, (B, C, 6, E)."""
+    z_BCSE = z_BCSE - z_BCSE.mean(dim=2, keepdim=True)  # else squares of large means round it off
+    variance_BCWE = _windows(z_BCSE.square(), N_SPREADS) - _windows(z_BCSE, N_SPREADS).square()
+    return variance_BCWE.clamp_(min=0).sqrt_()
 
 
 def _spread(z: Tensor, dim: int) -> Tensor:
@@ -719,8 +750,10 @@ POOLINGS = {
     "time_mean": lambda class_BCE, z_BCSE: z_BCSE.mean(dim=2),
     "time_abs": lambda class_BCE, z_BCSE: z_BCSE.abs().mean(dim=2),
     "time_std": lambda class_BCE, z_BCSE: _spread(z_BCSE, 2),
-    "time_max": lambda class_BCE, z_BCSE: _windows(z_BCSE).amax(dim=2),
-    "time_min": lambda class_BCE, z_BCSE: _windows(z_BCSE).amin(dim=2),
+    "time_max": lambda class_BCE, z_BCSE: _windows(z_BCSE, N_MEANS).amax(dim=2),
+    "time_min": lambda class_BCE, z_BCSE: _windows(z_BCSE, N_MEANS).amin(dim=2),
+    "time_calm": lambda class_BCE, z_BCSE: _spreads(z_BCSE).amin(dim=2),
+    "time_burst": lambda class_BCE, z_BCSE: _spreads(z_BCSE).amax(dim=2),
     "class": lambda class_BCE, z_BCSE: class_BCE,
 }
 SECONDS = "seconds"  # for single events: of each second mean and spread, see seconds_of
@@ -730,6 +763,12 @@ def seconds_of(z_BCSE: Tensor) -> Tensor:
     """Of each channel and second the mean and spread over its patches, (B, C, 30, 2E)."""
     z_BCMPE = z_BCSE.unflatten(2, (round(EPOCH_S), -1))
     return torch.cat([z_BCMPE.mean(3), _spread(z_BCMPE, 3)], dim=3)
+
+
+def split_layer(name: str) -> tuple[str, int | None]:
+    """ "time_mean+class@2" -> the pooling and the block it is read from; None: the last."""
+    pooling, _, layer = name.partition("@")
+    return pooling, int(layer) if layer else None
 
 
 def pool(class_BCE: Tensor, z_BCSE: Tensor, pooling: str) -> Tensor:

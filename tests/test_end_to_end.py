@@ -50,7 +50,7 @@ def walked(tmp_path_factory):
     printed = run(
         "3_train_classifier.py", "--paths.batches_dir", "batches", "--paths.checkpoint",
         "run/checkpoint_best.pt", "--paths.output_dir", "results", "--pooling", "mean",
-        "--bootstrap_draws", "200", "--events", "true", cwd=folder,
+        "--bootstrap_draws", "200", "--events", "true", "--montage_epochs", "40", cwd=folder,
     )  # fmt: skip
     return folder, printed
 

@@ -45,10 +45,10 @@ def test_token_steps_are_mean_and_spread_of_the_seconds_patches():
     torch.manual_seed(0)
     model = MaskedAutoencoder(patch_size=16, emb_dim=4, num_layer=2, num_head=2).eval()
     x_BCT, present_BC = torch.randn(2, N_CHANNELS, 3840), torch.ones(2, N_CHANNELS, dtype=bool)
-    seconds = model.embed_many(x_BCT, ["seconds"], present_BC, layer=1)["seconds"].numpy()
+    seconds = model.embed_many(x_BCT, ["seconds@1"], present_BC)["seconds@1"].numpy()
     found = steps.token_steps(seconds)
     with torch.no_grad():
-        _, z_BCKE = model.encode(x_BCT, present_BC, layer=1)
+        _, z_BCKE = model.encode_layers(x_BCT, [1], present_BC)[1]
     assert found.shape == (2, 30, N_CHANNELS * 8)
     second = z_BCKE[1, 7, 8 * 11 : 8 * 12]  # channel 7, second 11
     wanted = torch.cat([second.mean(0), second.std(0, unbiased=False)])

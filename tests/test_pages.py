@@ -122,7 +122,7 @@ def probe_page(folder: Path) -> Path:
     counts = {"epochs": 20_000, "patients": 200, "nights": 210}
     counts = dict.fromkeys(("train", "val", "test"), counts)
     path = folder / "report.html"
-    path.write_text(make_page(content, counts, read_out, {}), encoding="utf-8")
+    path.write_text(make_page(content, counts, {}), encoding="utf-8")
     return path
 
 

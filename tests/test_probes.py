@@ -12,6 +12,7 @@ from pedsleepmae import checkpoints, errors, model
 from pedsleepmae.checkpoints import CheckpointError, hash_patients, list_sums
 from pedsleepmae.probe import evaluation, files, linear, report, solvers
 from pedsleepmae.probe.density import fit_density
+from pedsleepmae.probe.fitted import SavedReadOut
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.probe.nights import read_studies
 from pedsleepmae.probe.tables import neighbours
@@ -385,21 +386,22 @@ def test_probes_come_back_from_disk_as_they_were(tmp_path):
     x_NF[:, 0] += 2 * index.labels["eeg"]
     results = run(settings_for("sleep", "arousal"), index, {"encoder": {"x": x_NF}}, tmp_path)
     density = fit_density(results.best_table, results.index.rows("train"), results.test)
-    basis = files.Basis({"encoder_sha256": "0123"}, density)
+    basis = files.Basis({"encoder_sha256": "0123"}, density, "x")
     probes = {task: result.probe for task, result in results.fitted.items()}
-    files.save_probes(tmp_path / "probes.npz", results.best_table.name, probes, basis)
-    pooling, loaded = files.load_probes(tmp_path / "probes.npz")
-    assert pooling == "x"
+    read_outs = {"sleep": SavedReadOut("x@2", "night"), "arousal": SavedReadOut("x", "none")}
+    files.save_probes(tmp_path / "probes.npz", read_outs, probes, basis)
+    read_back, loaded = files.load_probes(tmp_path / "probes.npz")
+    assert read_back == read_outs
     rows = results.test
-    features_NF = results.best_table.read(rows)
     for task, probe in loaded.items():
+        features_NF = results.tables[task].read(rows)
         prob_NK = probe.probabilities(probe.linear.logits(features_NF))
         before = results.fitted[task]
         assert prob_NK == pytest.approx(before.prob_NK, abs=1e-5)
         assert (probe.decide(before.prob_NK) == before.decided_N).all()
     again = files.load_basis(tmp_path / "probes.npz")
-    assert again.facts == basis.facts
-    x_NF = features_NF[:5]
+    assert (again.facts, again.pooling) == (basis.facts, "x")
+    x_NF = results.best_table.read(rows[:5])
     assert (again.density.distance(x_NF) == density.distance(x_NF)).all()
     with pytest.raises(errors.ProbeError, match="run script 3"):
         files.load_probes(tmp_path / "train" / "combined_0.hdf5")

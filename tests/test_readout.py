@@ -13,7 +13,7 @@ from pedsleepmae.channels import ALL_CHANNELS, CHANNELS, MONTAGES, N_CHANNELS
 from pedsleepmae.errors import ProbeError
 from pedsleepmae.model import MaskedAutoencoder, pool
 from pedsleepmae.prepare.signals import standardise_epochs
-from pedsleepmae.probe import evaluation, readout, run, tables
+from pedsleepmae.probe import evaluation, linear, readout, run, tables
 from pedsleepmae.probe.linear import FitSettings
 from pedsleepmae.score.night import nearest_montage
 
@@ -37,6 +37,21 @@ def test_extremes_over_time_are_those_of_two_second_means():
     assert found["time_max"].shape == (2, 48)
 
 
+def test_calm_and_burst_tell_a_breath_that_is_missed_by_its_spread():
+    """A wave of one cycle in 5 s, at a tenth in one window and at three times in another."""
+    patch_S = torch.arange(240.0)
+    size_S = torch.ones(240)
+    size_S[40:80], size_S[120:160] = 0.1, 3.0
+    wave_S = 100 + size_S * torch.sin(2 * torch.pi * patch_S / 40)
+    z_BCSE = wave_S[None, None, :, None].expand(2, 16, 240, 3)
+    calm, burst = (pool(z_BCSE[:, :, 0], z_BCSE, name) for name in ("time_calm", "time_burst"))
+    assert calm.shape == burst.shape == (2, 48)
+    assert calm.unique().numpy() == pytest.approx(0.1 * 0.5**0.5, rel=1e-2)
+    assert burst.unique().numpy() == pytest.approx(3 * 0.5**0.5, rel=1e-3)
+    still = torch.full((1, 16, 240, 3), 1e3)
+    assert pool(still[:, :, 0], still, "time_calm").abs().max() == 0
+
+
 @pytest.mark.parametrize("n_patches", [480, 128, 15])
 def test_windows_of_two_seconds_fit_any_patch_size(n_patches):
     z_BCSE = torch.randn(1, 16, n_patches, 2)
@@ -53,6 +68,10 @@ def test_a_block_is_read_after_it_and_the_last_one_through_the_norm(model):
     hook.remove()
     _, z_BCSE = model.layout.from_tokens(seen[0])
     torch.testing.assert_close(wanted, z_BCSE.mean(2).flatten(1))
+    both = model.embed_many(x_BCT, ["time_mean@2", "time_mean", "class@1"])  # from one pass
+    assert torch.equal(both["time_mean@2"], wanted)
+    assert torch.equal(both["time_mean"], model.embed(x_BCT, "time_mean"))
+    assert torch.equal(both["class@1"], model.embed(x_BCT, "class", layer=1))
     last = model.embed(x_BCT, "class+time_max")
     torch.testing.assert_close(model.embed(x_BCT, "class+time_max", layer=3), last)
     with pytest.raises(ValueError, match="the blocks 1 to 3"):
@@ -154,6 +173,44 @@ def test_hand_made_features_with_the_encoder_are_judged_against_hand_made_alone(
     both = by_source["handmade+encoder"].test.figures["auroc"]
     assert both > by_source["handmade"].test.figures["auroc"] + 0.03
     assert both > by_source["encoder"].test.figures["auroc"] + 0.03
+
+
+def test_each_task_reads_the_features_that_val_prefers_for_it(tmp_path):
+    """Stages stand in one table, arousals in the other, so neither would serve both."""
+    index = planted_index(tmp_path, {"train": 14, "val": 7, "test": 9}, n_epochs=60, seed=7)
+    rng = np.random.default_rng(7)
+    staged, aroused = (rng.standard_normal((len(index), 6)) for _ in range(2))
+    staged[:, :5] += 3 * np.eye(5)[index.labels["sleep"]]
+    aroused[:, 0] += 2 * (index.labels["eeg"] > 0)
+    by_name = planted_table(index, tmp_path / "features", staged=staged, aroused=aroused)
+    sources = {"encoder": by_name, "untrained": by_name, "handmade": {"staged": by_name["staged"]}}
+    settings = evaluation.ProbeSettings(tasks=["sleep", "arousal"], context=1)
+    results = evaluation.compare(settings, index, sources, None, FITTING)
+    read = {task: table.read_outs[0].table.name for task, table in results.tables.items()}
+    assert read == {"sleep": "staged", "arousal": "aroused"}
+    for task, result in results.tasks.items():
+        figures = {name: own.test.figures for name, own in result.by_source.items()}
+        name = evaluation.auroc_name(task)
+        assert figures["encoder"][name] > 0.85
+        assert figures["encoder"][name] == figures["untrained"][name]  # the same choice for all
+        assert figures["context"][name] > 0.85
+        assert figures["handmade+encoder"][name] > 0.85
+        assert result.by_source["encoder"].features.startswith(read[task])
+    assert results.tasks["arousal"].by_source["handmade"].test.figures["auroc"] < 0.6
+    rows = results.pooling_scores.set_index(["source", "features"])
+    best = rows.loc["encoder"]["mean"].idxmax()
+    assert results.best_table.name == best
+
+
+def test_of_equal_scores_the_features_of_the_best_mean_are_taken():
+    def choice(score):
+        return linear.Choice(None, score, np.zeros(0))
+
+    one = evaluation.Tried("encoder", "one", {"sleep": choice(0.9), "apnea": choice(None)}, 0)
+    two = evaluation.Tried("encoder", "two", {"sleep": choice(0.8), "apnea": choice(None)}, 0)
+    for tried in ([one, two], [two, one]):
+        best = evaluation.best_by_task(tried)
+        assert {task: its.table for task, its in best.items()} == {"sleep": "one", "apnea": "one"}
 
 
 # ------------------------------------------------------------------ channels and gain

@@ -13,7 +13,8 @@ from sklearn.metrics import roc_auc_score
 from small_probes import paths, save_model, script_3
 
 from pedsleepmae import checkpoints, load_model, store
-from pedsleepmae.probe import files, readout, tables
+from pedsleepmae.model import split_layer
+from pedsleepmae.probe import files, readout
 from pedsleepmae.tasks import TASKS
 
 
@@ -124,9 +125,8 @@ def test_the_probes_on_disk_give_the_published_figure_again(finished, content):
     folder = finished[0]
     index = store.load_index(folder / "batches")
     model = load_model(folder / "model.pt")
-    name, loaded = files.load_probes(folder / "results" / "probes.npz")
-    normalise = files.load_basis(folder / "results" / "probes.npz").facts["normalise"]
-    pooling, layer = tables.split_layer(name)
+    read_outs, loaded = files.load_probes(folder / "results" / "probes.npz")
+    pooling, layer = split_layer(read_outs["apnea"].pooling)
     test = index.rows("test")
     staged_N = index.labels["sleep"][test] >= 0
     score_N = np.full(len(test), np.nan)
@@ -136,7 +136,7 @@ def test_the_probes_on_disk_give_the_published_figure_again(finished, content):
         present_NC = index.present[test[here]]
         x_NF = model.embed(x_BCT, pooling, torch.from_numpy(present_NC), layer).numpy()
         lengths = [model.n_features(part) for part in pooling.split("+")]
-        x_NF = readout.night_rows(x_NF, lengths, present_NC, normalise)
+        x_NF = readout.night_rows(x_NF, lengths, present_NC, read_outs["apnea"].normalise)
         probe = loaded["apnea"]
         score_N[here] = probe.probabilities(probe.linear.logits(x_NF))[:, 1]
     again = roc_auc_score(index.labels["apnea"][test[staged_N]] > 0, score_N[staged_N])

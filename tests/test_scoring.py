@@ -18,7 +18,7 @@ from edf_files import nch_file, stage_rows, write_tsv
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, f1_score
-from small_probes import fit_probes, run_script, save_model
+from small_probes import fit_probes, paths, run_script, save_model, script_3
 
 import pedsleepmae
 from pedsleepmae import errors, store
@@ -28,6 +28,7 @@ from pedsleepmae.prepare.layouts import find_scoring
 from pedsleepmae.prepare.recordings import RecordingError, open_edf
 from pedsleepmae.probe.density import TrainingDensity, fit_density
 from pedsleepmae.probe.files import load_basis, load_montages, load_probes
+from pedsleepmae.probe.fitted import SavedReadOut
 from pedsleepmae.probe.montages import better_on_val
 from pedsleepmae.probe.nights import INDICES
 from pedsleepmae.score import files, report, run
@@ -110,6 +111,44 @@ def test_epochs_that_script_3_scored_get_the_same_scores(trained, scorer):
         assert brier == pytest.approx(tasks[task]["test"]["brier"], abs=1e-9)
     agreement = stage_agreement(night)
     assert agreement["kappa"] == pytest.approx(tasks["sleep"]["test"]["kappa"], abs=1e-9)
+
+
+def test_each_task_is_scored_by_the_features_that_its_own_probe_reads(trained, scorer, tmp_path):
+    argv = [*paths(trained, trained / "batches", trained / "model.pt"), "--pooling", "time_std"]
+    argv += ["--paths.output_dir", tmp_path / "other", "--tasks", "[arousal]", "--context", "0"]
+    assert script_3(*argv, "--baselines", "[]", "--normalise", "night") == 0
+    with np.load(tmp_path / "other" / "probes.npz") as file:
+        arousal = {name: file[name] for name in file if name.startswith("arousal/")}
+    with np.load(trained / "results" / "probes.npz") as file:
+        whole = {name: file[name] for name in file if not name.startswith("montage/")}
+    np.savez(tmp_path / "mixed.npz", **whole | arousal)
+    mixed = load_scorer(trained / "model.pt", tmp_path / "mixed.npz")
+    assert mixed.read_outs["arousal"] == SavedReadOut("time_std", "night")
+    assert mixed.read_outs["sleep"].pooling == "time_abs"
+    examples = stored_examples(trained, "test")
+    night, before = score_examples(mixed, examples), score_examples(scorer, examples)
+    other = load_scorer(trained / "model.pt", tmp_path / "other" / "probes.npz")
+    by_itself = score_examples(other, examples)
+    assert (night.prob["arousal"] == by_itself.prob["arousal"]).all()
+    assert not (night.prob["arousal"] == before.prob["arousal"]).all()
+    for task in ("sleep", "apnea"):
+        assert night.prob[task] == pytest.approx(before.prob[task], abs=1e-6)
+    assert (night.distance_N == before.distance_N).all()
+
+
+def test_a_file_of_probes_of_version_2_scores_as_it_did(trained, scorer, tmp_path):
+    """There one pooling and one way to standardise stood for all tasks."""
+    with np.load(trained / "results" / "probes.npz") as file:
+        arrays = dict(file)
+    facts = json.loads(str(arrays["facts"])) | {"normalise": str(arrays["sleep/normalise"])}
+    old = {n: a for n, a in arrays.items() if n.split("/")[-1] not in ("pooling", "normalise")}
+    old |= {"version": np.array(2), "pooling": arrays["pooling"]}
+    np.savez(tmp_path / "old.npz", **old | {"facts": np.array(json.dumps(facts))})
+    again = load_scorer(trained / "model.pt", tmp_path / "old.npz")
+    assert again.read_outs == scorer.read_outs
+    examples = stored_examples(trained, "test")
+    one, two = score_examples(scorer, examples), score_examples(again, examples)
+    assert all((one.prob[task] == two.prob[task]).all() for task in one.prob)
 
 
 def score_edf(scorer, path: Path) -> tuple[store.Examples, Night]:
@@ -458,13 +497,18 @@ def test_probes_of_another_encoder_are_refused(tmp_path, trained, capsys):
     assert code == 2
     assert "other.pt" in one_sentence(capsys, code)
     again = save_model(tmp_path / "copy.pt", [], seed=0)  # another file, the same encoder
-    assert load_scorer(again, probe_file).pooling == "time_abs"
+    assert load_scorer(again, probe_file).read_outs["sleep"].pooling == "time_abs"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"pooling": np.array("mean")}, "pooling mean"),
+        ({"pooling": np.array("mean")}, "density reads .* pooling mean"),
+        ({"sleep/pooling": np.array("mean")}, "probe of sleep reads .* pooling mean"),
+        ({"sleep/pooling": np.array("time_abs@9")}, "no block 9"),
+        ({"sleep/pooling": np.array("median")}, "median"),
+        ({"sleep/normalise": np.array("twice")}, "neither none nor night"),
+        ({"sleep/normalise": None}, "sleep/normalise"),
         ({"facts": None}, "which encoder"),
         ({"version": np.array(99)}, "update the code"),
         ({"density/axes_KF": None}, "which encoder"),
@@ -628,7 +672,8 @@ def test_an_event_of_d_seconds_touches_one_plus_d_over_30_epochs():
 
 
 def test_a_night_unlike_the_training_data_is_cautioned_against():
-    read = {"normalise": "night", "montage": ALL_CHANNELS}
+    read_outs = {"sleep": {"pooling": "mean", "normalise": "night"}}
+    read = {"read_outs": read_outs, "montage": ALL_CHANNELS}
     content = {
         "n_epochs": 900,
         "probes": {"simulated": False, "patient_disjoint": True, **read},

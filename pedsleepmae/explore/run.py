@@ -54,7 +54,8 @@ class ExploreSettings:
     distances: DistanceSettings = field(default_factory=DistanceSettings)
     pooling: str = "time_abs"
     """How an embedding becomes features, as in script 3: mean, max, time_mean, time_abs, time_std,
-    time_max, time_min, class, or several joined by +; its metrics.json names the best."""
+    time_max, time_min, time_calm, time_burst, class, or several joined by +; its metrics.json names
+    the best."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Which patients; all: every split (a rare disease needs it; pretraining saw the signals of
     train, never a diagnosis)."""

@@ -26,13 +26,13 @@ from pedsleepmae.finetune.loop import tune
 from pedsleepmae.finetune.run import ClassifierSettings, make_job, start_tables
 from pedsleepmae.finetune.tuned import TunedEncoder
 from pedsleepmae.machine import Compute, World
+from pedsleepmae.model import split_layer
 from pedsleepmae.optim import derived_seed, stop_on_signal
 from pedsleepmae.probe import embeddings, linear
-from pedsleepmae.probe.evaluation import auroc_name, fit_and_choose
+from pedsleepmae.probe.evaluation import auroc_name, best_by_task, try_read_outs
 from pedsleepmae.probe.handmade import FEATURES_VERSION
 from pedsleepmae.probe.linear import FitSettings
-from pedsleepmae.probe.readout import ProbeTable, ReadOut
-from pedsleepmae.probe.tables import FeatureTable, HeldTable, split_layer
+from pedsleepmae.probe.tables import FeatureTable, HeldTable
 from pedsleepmae.tasks import task_labels
 
 TRAINED = ("lora", "full", "scratch")  # ways that train an encoder
@@ -213,23 +213,10 @@ def judge(
     candidates: Sequence[FeatureTable],
     fitting: FitSettings,
 ) -> dict[str, dict[str, Any]]:
-    """By task the test AUROC of the features that are best on val, with its bootstrap draws."""
+    """By task the test AUROC of the features that are best in it on val, with bootstrap draws."""
     labels = {task: task_labels(index.labels, task) for task in settings.tasks}
-    normalise = settings.normalise
-    normalisations = ("none", "night") if normalise == "best" else (normalise,)
-    best, best_score = None, -1.0
-    for table in candidates:
-        for how in normalisations:
-            probe_table = ProbeTable([ReadOut(table, how)])
-            choices, _ = fit_and_choose(index, probe_table, labels, fitting)
-            scores = [c.score for c in choices.values() if c.score is not None]
-            score = float(np.mean(scores)) if scores else 0.0
-            if score > best_score:
-                best, best_score = (probe_table, choices), score
-    table, choices = best
+    used = best_by_task(try_read_outs(settings, index, "encoder", candidates, labels, fitting))
     test = index.rows("test")
-    probes = {task: choice.probe.linear for task, choice in choices.items()}
-    logits = linear.predict(table, test, probes, fitting)
     group_N, _ = metrics.bootstrap_groups(
         index.patient_ids[test], index.study_ids[test], index.onsets_s[test]
     )
@@ -238,10 +225,12 @@ def judge(
     figures = {}
     for task, label_N in labels.items():
         figures[task] = {"value": CHANCE, "draws": [CHANCE] * n_draws, "is_fitted": False}
-        if task not in choices:
+        if task not in used:
             continue
-        probe, known = choices[task].probe, label_N[test] >= 0
-        prob_NK = probe.probabilities(logits[task][known])
+        table, probe = used[task].table, used[task].choice.probe
+        known = label_N[test] >= 0
+        logits = linear.predict(table, test[known], {task: probe.linear}, fitting)
+        prob_NK = probe.probabilities(logits[task])
         decided_N = probe.decide(prob_NK)
         judged = metrics.evaluate(
             label_N[test][known], prob_NK, decided_N, group_N[known], weights_RG

@@ -38,7 +38,6 @@ from pedsleepmae.probe.tables import (
     open_tables,
     parts_of,
     place_of,
-    split_layer,
 )
 
 ALONE = machine.World()
@@ -147,21 +146,12 @@ def embed_batch(
 ) -> dict[str, np.ndarray]:
     """Features of one batch by pooling (`@k` at its end: of block k), each (B, F) float32.
 
-    ``model`` is on compute's device; each block that is read costs a pass up to it.
+    ``model`` is on compute's device.
     """
     x_BCT, present_BC = x_BCT.to(compute.device).float(), present_BC.to(compute.device)
-    by_layer: dict[int | None, dict[str, str]] = {}
-    for name in poolings:
-        pooling, layer = split_layer(name)
-        by_layer.setdefault(layer, {})[pooling] = name
-    found = {}
-    for layer, names in by_layer.items():
-        with compute.autocast():
-            features = model.embed_many(x_BCT, list(names), present=present_BC, layer=layer)
-        found |= {
-            names[pooling]: values.float().cpu().numpy() for pooling, values in features.items()
-        }
-    return found
+    with compute.autocast():
+        features = model.embed_many(x_BCT, poolings, present=present_BC)
+    return {name: values.float().cpu().numpy() for name, values in features.items()}
 
 
 def embed_arrays(

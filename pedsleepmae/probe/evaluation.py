@@ -4,7 +4,7 @@ Turns tables of features into :class:`Results`, which metrics.json, the tables a
 written from. Every set of features goes through the same steps on the same patients.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,15 +17,13 @@ from pedsleepmae.errors import SettingsError, bounded
 from pedsleepmae.probe import linear
 from pedsleepmae.probe.linear import Choice, FitSettings, TaskProbe
 from pedsleepmae.probe.nights import events_per_epoch, night_agreement, night_table
-from pedsleepmae.probe.readout import ProbeTable, ReadOut
+from pedsleepmae.probe.readout import ProbeTable, ReadOut, tasks_by_features
 from pedsleepmae.probe.tables import FeatureTable
 from pedsleepmae.splits import AGE_BANDS, age_band
 from pedsleepmae.tasks import STAGES, TASKS, task_labels
 
-POOLINGS_COMPARED = (
-    "time_mean+time_abs+time_std+time_max+time_min",
-    "time_mean+time_abs+time_std+time_max+time_min+class",
-)
+OVER_TIME = "time_mean+time_abs+time_std+time_max+time_min+time_calm+time_burst"
+POOLINGS_COMPARED = (OVER_TIME, f"{OVER_TIME}+class")
 
 
 JOINED = "handmade+encoder"  # what the embedding adds to what laboratories measured
@@ -59,18 +57,21 @@ class ProbeSettings:
     """Tasks to probe."""
     pooling: str = "best"
     """How an embedding becomes features: mean, max (over the 64-wide axis, 7,680 numbers, as in
-    the paper); over time (1,024 each) time_mean, time_abs, time_std, time_max, time_min (of 2-s
-    means); class (class token, 1,024); several joined by +; or best: with layer and normalise the
-    one that has the best mean validation score over the tasks, of `poolings`."""
+    the paper); over time (1,024 each) time_mean, time_abs, time_std, time_max and time_min (of 2-s
+    means), time_calm and time_burst (least and largest standard deviation within 5 s); class
+    (class token, 1,024); several joined by +; or best: with layer and normalise, for
+    each task the one of `poolings` that has its best validation score."""
     poolings: list[str] = field(default_factory=lambda: list(POOLINGS_COMPARED))
     """Poolings compared on validation when pooling is best."""
     layer: int | Literal["best", "last"] = "best"
-    """Block of the encoder that is read, 1 the first; last; or best of `layers` on validation."""
+    """Block of the encoder that is read, 1 the first; last; or best: for each task the best of
+    `layers` on validation."""
     layers: list[int] = field(default_factory=list)
     """Blocks compared on validation when layer is best; none named: the middle one and the last."""
     normalise: Literal["none", "night", "best"] = "best"
     """night: each feature over its mean and standard deviation within the night, so that an
-    amplifier's gain and a child's own level drop out; best: whichever is better on validation."""
+    amplifier's gain and a child's own level drop out; best: for each task the better on
+    validation."""
     events: bool = False
     """Also find single events, second by second, from the encoder's tokens: onset, duration, and
     how many of the scored ones are found; script 4 then counts events. Needs events.csv."""
@@ -161,14 +162,15 @@ class TaskResult:
 class Results:
     """Everything that is reported. ``test`` are the test positions of the index, in time order.
 
-    ``fitted`` has the encoder's probe of each task that could be fitted; ``best_table`` holds the
-    features that it reads.
+    ``fitted`` has the encoder's probe of each task that could be fitted, ``tables`` the features
+    that it reads; ``best_table`` those of the best mean over the tasks.
     """
 
     index: store.ExampleIndex
     test: np.ndarray
     tasks: dict[str, TaskResult]
     fitted: dict[str, ProbeResult]
+    tables: dict[str, ProbeTable]
     pooling_scores: pd.DataFrame
     best_table: ProbeTable
     non_finite: dict[str, int]
@@ -191,20 +193,20 @@ def compare(
     """Fit, choose and judge every source of features.
 
     ``tables``: source ("encoder", "untrained", "handmade") -> name -> table; of several tables of
-    a source the best on val stands for it. ``studies``: as of read_studies.
+    a source the best on val stands for it, task by task. ``studies``: as of read_studies.
     """
     labels = {task: task_labels(index.labels, task) for task in settings.tasks}
-    used, scores, non_finite = choose_features(settings, index, tables, labels, fitting)
-    best_table = used["encoder"][0]
+    used, tried = choose_features(settings, index, tables, labels, fitting)
     # From here on the test patients are read, for what has been chosen.
     test = index.rows("test")
     test = test[np.lexsort([index.onsets_s[test], index.study_ids[test], index.patient_ids[test]])]
     chosen: dict[str, dict[str, Chosen]] = {task: {} for task in settings.tasks}
-    for source, (table, choices) in used.items():
-        probes = {task: choice.probe.linear for task, choice in choices.items()}
-        logits = linear.predict(table, test, probes, fitting)
-        for task, choice in choices.items():
-            chosen[task][source] = table.name, choice, logits[task]
+    for source, by_task in used.items():
+        for table, own in tasks_by_features({t: its.table for t, its in by_task.items()}).items():
+            probes = {task: by_task[task].choice.probe.linear for task in own}
+            logits = linear.predict(table, test, probes, fitting)
+            for task in own:
+                chosen[task][source] = table.name, by_task[task].choice, logits[task]
     held_out = HeldOut(index, test, studies, settings)
     tasks = {task: _judge_task(held_out, task, labels[task], chosen[task]) for task in labels}
 
@@ -217,13 +219,47 @@ def compare(
         test=test,
         tasks=tasks,
         fitted=fitted,
-        pooling_scores=scores,
-        best_table=best_table,
-        non_finite=non_finite,
+        tables={task: used["encoder"][task].table for task in fitted},
+        pooling_scores=pd.DataFrame([each.row() for each in tried]),
+        best_table=max((t for t in tried if t.source == "encoder"), key=Tried.mean).table,
+        non_finite={f"{each.source}: {each.table.name}": each.n_non_finite for each in tried},
         nights=nights,
         agreement=night_agreement(nights),
         events_per_epoch=per_epoch,
     )
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Probes of some tasks on one set of features of a source, as chosen on val.
+
+    ``n_non_finite``: train rows with features that are not finite.
+    """
+
+    source: str
+    table: ProbeTable
+    choices: dict[str, Choice]
+    n_non_finite: int
+
+    def mean(self) -> float:
+        """Mean validation score over the tasks; 0 where none is defined."""
+        known = [choice.score for choice in self.choices.values() if choice.score is not None]
+        return float(np.mean(known)) if known else 0.0
+
+    def row(self) -> dict:
+        """For the table of everything that was tried."""
+        row = {"source": self.source, "features": self.table.name}
+        row |= {"n_features": self.table.n_features}
+        row |= {task: choice.score for task, choice in self.choices.items()}
+        return row | {"mean": self.mean() or None}
+
+
+@dataclass(frozen=True)
+class Used:
+    """The features that stand for a source in one task, with the probe on them."""
+
+    table: ProbeTable
+    choice: Choice
 
 
 def choose_features(
@@ -232,40 +268,71 @@ def choose_features(
     tables: Mapping[str, Mapping[str, FeatureTable]],
     labels: Mapping[str, np.ndarray],
     fitting: FitSettings,
-) -> tuple[dict[str, tuple[ProbeTable, dict[str, Choice]]], pd.DataFrame, dict[str, int]]:
-    """The features that stand for each source, best of its tables on val, with their probes.
+) -> tuple[dict[str, dict[str, Used]], list[Tried]]:
+    """By source and task the features that are best on val, and everything that was tried.
 
-    Besides, a row for all that were tried, and how many train rows of each are not finite. Sources
-    as of :func:`compare`, with "handmade+encoder" and "context". Test patients are not read.
+    Sources as of :func:`compare`, with "handmade+encoder" and "context". Test patients are not
+    read.
     """
-    used: dict[str, tuple[ProbeTable, dict[str, Choice]]] = {}
-    scores, non_finite, best = [], {}, {}  # best: mean validation score of each source
-
-    def try_on_val(source: str, read_outs: list[ReadOut]) -> None:
-        """Fit probes on these features; they stand for the source if none before were better."""
-        table = ProbeTable(read_outs)
-        choices, n_bad = fit_and_choose(index, table, labels, fitting)
-        non_finite[f"{source}: {table.name}"] = n_bad
-        row = {"source": source, "features": table.name, "n_features": table.n_features}
-        row |= {task: choice.score for task, choice in choices.items()}
-        known = [choice.score for choice in choices.values() if choice.score is not None]
-        mean = float(np.mean(known)) if known else 0.0
-        scores.append(row | {"mean": mean if known else None})
-        if source not in best or mean > best[source]:
-            used[source], best[source] = (table, choices), mean
-
-    normalisations = ("none", "night") if settings.normalise == "best" else (settings.normalise,)
-    for source, by_name in tables.items():
-        for table in by_name.values():
-            for normalise in normalisations:
-                try_on_val(source, [ReadOut(table, normalise)])
+    tried = {
+        source: try_read_outs(settings, index, source, by_name.values(), labels, fitting)
+        for source, by_name in tables.items()
+    }
+    used = {source: best_by_task(own) for source, own in tried.items()}
+    encoder = {task: its.table for task, its in used["encoder"].items()}
     if "handmade" in used:
-        both = used["handmade"][0].read_outs + used["encoder"][0].read_outs
-        try_on_val(JOINED, both)
+        by_hand = {task: its.table for task, its in used["handmade"].items()}
+        pairs, tried[JOINED] = {task: (by_hand[task], encoder[task]) for task in encoder}, []
+        for pair, tasks in tasks_by_features(pairs).items():
+            both = ProbeTable([part for table in pair for part in table.read_outs])
+            own = {task: labels[task] for task in tasks}
+            tried[JOINED].append(try_table(index, JOINED, both, own, fitting))
+        used[JOINED] = best_by_task(tried[JOINED])
     if settings.context:
-        wide = used["encoder"][0].with_context(settings.context)
-        used["context"] = wide, fit_and_choose(index, wide, labels, fitting)[0]
-    return used, pd.DataFrame(scores), non_finite
+        wide = []
+        for table, tasks in tasks_by_features(encoder).items():
+            table, own = table.with_context(settings.context), {t: labels[t] for t in tasks}
+            wide.append(try_table(index, "context", table, own, fitting))
+        used["context"] = best_by_task(wide)
+    return used, [each for own in tried.values() for each in own]
+
+
+def try_read_outs(
+    settings: ProbeSettings,
+    index: store.ExampleIndex,
+    source: str,
+    tables: Iterable[FeatureTable],
+    labels: Mapping[str, np.ndarray],
+    fitting: FitSettings,
+) -> list[Tried]:
+    """Probes on each of a source's tables, standardised within the night or not as is asked."""
+    ways = ("none", "night") if settings.normalise == "best" else (settings.normalise,)
+    return [
+        try_table(index, source, ProbeTable([ReadOut(table, way)]), labels, fitting)
+        for table in tables
+        for way in ways
+    ]
+
+
+def try_table(
+    index: store.ExampleIndex,
+    source: str,
+    table: ProbeTable,
+    labels: Mapping[str, np.ndarray],
+    fitting: FitSettings,
+) -> Tried:
+    return Tried(source, table, *fit_and_choose(index, table, labels, fitting))
+
+
+def best_by_task(tried: Iterable[Tried]) -> dict[str, Used]:
+    """Of each task the features with the best score on val; of equal ones, or where a task has no
+    score, those with the best mean over all tasks."""
+    best: dict[str, Used] = {}
+    for each in sorted(tried, key=Tried.mean, reverse=True):
+        for task, choice in each.choices.items():
+            if task not in best or (choice.score or 0.0) > (best[task].choice.score or 0.0):
+                best[task] = Used(each.table, choice)
+    return best
 
 
 def fit_and_choose(

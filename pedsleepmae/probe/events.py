@@ -5,7 +5,7 @@ probabilities, of test nights the events found. Axes: **G** patients, **R** boot
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -112,12 +112,14 @@ class EventResults:
     """What script 3 reports of single events.
 
     ``probes``: of the encoder, by kind. ``figures``: what metrics.json has of them. ``nights``: a
-    row a test night, indices as scored and from the events found.
+    row a test night, indices as scored and from the events found. ``montages``: the encoder's
+    probes for fewer channels, by montage and kind.
     """
 
     probes: dict[str, StepProbe]
     figures: dict
     nights: pd.DataFrame
+    montages: dict[str, dict[str, StepProbe]] = field(default_factory=dict)
 
 
 Found = list[dict[str, np.ndarray]]  # of each test night, by kind, the spans
@@ -133,6 +135,7 @@ def compare_events(
     memory_gb: float,
     n_draws: int,
     seed: int,
+    title: str = "events",
 ) -> EventResults | None:
     """Fit on train, choose on val, judge on test, for each source ("encoder" the first of them).
 
@@ -151,7 +154,7 @@ def compare_events(
         nights = partial(stream_nights, index, truth=truth, read=read)
         n_features = read(test[0][:1])[0].shape[2] * len(steps.WINDOWS)
         n_rows = int(memory_gb * 1e9 / (4 * n_features * COPIES))
-        titles = {split: f"events, {source}, {split}" for split in SPLITS}
+        titles = {split: f"{title}, {source}, {split}" for split in SPLITS}
         train_nights = nights(parts["train"], title=titles["train"])
         kept = keep_rows(train_nights, n_rows, n_steps, event_share, seed)
         fitted = fit_steps(*kept, STRENGTHS)
@@ -178,6 +181,19 @@ def compare_events(
         "indices": index_figures(table),
     }
     return EventResults(probes["encoder"], figures, table)
+
+
+def with_montages(single: EventResults, fewer: Mapping[str, EventResults | None]) -> EventResults:
+    """The results with the encoder's probes for fewer channels, and what these reach: a row for
+    each montage and kind. None of a montage is left out."""
+    known = {name: its for name, its in fewer.items() if its is not None}
+    rows = [
+        {"montage": name, "kind": kind, **entry["sources"]["encoder"][f"iou_{CHOSEN_AT:g}"]}
+        for name, its in known.items()
+        for kind, entry in its.figures["kinds"].items()
+    ]
+    probes = {name: its.probes for name, its in known.items()}
+    return replace(single, figures=single.figures | {"montages": rows}, montages=probes)
 
 
 def share_in_events(index: store.ExampleIndex, nights: list[np.ndarray], truth: Truth) -> float:

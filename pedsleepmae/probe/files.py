@@ -11,15 +11,26 @@ from pathlib import Path
 import numpy as np
 
 from pedsleepmae import disk
+from pedsleepmae.channels import ALL_CHANNELS, MONTAGES
 from pedsleepmae.checkpoints import check_archive, check_sum, forget_sum, list_sums
 from pedsleepmae.errors import ProbeError, printable
-from pedsleepmae.probe.fitted import LinearProbe, StepProbe, TaskProbe, TrainingDensity
+from pedsleepmae.model import split_layer
+from pedsleepmae.probe.fitted import (
+    LinearProbe,
+    SavedReadOut,
+    StepProbe,
+    TaskProbe,
+    TrainingDensity,
+)
 from pedsleepmae.probe.spans import SpanRule
+from pedsleepmae.probe.steps import pooling_of
 from pedsleepmae.tasks import EVENT_TEXTS, N_CLASSES
 
-PROBE_FILE_VERSION = 2  # 2: with what they rest on; 1 cannot score a recording
-STEPS = "events"  # … and those of probes of single events
+# 3: each task reads a pooling of its own. 2: all the same; with what they rest on. 1 cannot score
+# a recording.
+PROBE_FILE_VERSION = 3
 MONTAGE = "montage"  # what the arrays of probes for fewer channels begin with
+STEPS = "events"  # … and those of probes of single events
 LINEAR_ARRAYS = ("classes", "mean", "scale", "weight", "bias")  # LinearProbe's fields, in order
 
 SMALL, LARGE = 1e-30, 1e30  # beyond these float32 has nothing left to compute with
@@ -30,42 +41,66 @@ class Basis:
     """What probes rest on: ``facts`` for those who read their scores, and the training density.
 
     ``facts`` (plain values, see report.probe_basis) name the encoder, how many patients chose
-    and judged what, whether these were simulated, and the figures on val and test.
+    and judged what, whether these were simulated, and the figures on val and test. ``pooling``:
+    whose features the density is of.
     """
 
     facts: dict
     density: TrainingDensity
+    pooling: str
+
+
+@dataclass(frozen=True)
+class EventProbes:
+    """Probes of single events by montage and kind; ``pooling``: that of steps.pooling_of."""
+
+    pooling: str
+    by_montage: Mapping[str, Mapping[str, StepProbe]]
 
 
 def save_probes(
     path: Path,
-    pooling: str,
+    read_outs: Mapping[str, SavedReadOut],
     probes: Mapping[str, TaskProbe],
     basis: Basis,
     montages: Mapping[str, Mapping[str, TaskProbe]] | None = None,
-    step_probes: Mapping[str, StepProbe] | None = None,
+    event_probes: EventProbes | None = None,
 ) -> None:
     """Write probes as plain arrays (.npz, no pickle), so that a recording can be scored later.
 
-    ``montages``: by name, the probes fitted for fewer channels. ``step_probes``: of single events.
+    ``read_outs``: what the probe of each task reads, those of ``montages`` (by name, for fewer
+    channels) as well.
     """
     arrays = {
         "version": np.array(PROBE_FILE_VERSION),
-        "pooling": np.array(pooling),
+        "pooling": np.array(basis.pooling),
         "facts": np.array(json.dumps(basis.facts, sort_keys=True, allow_nan=False)),
     }
     arrays |= {f"density/{name}": values for name, values in vars(basis.density).items()}
     for task, probe in probes.items():
         arrays |= _arrays_of(probe, task)
+        arrays |= {f"{task}/{name}": np.array(text) for name, text in vars(read_outs[task]).items()}
     for montage, its_probes in (montages or {}).items():
         for task, probe in its_probes.items():
             arrays |= _arrays_of(probe, f"{MONTAGE}/{montage}/{task}")
-    for kind, probe in (step_probes or {}).items():
-        own = {"weight": probe.weight_F, "bias": probe.bias, "strength": probe.strength}
-        own["rule"] = list(vars(probe.rule).values())
-        arrays |= {f"{STEPS}/{kind}/{name}": np.array(value) for name, value in own.items()}
+    if event_probes is not None:
+        arrays[f"{STEPS}/pooling"] = np.array(event_probes.pooling)
+        for montage, by_kind in event_probes.by_montage.items():
+            for kind, probe in by_kind.items():
+                arrays |= _arrays_of_steps(probe, f"{_steps_of(montage)}/{kind}")
     with disk.write_whole(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
+
+
+def _steps_of(montage: str) -> str:
+    """What the arrays of a montage's probes of single events begin with."""
+    return STEPS if montage == ALL_CHANNELS else f"{STEPS}/{montage}"
+
+
+def _arrays_of_steps(probe: StepProbe, prefix: str) -> dict[str, np.ndarray]:
+    own = {"weight": probe.weight_F, "bias": probe.bias, "strength": probe.strength}
+    own["rule"] = list(vars(probe.rule).values())
+    return {f"{prefix}/{name}": np.array(value) for name, value in own.items()}
 
 
 def _arrays_of(probe: TaskProbe, prefix: str) -> dict[str, np.ndarray]:
@@ -86,16 +121,29 @@ def publish(source: Path, target: Path) -> Path:
     return target
 
 
-def load_probes(path: Path) -> tuple[str, dict[str, TaskProbe]]:
-    """Pooling and probes by task from :func:`save_probes`; ProbeError names a file that is none,
-    CheckpointError one that was changed since it was published.
+def load_probes(path: Path) -> tuple[dict[str, SavedReadOut], dict[str, TaskProbe]]:
+    """What they read and the probes, by task, from :func:`save_probes`; ProbeError names a file
+    that is none, CheckpointError one that was changed since it was published.
 
     With ``x = model.embed(...)``: ``probe.probabilities(probe.linear.logits(x))``, then ``decide``.
     """
     arrays = _read_arrays(path)
     with _reading(path):
         tasks = [name for name in N_CLASSES if f"{name}/weight" in arrays]
-        return _text(arrays, "pooling"), {task: _read_probe(arrays, task) for task in tasks}
+        read_outs = {task: _read_out_of(arrays, task) for task in tasks}
+        return read_outs, {task: _read_probe(arrays, task) for task in tasks}
+
+
+def _read_out_of(arrays: Mapping[str, np.ndarray], task: str) -> SavedReadOut:
+    if f"{task}/pooling" not in arrays:  # version 2: one for all tasks
+        normalise = _read_facts(arrays).get("normalise")
+        if normalise not in ("none", "night", None):
+            raise ValueError("normalise is neither none nor night")
+        return SavedReadOut(_text(arrays, "pooling"), normalise)
+    normalise = _text(arrays, f"{task}/normalise")
+    if normalise not in ("none", "night"):
+        raise ValueError(f"{task}/normalise is neither none nor night")
+    return SavedReadOut(_text(arrays, f"{task}/pooling"), normalise)
 
 
 def load_montages(path: Path) -> dict[str, dict[str, TaskProbe]]:
@@ -113,12 +161,21 @@ def load_montages(path: Path) -> dict[str, dict[str, TaskProbe]]:
     return found
 
 
-def load_step_probes(path: Path) -> dict[str, StepProbe]:
-    """Probes of single events, by kind; {} where script 3 was not asked for them."""
-    arrays = _read_arrays(path)
+def load_event_probes(path: Path) -> EventProbes | None:
+    """Probes of single events; None where script 3 was not asked for them."""
+    arrays, found = _read_arrays(path), {}
     with _reading(path):
-        kinds = [kind for kind in EVENT_TEXTS if f"{STEPS}/{kind}/weight" in arrays]
-        return {kind: _read_step_probe(arrays, f"{STEPS}/{kind}") for kind in kinds}
+        for montage in MONTAGES:
+            prefix = _steps_of(montage)
+            kinds = [kind for kind in EVENT_TEXTS if f"{prefix}/{kind}/weight" in arrays]
+            if kinds:
+                found[montage] = {k: _read_step_probe(arrays, f"{prefix}/{k}") for k in kinds}
+        if not found:
+            return None
+        if f"{STEPS}/pooling" in arrays:
+            return EventProbes(_text(arrays, f"{STEPS}/pooling"), found)
+        _, layer = split_layer(_text(arrays, "pooling"))  # version 2: the block of the epochs
+        return EventProbes(pooling_of(layer), found)
 
 
 def _read_step_probe(arrays: Mapping[str, np.ndarray], prefix: str) -> StepProbe:
@@ -167,9 +224,7 @@ def load_basis(path: Path) -> Basis:
     """What the probes of a file rest on; ProbeError for a file that does not say it."""
     arrays = _read_arrays(path)
     with _reading(path, "does not say which encoder its probes belong to"):
-        facts = json.loads(_text(arrays, "facts"), parse_float=_finite, parse_constant=_finite)
-        if not isinstance(facts, dict):
-            raise ValueError("its facts are no mapping")
+        facts = _read_facts(arrays)
         mean_F = _numbers(arrays, "density/mean_F", (None,))
         variance_K = _above_0(arrays, "density/variance_K", (None,))
         quantile_Q = _numbers(arrays, "density/quantile_Q", (None,))
@@ -183,7 +238,14 @@ def load_basis(path: Path) -> Basis:
             _above_0(arrays, "density/rest_variance", ()),
             quantile_Q,
         )
-        return Basis(facts, density)
+        return Basis(facts, density, _text(arrays, "pooling"))
+
+
+def _read_facts(arrays: Mapping[str, np.ndarray]) -> dict:
+    facts = json.loads(_text(arrays, "facts"), parse_float=_finite, parse_constant=_finite)
+    if not isinstance(facts, dict):
+        raise ValueError("its facts are no mapping")
+    return facts
 
 
 # ------------------------------------------------------------------ reading

@@ -111,6 +111,16 @@ class TaskProbe:
         return prob_NK.argmax(1)
 
 
+@dataclass(frozen=True)
+class SavedReadOut:
+    """What a task's probe reads: a pooling (`@k` at its end: of block k), and how it is
+    standardised: none or night; None: as it comes, without marks of the channels present (probes of
+    older files)."""
+
+    pooling: str
+    normalise: str | None
+
+
 # ------------------------------------------------------------------ how far from training
 @dataclass(frozen=True)
 class TrainingDensity:

@@ -19,7 +19,7 @@ from pedsleepmae.data import keep_files
 from pedsleepmae.probe import embeddings, linear
 from pedsleepmae.probe.evaluation import ProbeSettings, Results, auroc_name, fit_and_choose
 from pedsleepmae.probe.linear import Choice, FitSettings, TaskProbe
-from pedsleepmae.probe.readout import ProbeTable, ReadOut
+from pedsleepmae.probe.readout import ProbeTable, ReadOut, tasks_by_features
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import task_labels
 
@@ -30,7 +30,7 @@ JUDGED_EPOCHS = 4_000  # of val and of test at most: probes need many to fit, fe
 class Montage:
     """A montage's probes by task, and a row for each task of what they and the others reach."""
 
-    probes: Mapping[str, TaskProbe]
+    probes: dict[str, TaskProbe]
     rows: list[dict]
 
 
@@ -44,11 +44,9 @@ def judge_montages(
     fitting: FitSettings,
 ) -> dict[str, Montage]:
     """Probes and figures of each montage, on a sample of each split; the test figures are final."""
-    (read_out,) = results.best_table.read_outs
-    sample, labels = first_files(index, settings.montage_epochs), {}
-    for task in results.fitted:
-        labels[task] = task_labels(sample.labels, task)
-    found, model = {}, checkpoint.build_model()
+    sample, model, found = first_files(index, settings.montage_epochs), checkpoint.build_model(), {}
+    read_outs = {task: table.read_outs[0] for task, table in results.tables.items()}
+    names = sorted({read_out.table.name for read_out in read_outs.values()})
     for name, channels in MONTAGES.items():
         shown_C = np.isin(np.arange(N_CHANNELS), channels)
         part = replace(sample, present=sample.present & shown_C)
@@ -56,17 +54,21 @@ def judge_montages(
         key = embeddings.embedding_key(checkpoint.sha256, slug, index.split_hash, compute.precision)
         place = folder / "montages" / key
         if name == ALL_CHANNELS:  # embedded already
-            place = read_out.table.paths[0].parent
-        names = [read_out.table.name]
+            place = results.best_table.read_outs[0].table.paths[0].parent
         embeddings.embed_files(part, model, place, names, compute, f"montage: {name}")
-        table = embeddings.open_tables(part, place, names)[names[0]]
-        probe_table = ProbeTable([ReadOut(table, read_out.normalise)])
-        refitted, _ = fit_and_choose(part, probe_table, labels, fitting)
-        kept = _recalibrate(part, probe_table, labels, results, fitting)
-        probes = better_on_val(refitted, kept)
-        rows = _judge(settings, part, probe_table, labels, results, probes, fitting)
-        rows = [{"montage": name, "n_channels": int(shown_C.sum())} | row for row in rows]
-        found[name] = Montage(probes, rows)
+        tables, found[name] = embeddings.open_tables(part, place, names), Montage({}, [])
+        for read_out, tasks in tasks_by_features(read_outs).items():
+            probe_table = ProbeTable([ReadOut(tables[read_out.table.name], read_out.normalise)])
+            labels = {task: task_labels(part.labels, task) for task in tasks}
+            all_channels = {task: results.fitted[task].probe for task in tasks}
+            refitted, _ = fit_and_choose(part, probe_table, labels, fitting)
+            kept = _recalibrate(part, probe_table, labels, all_channels, fitting)
+            probes = better_on_val(refitted, kept)
+            ways = {"as fitted on all channels": all_channels, "chosen for this montage": probes}
+            rows = _judge(settings, part, probe_table, labels, ways, fitting)
+            told = {"montage": name, "n_channels": int(shown_C.sum())}
+            found[name].probes.update(probes)
+            found[name].rows.extend(told | row for row in rows)
     return found
 
 
@@ -74,7 +76,7 @@ def _recalibrate(
     index: store.ExampleIndex,
     table: ProbeTable,
     labels: Mapping[str, np.ndarray],
-    results: Results,
+    probes: Mapping[str, TaskProbe],
     fitting: FitSettings,
 ) -> dict[str, Choice]:
     """The probes of all channels with calibration and threshold anew on this montage's val.
@@ -82,14 +84,12 @@ def _recalibrate(
     They saw all train epochs; those fitted anew saw the sample's alone.
     """
     val, choices = index.rows("val"), {}
-    linears = {task: result.probe.linear for task, result in results.fitted.items()}
+    linears = {task: probe.linear for task, probe in probes.items()}
     logits = linear.predict(table, val, linears, fitting)
-    for task, result in results.fitted.items():
+    for task, probe in probes.items():
         known = labels[task][val] >= 0
-        candidate = {result.probe.strength: (linears[task], logits[task][known])}
-        choices[task] = linear.choose(
-            task, labels[task][val][known], result.probe.classes, candidate
-        )
+        candidate = {probe.strength: (linears[task], logits[task][known])}
+        choices[task] = linear.choose(task, labels[task][val][known], probe.classes, candidate)
     return choices
 
 
@@ -125,11 +125,10 @@ def _judge(
     index: store.ExampleIndex,
     table: ProbeTable,
     labels: Mapping[str, np.ndarray],
-    results: Results,
-    refitted: Mapping[str, TaskProbe],
+    ways: Mapping[str, Mapping[str, TaskProbe]],
     fitting: FitSettings,
 ) -> list[dict]:
-    """A row for each task and way: probes of all channels, and those chosen for the montage."""
+    """A row for each task and way; ``ways``: by their names the probes of each task."""
     test, rows = index.rows("test"), []
     group_N, _ = metrics.bootstrap_groups(
         index.patient_ids[test], index.study_ids[test], index.onsets_s[test]
@@ -137,8 +136,6 @@ def _judge(
     weights_RG = metrics.draw_weights(
         int(group_N.max()) + 1, settings.bootstrap_draws, settings.seed
     )
-    ways = {"as fitted on all channels": {t: r.probe for t, r in results.fitted.items()}}
-    ways["chosen for this montage"] = refitted
     for way, probes in ways.items():
         of_task = {task: probe.linear for task, probe in probes.items()}
         for task, probe in probes.items():

@@ -4,7 +4,7 @@ Axes: **N** epochs, **F** features, **C** 16 channels, **G** nights.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,6 +29,14 @@ class ReadOut:
 
     def __str__(self) -> str:
         return self.table.name + (", by night" if self.normalise == "night" else "")
+
+
+def tasks_by_features(features_of: Mapping[str, Hashable]) -> dict[Hashable, list[str]]:
+    """The tasks that read the same features, so that these are read once for all of them."""
+    found: dict[Hashable, list[str]] = {}
+    for task, features in features_of.items():
+        found.setdefault(features, []).append(task)
+    return found
 
 
 # ------------------------------------------------------------------ within a night

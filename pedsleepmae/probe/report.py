@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pedsleepmae import disk, metrics, store
 from pedsleepmae.metrics import figure_names
+from pedsleepmae.model import split_layer
 from pedsleepmae.pages.page import (
     counted,
     data_cautions,
@@ -42,7 +43,7 @@ from pedsleepmae.probe.pictures import (
     draw_subgroups,
     quantity_in_words,
 )
-from pedsleepmae.probe.tables import split_layer
+from pedsleepmae.probe.readout import tasks_by_features
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import N_CLASSES, STAGES, TASKS
 
@@ -68,18 +69,13 @@ def write_report(
         disk.write_table(output_dir / "tables" / f"{name}.csv", table)
     figures = make_pictures(results, content, tables.get("ages"))
     pictures = write_pictures(output_dir / "pictures", figures)
-    page = make_page(content, count(results.index), results.best_table.name, pictures)
+    page = make_page(content, count(results.index), pictures)
     disk.write_text(output_dir / "report.html", page)
     return output_dir / "report.html"
 
 
-def make_page(
-    content: Mapping, counts: Mapping[str, Mapping], read_out: str, pictures: Mapping[str, str]
-) -> str:
-    """report.html of metrics.json's ``content``, ``counts`` of each split and pictures, base64.
-
-    ``read_out`` names the features that all tasks use.
-    """
+def make_page(content: Mapping, counts: Mapping[str, Mapping], pictures: Mapping[str, str]) -> str:
+    """report.html of metrics.json's ``content``, ``counts`` of each split and pictures, base64."""
     tasks = content["tasks"]
     events = [task for task in tasks if task != "sleep"]
     ranked = [task for task in events if tasks[task]["test"]["auroc"] is not None]
@@ -100,7 +96,7 @@ def make_page(
         cautions=cautions,
         pictures=pictures,
         pooling_scores=content["pooling_scores_val"],
-        read_out=read_out,
+        read_outs=features_read(tasks),
         quantity=quantity_in_words,
         counted=counted,
         counts=counts,
@@ -156,10 +152,18 @@ def text_table(content: Mapping) -> str:
     title = "simulated data" if content["simulated"] else "test"
     title += "" if content["patient_disjoint"] else ", split in time (patient_disjoint: false)"
     table = pd.DataFrame(rows).to_string(index=False, justify="left")
-    layer = f" of block {content['layer']}" if content["layer"] else ""
-    by_night = ", standardised within the night" * (content["normalise"] == "night")
-    text = f"{title}, pooling {content['pooling']}{layer}{by_night}\n{table}"
-    return text + event_text(content)
+    read = [
+        f"{features}: {', '.join(TASKS[task] for task in own)}"
+        for features, own in features_read(content["tasks"]).items()
+    ]
+    lines = [title, table, "features, chosen on val (@k: of block k)", *read]
+    return "\n".join(lines) + event_text(content)
+
+
+def features_read(tasks: Mapping[str, Mapping]) -> dict[str, list[str]]:
+    """The encoder's features, chosen on val, with the tasks that read them."""
+    fitted = {task: entry["features"] for task, entry in tasks.items() if "features" in entry}
+    return tasks_by_features(fitted)
 
 
 def event_text(content: Mapping) -> str:
@@ -316,9 +320,7 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
     facts["checkpoint"] = tuning.get("finetuned", content["checkpoint"])
     facts["encoder_sha256"] = encoder_sha256
     facts["adapter_sha256"] = tuning.get("adapter_sha256")  # of LoRA: beside that encoder
-    (read_out,) = results.best_table.read_outs
-    facts["n_features"] = results.best_table.n_features
-    facts["normalise"], facts["scaling"] = read_out.normalise, index.scaling
+    facts["scaling"] = index.scaling
     facts["n_patients"] = {split: counts["patients"] for split, counts in count(index).items()}
     facts["tasks"] = {}
     for task, result in results.fitted.items():
@@ -331,8 +333,9 @@ def probe_basis(results: Results, content: Mapping, encoder_sha256: str, seed: i
         }
     facts["events"] = content.get("events")
     # As the encoder gives them: within a night standardised, no night would lie far away.
+    (read_out,) = results.best_table.read_outs
     density = fit_density(read_out.table, index.rows("train"), index.rows("val"), seed)
-    return Basis(facts, density)
+    return Basis(facts, density, read_out.table.name)
 
 
 def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
@@ -344,7 +347,7 @@ def as_metrics(results: Results, facts: Mapping[str, object]) -> dict:
     return {
         "tasks": tasks,
         **facts,
-        "pooling": pooling,
+        "pooling": pooling,  # of the best mean over the tasks; each task tells its own features
         "layer": layer,  # none: the last block
         "normalise": read_out.normalise,
         "montages": [],
@@ -395,6 +398,7 @@ def _task_metrics(result: TaskResult) -> dict:
                 "difference": metrics.difference(*pair, result.n_groups),
             }
     return entry | {
+        "features": encoder.features,
         "threshold": encoder.probe.threshold,
         "C": encoder.probe.strength,
         "val": {k: v for k, v in encoder.val.as_dict().items() if k != "ci95"},

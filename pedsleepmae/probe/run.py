@@ -2,22 +2,27 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pedsleepmae import checkpoints, disk, machine, store
-from pedsleepmae.channels import ALL_CHANNELS
+from pedsleepmae.channels import ALL_CHANNELS, MONTAGES, N_CHANNELS
 from pedsleepmae.checkpoints import Checkpoint
 from pedsleepmae.errors import ProbeError, require_file, require_folder, warn
-from pedsleepmae.model import check_poolings
-from pedsleepmae.probe import age, embeddings, events, files, report
+from pedsleepmae.model import check_poolings, split_layer
+from pedsleepmae.probe import age, embeddings, events, files, report, steps
 from pedsleepmae.probe.evaluation import ProbeSettings, Results
 from pedsleepmae.probe.events import EventResults
+from pedsleepmae.probe.files import EventProbes
+from pedsleepmae.probe.fitted import SavedReadOut
 from pedsleepmae.probe.handmade import FEATURES_VERSION
 from pedsleepmae.probe.montages import Montage
+from pedsleepmae.probe.readout import restrict
 from pedsleepmae.probe.steps import check_patches
-from pedsleepmae.probe.tables import FeatureTable, open_tables, split_layer
+from pedsleepmae.probe.tables import FeatureTable, open_tables
 from pedsleepmae.probe.truth import read_events
 from pedsleepmae.splits import SPLITS
 from pedsleepmae.tasks import task_labels
@@ -148,10 +153,12 @@ def judge_events(
     results: Results,
     compute: machine.Compute,
 ) -> EventResults | None:
-    """Single events from the block that the probes of epochs read, and from the baselines."""
-    (read_out,) = results.best_table.read_outs
-    layer = split_layer(read_out.table.name)[1]
-    sources = {"encoder": events.encoder_steps(index, encoder.build_model(), layer, compute)}
+    """Single events from the block that the probes of epochs read, and from the baselines.
+
+    With montage_epochs also from the encoder that sees the channels of one montage after another.
+    """
+    layer, model = event_layer(results), encoder.build_model()
+    sources = {"encoder": events.encoder_steps(index, model, layer, compute)}
     if "untrained" in settings.baselines:
         twin = embeddings.untrained_twin(encoder, settings.seed)
         sources["untrained"] = events.encoder_steps(index, twin, layer, compute)
@@ -160,16 +167,30 @@ def judge_events(
     stages = task_labels(index.labels, "sleep")
     if "sleep" in results.fitted:
         stages[results.test] = results.fitted["sleep"].decided_N
-    return events.compare_events(
-        index,
-        sources,
-        read_events(settings.paths.batches_dir),
-        stages,
+    compare = partial(
+        events.compare_events,
+        truth=read_events(settings.paths.batches_dir),
+        stages=stages,
         most_nights=settings.event_nights,
         memory_gb=settings.memory_gb,
         n_draws=settings.bootstrap_draws,
         seed=settings.seed,
     )
+    single = compare(index, sources)
+    if single is None or not settings.montage_epochs:
+        return single
+    fewer = {}
+    for name, channels in MONTAGES.items():
+        if name != ALL_CHANNELS:
+            part = restrict(index, np.isin(np.arange(N_CHANNELS), channels))
+            own = {"encoder": events.encoder_steps(part, model, layer, compute)}
+            fewer[name] = compare(part, own, title=f"events, {name}")
+    return events.with_montages(single, fewer)
+
+
+def event_layer(results: Results) -> int | None:
+    """The block whose tokens the probes of single events read; None: the last."""
+    return split_layer(results.best_table.read_outs[0].table.name)[1]
 
 
 def describe(
@@ -214,7 +235,10 @@ def write_results(
     encoder_sha256 = tuning.get("encoder_sha256") or checkpoints.hash_encoder(encoder.build_model())
     basis = report.probe_basis(results, content, encoder_sha256, settings.seed)
     probes = {task: result.probe for task, result in results.fitted.items()}
-    (read_out,) = results.best_table.read_outs
+    read_outs = {
+        task: SavedReadOut(table.read_outs[0].table.name, table.read_outs[0].normalise)
+        for task, table in results.tables.items()
+    }
     fewer = {name: montage.probes for name, montage in found.items() if name != ALL_CHANNELS}
     with machine.only_run_in(folder, "paths.output_dir"):
         # Of runs that were killed.
@@ -223,11 +247,15 @@ def write_results(
         disk.write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False))
         files.save_probes(
             folder / "probes.npz",
-            read_out.table.name,
+            read_outs,
             probes,
             basis,
             fewer,
-            single and single.probes,
+            single
+            and EventProbes(
+                steps.pooling_of(event_layer(results)),
+                {ALL_CHANNELS: single.probes, **single.montages},
+            ),
         )
         if (published := settings.paths.publish_to) is not None:
             disk.remove_partial(published.parent, f".{published.name}.*.partial")

@@ -9,18 +9,12 @@ import numpy as np
 from pedsleepmae import hdf5, store
 from pedsleepmae.channels import EPOCH_S
 from pedsleepmae.machine import in_advance
-from pedsleepmae.model import POOLINGS
+from pedsleepmae.model import POOLINGS, split_layer
 
 
 def feature_path(folder: Path, batch_file: Path) -> Path:
     """Where the features of a batch file stand."""
     return Path(folder) / f"{batch_file.parent.name}_{batch_file.name}"
-
-
-def split_layer(name: str) -> tuple[str, int | None]:
-    """ "time_mean+class@2" -> the pooling and the block it is read from; None: the last."""
-    pooling, _, layer = name.partition("@")
-    return pooling, int(layer) if layer else None
 
 
 def parts_of(name: str) -> list[str]:

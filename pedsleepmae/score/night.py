@@ -15,19 +15,19 @@ from pedsleepmae.channels import ALL_CHANNELS, CHANNEL_GROUPS, EPOCH_S, MONTAGES
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.errors import ProbeError, printable
 from pedsleepmae.machine import Compute
-from pedsleepmae.model import SECONDS, MaskedAutoencoder, check_poolings
+from pedsleepmae.model import MaskedAutoencoder, check_poolings, split_layer
 from pedsleepmae.probe import embeddings, steps
 from pedsleepmae.probe.files import (
     Basis,
+    EventProbes,
     load_basis,
+    load_event_probes,
     load_montages,
     load_probes,
-    load_step_probes,
 )
-from pedsleepmae.probe.fitted import StepProbe, TaskProbe, predict_features
-from pedsleepmae.probe.readout import night_rows
+from pedsleepmae.probe.fitted import SavedReadOut, StepProbe, TaskProbe, predict_features
+from pedsleepmae.probe.readout import night_rows, tasks_by_features
 from pedsleepmae.probe.spans import STEP_S, find_spans
-from pedsleepmae.probe.tables import split_layer
 from pedsleepmae.score.lights import NOT_KNOWN, Lights
 from pedsleepmae.shipped import find_file
 from pedsleepmae.tasks import EVENT_TEXTS, NOTICE, STAGES, TASKS, task_labels
@@ -60,12 +60,13 @@ def task_facts(task: str) -> dict:
 class Scorer:
     """A frozen encoder with the probes that were fitted on it, ready to score.
 
-    ``scaling``: how its training data were standardised. ``far_share``: an epoch is flagged when it
-    lies farther from them than this share of the validation epochs did.
+    ``read_outs``: what the probe of each task reads. ``scaling``: how the encoder's training data
+    were standardised. ``far_share``: an epoch is flagged when it lies farther from them than this
+    share of the validation epochs did.
     """
 
     model: MaskedAutoencoder
-    pooling: str
+    read_outs: Mapping[str, SavedReadOut]
     probes: Mapping[str, TaskProbe]
     basis: Basis
     checkpoint: Path
@@ -73,12 +74,7 @@ class Scorer:
     compute: Compute
     far_share: float = 0.01
     montages: Mapping[str, Mapping[str, TaskProbe]] = field(default_factory=dict)
-    step_probes: Mapping[str, StepProbe] = field(default_factory=dict)
-
-    @property
-    def normalise(self) -> str | None:
-        """none or night; None: probes of older files, which read the features as they come."""
-        return self.basis.facts.get("normalise")
+    event_probes: EventProbes | None = None
 
     @property
     def data_scaling(self) -> str:
@@ -105,7 +101,7 @@ def load_scorer(
     fitted the probes with it. CheckpointError and MachineError come through.
     """
     probe_file = find_file(probe_file)
-    pooling, probes = load_probes(probe_file)
+    read_outs, probes = load_probes(probe_file)
     basis = load_basis(probe_file)
     facts = basis.facts
     _check_facts(facts, probes, probe_file)
@@ -128,10 +124,10 @@ def load_scorer(
         raise ProbeError(
             f"{probe_file}: there is no montage {printable(odd.pop())}; update the code"
         )
-    _check_features(model, pooling, [probes, *montages.values()], basis, probe_file)
-    step_probes = _step_probes_of(model, probe_file)
-    own = content.path, content.scaling, compute, far_share, montages, step_probes
-    return Scorer(model, pooling, probes, basis, *own)
+    _check_features(model, read_outs, [probes, *montages.values()], basis, probe_file)
+    event_probes = _event_probes_of(model, probe_file)
+    own = content.path, content.scaling, compute, far_share, montages, event_probes
+    return Scorer(model, read_outs, probes, basis, *own)
 
 
 def _check_facts(facts: Mapping, tasks: Iterable[str], probe_file: Path) -> None:
@@ -148,25 +144,37 @@ def _check_facts(facts: Mapping, tasks: Iterable[str], probe_file: Path) -> None
 
 def _check_features(
     model: MaskedAutoencoder,
-    pooling: str,
+    read_outs: Mapping[str, SavedReadOut],
     sets: Iterable[Mapping[str, TaskProbe]],
     basis: Basis,
     probe_file: Path,
 ) -> None:
-    """ProbeError unless all probes, and the density, read what the pooling of the model gives."""
-    name, layer = split_layer(pooling)
-    check_poolings(name, [])
+    """ProbeError unless all probes, and the density, read what the poolings of the model give."""
+    for task, probe in [item for each in sets for item in each.items()]:
+        if task not in read_outs:
+            raise ProbeError(
+                f"{probe_file}: holds no probe of {task} for all channels; run script 3"
+            )
+        n_marks = 0 if read_outs[task].normalise is None else N_CHANNELS
+        n_read = len(probe.linear.weight_FK) - n_marks
+        _check_pooling(model, read_outs[task].pooling, n_read, f"the probe of {task}", probe_file)
+    n_read = len(basis.density.mean_F)
+    _check_pooling(model, basis.pooling, n_read, "the density", probe_file)
+
+
+def _check_pooling(
+    model: MaskedAutoencoder, name: str, n_read: int, reader: str, probe_file: Path
+) -> None:
+    """ProbeError unless the pooling is one of the model's and gives so many numbers."""
+    pooling, layer = split_layer(name)
+    check_poolings(pooling, [])
     if layer is not None and not 1 <= layer <= len(model.encoder.transformer):
         raise ProbeError(f"{probe_file}: this encoder has no block {layer}; run script 3 again")
-    n_features = model.n_features(name)
-    n_marks = 0 if basis.facts.get("normalise") is None else N_CHANNELS
-    for task, probe in [item for each in sets for item in each.items()]:
-        n_read = len(probe.linear.weight_FK) - n_marks
-        if n_read != n_features or len(basis.density.mean_F) != n_features:
-            raise ProbeError(
-                f"{probe_file}: the probe of {task} reads {n_read} numbers, but pooling {pooling} "
-                f"of this encoder gives {n_features}; run script 3 again"
-            )
+    if n_read != (n_given := model.n_features(name)):
+        raise ProbeError(
+            f"{probe_file}: {reader} reads {n_read} numbers, but pooling {name} of this encoder "
+            f"gives {n_given}; run script 3 again"
+        )
 
 
 def _adapter_of_probes(path: Path | str | None, facts: Mapping, probe_file: Path) -> Adapter | None:
@@ -184,18 +192,17 @@ def _adapter_of_probes(path: Path | str | None, facts: Mapping, probe_file: Path
     return taken
 
 
-def _step_probes_of(model: MaskedAutoencoder, probe_file: Path) -> dict[str, StepProbe]:
-    """The probes of single events in a file, {} for none; ProbeError when they do not fit."""
-    step_probes = load_step_probes(probe_file)
-    if step_probes:
+def _event_probes_of(model: MaskedAutoencoder, probe_file: Path) -> EventProbes | None:
+    """The probes of single events in a file, None for none; ProbeError when they do not fit."""
+    event_probes = load_event_probes(probe_file)
+    if event_probes is not None:
         steps.check_patches(model.n_patches)
-        n_features = len(steps.WINDOWS) * model.n_features(SECONDS) // steps.N_STEPS
-        if {len(probe.weight_F) for probe in step_probes.values()} != {n_features}:
-            raise ProbeError(
-                f"{probe_file}: its probes of single events do not read this encoder's "
-                f"{n_features} numbers a second; run script 3 again"
-            )
-    return step_probes
+        for by_kind in event_probes.by_montage.values():
+            for kind, probe in by_kind.items():
+                n_read = len(probe.weight_F) * steps.N_STEPS / len(steps.WINDOWS)
+                reader = f"the probe of single events of {kind}"
+                _check_pooling(model, event_probes.pooling, n_read, reader, probe_file)
+    return event_probes
 
 
 def missing_fact(facts: Mapping, wanted: Mapping, prefix: str = "") -> str:
@@ -268,28 +275,22 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
     montage = nearest_montage(recorded_C, scorer.montages)
     probes = scorer.montages.get(montage, scorer.probes)
     present_NC = examples.present & np.isin(np.arange(N_CHANNELS), MONTAGES[montage])
-    seconds = steps.pooling_of(split_layer(scorer.pooling)[1])
-    poolings = [scorer.pooling, *[seconds] * bool(scorer.step_probes)]
-    features = embeddings.embed_arrays(
-        scorer.model, examples.signals, present_NC, poolings, scorer.compute, title
-    )
-    found = {}
-    if scorer.step_probes:
-        found = find_events(
-            scorer.step_probes, features.pop(seconds), present_NC, examples.onsets_s
-        )
-    x_NF = embeddings.as_float16(features[scorer.pooling]).astype(np.float32)
+    features, found = embed_night(scorer, montage, examples, present_NC, title)
     density = scorer.basis.density
-    distance_N = density.distance(x_NF) / density.threshold(scorer.far_share)
-    if scorer.normalise is not None:
-        parts = split_layer(scorer.pooling)[0].split("+")
-        lengths = [scorer.model.n_features(part) for part in parts]
-        x_NF = night_rows(x_NF, lengths, present_NC, scorer.normalise)
-    linears = {task: probe.linear for task, probe in probes.items()}
-    if montage == ALL_CHANNELS:  # together, as script 3 reads them: the same to the last bit
-        logits = predict_features(x_NF, linears)
-    else:
-        logits = {task: probe.logits(x_NF) for task, probe in linears.items()}
+    distance_N = density.distance(features[scorer.basis.pooling])
+    distance_N = distance_N / density.threshold(scorer.far_share)
+    logits = {}
+    for read_out, tasks in tasks_by_features({t: scorer.read_outs[t] for t in probes}).items():
+        x_NF = features[read_out.pooling]
+        if read_out.normalise is not None:
+            parts = split_layer(read_out.pooling)[0].split("+")
+            lengths = [scorer.model.n_features(part) for part in parts]
+            x_NF = night_rows(x_NF, lengths, present_NC, read_out.normalise)
+        linears = {task: probes[task].linear for task in tasks}
+        if montage == ALL_CHANNELS:  # together, as script 3 reads them: the same to the last bit
+            logits |= predict_features(x_NF, linears)
+        else:
+            logits |= {task: linear.logits(x_NF) for task, linear in linears.items()}
     prob = {task: probe.probabilities(logits[task]) for task, probe in probes.items()}
     called = {task: probe.decide(prob[task]) for task, probe in probes.items()}
     scored = {task: task_labels(examples.labels, task) for task in TASKS}
@@ -298,6 +299,38 @@ def score_examples(scorer: Scorer, examples: store.Examples, title: str | None =
     found = {task: events for task, events in found.items() if task not in without}
     told = {"found": found, "not_counted": without}
     return Night(examples.onsets_s, prob, called, distance_N, scored, montage, **told)
+
+
+def embed_night(
+    scorer: Scorer,
+    montage: str,
+    examples: store.Examples,
+    present_NC: np.ndarray,
+    title: str | None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Features of a night by pooling, (N, F) rounded as script 3 keeps them, and single events.
+
+    Where the file of probes has single events for other montages alone there are none: probes
+    of epochs know this montage and are the better witness.
+    """
+    single, seconds = {}, []
+    if scorer.event_probes is not None:
+        single = scorer.event_probes.by_montage.get(montage, {})
+        seconds = [scorer.event_probes.pooling] * bool(single)
+    poolings = {scorer.basis.pooling, *(each.pooling for each in scorer.read_outs.values())}
+    features = embeddings.embed_arrays(
+        scorer.model,
+        examples.signals,
+        present_NC,
+        [*sorted(poolings), *seconds],
+        scorer.compute,
+        title,
+    )
+    found = {}
+    for name in seconds:
+        found = find_events(single, features.pop(name), present_NC, examples.onsets_s)
+    rounded = {name: embeddings.as_float16(x_NF) for name, x_NF in features.items()}
+    return {name: x_NF.astype(np.float32) for name, x_NF in rounded.items()}, found
 
 
 def missing_sensors(recorded_C: np.ndarray) -> dict[str, str]:

@@ -25,7 +25,7 @@ from pedsleepmae.score.summary import summarise
 from pedsleepmae.shipped import find_file
 from pedsleepmae.store import Examples
 
-SCORE_VERSION = 2  # raised when what is written for the same recording and settings changes
+SCORE_VERSION = 3  # raised when what is written for the same recording and settings changes
 STATE, TRACEBACK = ".state.json", "traceback.txt"  # in the folder of a recording
 
 

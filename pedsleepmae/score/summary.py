@@ -48,8 +48,7 @@ def summarise(scorer: Scorer, night: Night, name: str, outcome: Outcome) -> dict
             "simulated": facts["checkpoint_simulated"],
         },
         "probes": {
-            "pooling": scorer.pooling,
-            "normalise": scorer.normalise or "none",
+            "read_outs": {task: asdict(read_out) for task, read_out in scorer.read_outs.items()},
             "montage": night.montage,
             **{key: facts[key] for key in ("simulated", "patient_disjoint", "n_patients")},
         },
@@ -308,7 +307,8 @@ def cautions(content: Mapping) -> list[str]:
                 "montage_epochs, fits them)."
             )
     hours = content["n_epochs"] * EPOCH_S / 3600
-    if content["probes"]["normalise"] == "night" and hours < SHORT_HOURS:
+    ways = {read_out["normalise"] for read_out in content["probes"]["read_outs"].values()}
+    if "night" in ways and hours < SHORT_HOURS:
         lines.append(
             f"Features are standardised within the recording, and {hours:.2g} hours of it are "
             "little to rest on."

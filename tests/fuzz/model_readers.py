@@ -146,7 +146,7 @@ def build_probes(folder: Path) -> None:
 
 def read_probes(folder: Path, _rng: np.random.Generator) -> None:
     """Probes and what they rest on, and the probabilities that they give."""
-    _pooling, chosen = load_probes(folder / "probes.npz")
+    _read_outs, chosen = load_probes(folder / "probes.npz")
     basis = load_basis(folder / "probes.npz")
     require(isinstance(basis.facts, dict), "facts that are none")
     if not chosen:
