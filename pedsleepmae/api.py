@@ -51,9 +51,9 @@ class PedSleepEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     """Standardised 30-s examples (n, 16, 3840) to embeddings (n, d) of a pretrained encoder.
 
     ``checkpoint``: a file of script 2; the default ships, and is found from any folder.
-    ``pooling``: mean, max, time_mean, time_abs, time_std, time_max, time_min, time_calm, time_burst,
-    class, or several joined by +. ``batch_size``: examples at a time. ``device``: auto, cpu or cuda.
-    ``precision``: auto, float32 or bfloat16.
+    ``pooling``: mean, max, time_mean, time_abs, time_std, time_max, time_min, time_calm,
+    time_burst, class, or several joined by +. ``batch_size``: examples at a time. ``device``: auto,
+    cpu or cuda. ``precision``: auto, float32 or bfloat16.
 
     Nothing is learnt: ``fit`` loads the checkpoint and looks at X, ``transform`` works without it.
     A channel that is NaN throughout an example was not recorded; other NaN are refused. Rows of

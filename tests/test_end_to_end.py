@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,10 @@ import pytest
 import torch
 
 import pedsleepmae
-from pedsleepmae.store import load_index, read_signals
+from pedsleepmae.channels import ALL_CHANNELS, MONTAGES, N_CHANNELS
+from pedsleepmae.probe.files import EventProbes
+from pedsleepmae.score.night import event_rows, load_scorer, score_examples
+from pedsleepmae.store import Examples, load_index, read_signals
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -159,6 +163,41 @@ def test_single_events_of_script_3_are_those_of_script_4(walked):
     in_file = [row for row in rows if row["description"] == "EEG arousal"]
     assert len(in_file) == (found["kind"] == "arousal").sum()
     assert "Single events over the signals" in (scored / "report.html").read_text()
+
+
+def test_single_events_of_a_montage_are_found_by_probes_of_its_own(walked):
+    folder, _ = walked
+    scorer = load_scorer(folder / "run/checkpoint_best.pt", folder / "results/probes.npz")
+    pooling, by_montage = scorer.event_probes.pooling, scorer.event_probes.by_montage
+    assert set(by_montage) == set(MONTAGES)
+    rows = json.loads((folder / "results" / "metrics.json").read_text())["events"]["montages"]
+    assert {row["montage"] for row in rows} == set(MONTAGES) - {ALL_CHANNELS}
+    index = load_index(folder / "batches")
+    here = np.flatnonzero(index.study_ids == index.study_ids[index.rows("test")[0]])
+    here = here[np.argsort(index.onsets_s[here])]
+    name = "effort, flow, SpO2"
+    examples = Examples(
+        signals=read_signals(index, here),
+        labels={key: codes[here] for key, codes in index.labels.items()},
+        patient_ids=index.patient_ids[here],
+        study_ids=index.study_ids[here],
+        onsets_s=index.onsets_s[here],
+        present=index.present[here] & np.isin(np.arange(N_CHANNELS), MONTAGES[name]),
+        center=np.zeros((len(here), N_CHANNELS)),
+        scale=np.ones((len(here), N_CHANNELS)),
+    )
+    night = score_examples(scorer, examples)
+    assert night.montage == name
+    assert set(night.found) == set(by_montage[name])
+    swapped = replace(scorer, event_probes=EventProbes(pooling, {name: by_montage[ALL_CHANNELS]}))
+    other = score_examples(swapped, examples)
+    assert any(not np.array_equal(night.found[kind], other.found[kind]) for kind in night.found)
+    # Without such probes epochs are counted, whose probes know the montage.
+    others = {key: probes for key, probes in by_montage.items() if key != name}
+    by_epochs = score_examples(replace(scorer, event_probes=EventProbes(pooling, others)), examples)
+    assert by_epochs.found == {}
+    n_runs = sum(task == "apnea_hypopnea" for _, _, task, _ in event_rows(by_epochs))
+    assert (n_runs > 0) == by_epochs.called["apnea_hypopnea"].any()
 
 
 def test_no_file_left_by_the_scripts_is_half_written(walked):

@@ -507,6 +507,8 @@ def test_probes_of_another_encoder_are_refused(tmp_path, trained, capsys):
         ({"sleep/pooling": np.array("mean")}, "probe of sleep reads .* pooling mean"),
         ({"sleep/pooling": np.array("time_abs@9")}, "no block 9"),
         ({"sleep/pooling": np.array("median")}, "median"),
+        ({"sleep/pooling": np.array("time_abs@x")}, "sleep/pooling names no pooling"),
+        ({"pooling": np.array("../x")}, "pooling names no pooling"),
         ({"sleep/normalise": np.array("twice")}, "neither none nor night"),
         ({"sleep/normalise": None}, "sleep/normalise"),
         ({"facts": None}, "which encoder"),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -139,11 +140,11 @@ def _read_out_of(arrays: Mapping[str, np.ndarray], task: str) -> SavedReadOut:
         normalise = _read_facts(arrays).get("normalise")
         if normalise not in ("none", "night", None):
             raise ValueError("normalise is neither none nor night")
-        return SavedReadOut(_text(arrays, "pooling"), normalise)
+        return SavedReadOut(_pooling(arrays, "pooling"), normalise)
     normalise = _text(arrays, f"{task}/normalise")
     if normalise not in ("none", "night"):
         raise ValueError(f"{task}/normalise is neither none nor night")
-    return SavedReadOut(_text(arrays, f"{task}/pooling"), normalise)
+    return SavedReadOut(_pooling(arrays, f"{task}/pooling"), normalise)
 
 
 def load_montages(path: Path) -> dict[str, dict[str, TaskProbe]]:
@@ -173,8 +174,8 @@ def load_event_probes(path: Path) -> EventProbes | None:
         if not found:
             return None
         if f"{STEPS}/pooling" in arrays:
-            return EventProbes(_text(arrays, f"{STEPS}/pooling"), found)
-        _, layer = split_layer(_text(arrays, "pooling"))  # version 2: the block of the epochs
+            return EventProbes(_pooling(arrays, f"{STEPS}/pooling"), found)
+        _, layer = split_layer(_pooling(arrays, "pooling"))  # version 2: the block of the epochs
         return EventProbes(pooling_of(layer), found)
 
 
@@ -238,7 +239,7 @@ def load_basis(path: Path) -> Basis:
             _above_0(arrays, "density/rest_variance", ()),
             quantile_Q,
         )
-        return Basis(facts, density, _text(arrays, "pooling"))
+        return Basis(facts, density, _pooling(arrays, "pooling"))
 
 
 def _read_facts(arrays: Mapping[str, np.ndarray]) -> dict:
@@ -295,6 +296,13 @@ def _text(arrays: Mapping[str, np.ndarray], name: str) -> str:
     if not isinstance(array, np.ndarray) or array.dtype.kind != "U" or array.shape:
         raise ValueError(f"{name} is no text")
     return str(array)
+
+
+def _pooling(arrays: Mapping[str, np.ndarray], name: str) -> str:
+    text = _text(arrays, name)
+    if not re.fullmatch(r"[a-z_]+(\+[a-z_]+)*(@[0-9]{1,4})?", text):
+        raise ValueError(f"{name} names no pooling")
+    return text
 
 
 def _array(arrays: Mapping[str, np.ndarray], name: str, shape: tuple) -> np.ndarray:

@@ -15,7 +15,7 @@ from pedsleepmae.channels import ALL_CHANNELS, CHANNEL_GROUPS, EPOCH_S, MONTAGES
 from pedsleepmae.checkpoints import hash_encoder, read_checkpoint
 from pedsleepmae.errors import ProbeError, printable
 from pedsleepmae.machine import Compute
-from pedsleepmae.model import MaskedAutoencoder, check_poolings, split_layer
+from pedsleepmae.model import SECONDS, MaskedAutoencoder, check_poolings, split_layer
 from pedsleepmae.probe import embeddings, steps
 from pedsleepmae.probe.files import (
     Basis,
@@ -167,7 +167,8 @@ def _check_pooling(
 ) -> None:
     """ProbeError unless the pooling is one of the model's and gives so many numbers."""
     pooling, layer = split_layer(name)
-    check_poolings(pooling, [])
+    if pooling != SECONDS:
+        check_poolings(pooling, [])
     if layer is not None and not 1 <= layer <= len(model.encoder.transformer):
         raise ProbeError(f"{probe_file}: this encoder has no block {layer}; run script 3 again")
     if n_read != (n_given := model.n_features(name)):
