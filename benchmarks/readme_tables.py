@@ -11,14 +11,17 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pedsleepmae.channels import MONTAGES, N_CHANNELS
 from pedsleepmae.pages.page import in_digits, interval_in_words, signed_in_words
 from pedsleepmae.pages.plots import NAMES
 from pedsleepmae.probe.evaluation import JOINED, auroc_name
+from pedsleepmae.score.night import missing_sensors
 from pedsleepmae.tasks import TASKS
 
 REFERENCES = ("epoch_labels", "chance")  # of single events: no features of an encoder's rival
@@ -35,6 +38,8 @@ def main(folders: Iterable[Path]) -> None:
         if content["events"]:
             print(f"\n{as_markdown(event_rows(content))}")
             print(f"\n{as_markdown(index_rows(content))}")
+            if content["events"]["montages"]:
+                print(f"\n{as_markdown(event_montage_rows(content))}")
 
 
 def as_markdown(rows: Iterable[Mapping[str, str]]) -> str:
@@ -108,6 +113,17 @@ def event_rows(content: Mapping) -> list[dict[str, str]]:
                 row[f"{NAMES[source]}: F1"] += f", encoder over it {told}"
         rows.append(row)
     return rows
+
+
+def event_montage_rows(content: Mapping) -> list[dict[str, str]]:
+    """F1 of single events by montage, those that script 4 counts with its sensors."""
+    rows: dict[str, dict[str, str]] = {}
+    for found in content["events"]["montages"]:
+        shown_C = np.isin(np.arange(N_CHANNELS), MONTAGES[found["montage"]])
+        row = rows.setdefault(found["montage"], {"montage (simulated)": found["montage"]})
+        counted = found["kind"] not in missing_sensors(shown_C)
+        row[TASKS[found["kind"]]] = with_interval(found["f1"], found["ci95"]["f1"], 2) * counted
+    return list(rows.values())
 
 
 def index_rows(content: Mapping) -> list[dict[str, str]]:

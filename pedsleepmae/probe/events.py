@@ -179,6 +179,7 @@ def compare_events(
         "n_test_patients": weights_RG.shape[1],
         "kinds": kinds,
         "indices": index_figures(table),
+        "montages": [],  # with_montages fills them in
     }
     return EventResults(probes["encoder"], figures, table)
 
