@@ -1,4 +1,5 @@
-"""The read-out that script 3 chose against the one of before, and against an amplifier's gain.
+"""The read-out that script 3 found best by the mean over the tasks against the one of before, and
+against an amplifier's gain.
 
     python 0_simulate_cohort.py --config configs/m15p8_simulated/simulate_readout.yaml
     python 0_simulate_cohort.py --config configs/m15p8_simulated/simulate_readout.yaml \\

@@ -314,22 +314,16 @@ def embed_night(
     Where the file of probes has single events for other montages alone there are none: probes
     of epochs know this montage and are the better witness.
     """
-    single, seconds = {}, []
-    if scorer.event_probes is not None:
-        single = scorer.event_probes.by_montage.get(montage, {})
-        seconds = [scorer.event_probes.pooling] * bool(single)
+    events, found = scorer.event_probes, {}
+    single = {} if events is None else events.by_montage.get(montage, {})
     poolings = {scorer.basis.pooling, *(each.pooling for each in scorer.read_outs.values())}
+    wanted = [*sorted(poolings), *([events.pooling] if single else [])]
     features = embeddings.embed_arrays(
-        scorer.model,
-        examples.signals,
-        present_NC,
-        [*sorted(poolings), *seconds],
-        scorer.compute,
-        title,
+        scorer.model, examples.signals, present_NC, wanted, scorer.compute, title
     )
-    found = {}
-    for name in seconds:
-        found = find_events(single, features.pop(name), present_NC, examples.onsets_s)
+    if single:
+        seconds_NF = features.pop(events.pooling)
+        found = find_events(single, seconds_NF, present_NC, examples.onsets_s)
     rounded = {name: embeddings.as_float16(x_NF) for name, x_NF in features.items()}
     return {name: x_NF.astype(np.float32) for name, x_NF in rounded.items()}, found
 
